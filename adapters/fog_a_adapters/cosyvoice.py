@@ -1,0 +1,155 @@
+"""CosyVoice 1, 2 and 3: the flows `MaskedDiffWithXvec`, `CausalMaskedDiffWithXvec`, `CausalMaskedDiffWithDiT`.
+
+Repository: https://github.com/FunAudioLLM/CosyVoice, read at ace7c47 (2026-03-16). It is no package: have a checkout,
+with third_party/Matcha-TTS, on the Python path. Papers: arXiv 2407.05407, 2412.10117, 2505.17589.
+
+A batch is what its own data pipeline gives `flow.forward`: `speech_token`, `speech_token_len`, `speech_feat` (B, T, M),
+`speech_feat_len`, `embedding`. Its classes are known by module path or, in a fork, by their parts. A probe draws the
+noise and the reference prefix sample by sample from its seed; classifier-free dropping is off, streaming an option.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fog_a.adapters import is_a
+from fog_a.concepts import ResidualBlock, Samples
+from fog_a.dicts import described, moved, need, rows
+from fog_a.draws import noise, uniform
+from fog_a.errors import Unsupported
+from fog_a.frames import along, real, token_mask
+from fog_a.generic import times
+from fog_a_adapters.matcha import channels_first
+
+KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")
+FLOWS = ("MaskedDiffWithXvec", "CausalMaskedDiffWithXvec", "CausalMaskedDiffWithDiT")
+PARTS = ("input_embedding", "spk_embed_affine_layer", "decoder")
+
+
+class CosyVoiceAdapter:
+    """Adapter of CosyVoice's flows; velocities are (B, M, T).
+
+    Args:
+        model: the flow (`CosyVoice(...).model.flow`, or `configs["flow"]` in training).
+        streaming: the chunked attention of versions 2 and 3, which training switches on for half of its batches.
+    """
+
+    package = None
+    version = None
+    t = "t"  # the argument of the network that holds the flow time
+
+    def __init__(self, model: Any, streaming: bool = False) -> None:
+        if not isinstance(model.decoder.estimator, nn.Module):
+            raise Unsupported(
+                f"the flow's estimator is {type(model.decoder.estimator).__name__}, no module: "
+                "load CosyVoice without TensorRT (load_trt=False)"
+            )
+        self.model, self.streaming = model, streaming
+        self.module: nn.Module = model.decoder.estimator
+
+    @staticmethod
+    def matches(model: object) -> bool:
+        """True for the three flows by name and for what has their parts."""
+        fork: Any = model
+        return is_a(model, "cosyvoice", *FLOWS) or (
+            all(hasattr(fork, part) for part in PARTS) and hasattr(fork.decoder, "estimator")
+        )
+
+    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
+        """v(x_t, t, c), x_t = (1 − (1 − σ_min) t) x_0 + t x_1; half of the samples see up to 30 % of x_1 as c."""
+        x1 = self._read(batch)["speech_feat"]
+        samples = self.samples(batch)
+        assert samples.mask is not None
+        lengths = samples.mask[:, 0].sum(-1)
+        x0 = noise(x1.transpose(1, 2), samples.ids, seed, lengths.tolist(), axis=2)
+        coin, part = uniform(samples.ids, seed, "prefix", 2).to(x1.device).unbind(1)
+        prefix = ((0.3 * lengths).long() + 1) * part * (coin >= 0.5)
+        return self.field(batch, x0, times(t, x1), prefix.long())
+
+    def field(
+        self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"], prefix: Tensor
+    ) -> Float[Tensor, "B M T"]:
+        """v with everything that is random given: the noise, the time, and how many frames (B,) are the reference."""
+        found = self._read(batch)
+        x1, sigma, at = found["speech_feat"].transpose(1, 2), self.model.decoder.sigma_min, t[:, None, None]
+        mu, speaker, mask = self._conditions(found)
+        frame = torch.arange(x1.shape[-1], device=x1.device)
+        reference = torch.where((frame < prefix[:, None])[:, None], x1, 0)
+        x_t = (1 - (1 - sigma) * at) * x0 + at * x1
+        streaming = {} if self._first else {"streaming": self.streaming}
+        return self.module(x_t, mask, mu, t, speaker, reference, **streaming)
+
+    def samples(self, batch: Any) -> Samples:
+        """Ids from `utts` or `ids`, or made of the features; the mask of real frames (B, 1, T)."""
+        found = self._read(batch)
+        feat, lengths = found["speech_feat"], self._lengths(found)
+        about = {"ids": batch["utts"], **batch} if "utts" in batch else batch
+        mask = along(real(lengths, feat.shape[1]), 3, 2)
+        samples = described(about, feat, lengths=lengths.tolist(), mask=mask)
+        return replace(samples, rows=lambda index: trimmed(rows(batch, index, len(feat))))
+
+    def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
+        """μ: the encoded speech tokens at mel length."""
+        return self._conditions(self._read(batch))[0].transpose(1, 2)
+
+    def tokens(
+        self, h: Tensor, block: ResidualBlock, samples: Samples
+    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
+        """Transformer blocks give tokens; the convolutional blocks of versions 1 and 2 give (B, D, T)."""
+        if channels_first(self.module, block):
+            h = h.transpose(1, 2)
+        return h, token_mask(samples.mask, h)
+
+    def loss(self, batch: Any) -> Float[Tensor, ""]:
+        """The loss of the flow's own forward, with its own random numbers."""
+        self._read(batch)
+        return self.model(batch, next(self.model.parameters()).device)["loss"]
+
+    @property
+    def _first(self) -> bool:
+        return hasattr(self.model, "length_regulator")
+
+    def _lengths(self, found: dict[str, Any]) -> Tensor:
+        """Real frames of each sample: versions 2 and 3 count them in tokens."""
+        if self._first:
+            return found["speech_feat_len"]
+        return found["speech_token_len"] * self.model.token_mel_ratio
+
+    def _conditions(self, found: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """μ (B, M, T), the speaker (B, M), the mask (B, 1, T) in the dtype of μ: as the flow's own forward has them."""
+        model, size = self.model, found["speech_token_len"]
+        speaker = model.spk_embed_affine_layer(F.normalize(found["embedding"], dim=1))
+        longest = int(size.max())
+        token = model.input_embedding(found["speech_token"][:, :longest].clamp(min=0))
+        token = token * real(size, longest).to(token)[..., None]
+        if self._first:
+            h, _ = model.encoder(token, size)
+            h, _ = model.length_regulator(model.encoder_proj(h), found["speech_feat_len"])
+        elif hasattr(model, "pre_lookahead_layer"):
+            h = model.pre_lookahead_layer(token).repeat_interleave(model.token_mel_ratio, dim=1)
+        else:
+            h, _ = model.encoder(token, size, streaming=self.streaming)
+            h = model.encoder_proj(h)
+        mask = real(self._lengths(found), h.shape[1])
+        return h.transpose(1, 2).contiguous(), speaker, mask.to(h)[:, None]
+
+    def _read(self, batch: Any) -> dict[str, Any]:
+        need(
+            batch, KEYS, "CosyVoice", "Its processor's padding gives them; whisper_feat alone has to be tokenized first"
+        )
+        return moved({key: batch[key] for key in KEYS}, self.module, "speech_feat")
+
+
+def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Without what is padding in every sample: the flow's masks are as long as the longest sample."""
+    tokens, frames = batch["speech_token_len"], batch["speech_feat_len"]
+    if not len(tokens):
+        return batch
+    token, feat = batch["speech_token"][:, : int(max(tokens))], batch["speech_feat"][:, : int(max(frames))]
+    return {**batch, "speech_token": token, "speech_feat": feat}

@@ -1,0 +1,15 @@
+"""The bundled model: a DiT for token-conditioned flow matching on log-mel, with its data, demo and comparison.
+
+    from fog_a_adapters.dit import DiTConfig, FlowMatching
+    flow = fog_a.wrap(FlowMatching(DiTConfig.tiny()))
+
+Built from the description in the AG-REPA paper (arXiv 2603.01006), §"flow-matching model".
+"""
+
+from __future__ import annotations
+
+from fog_a_adapters.dit.adapter import DiTAdapter
+from fog_a_adapters.dit.flow import FlowMatching, MelBatch
+from fog_a_adapters.dit.model import DiT, DiTConfig
+
+__all__ = ["DiT", "DiTAdapter", "DiTConfig", "FlowMatching", "MelBatch"]

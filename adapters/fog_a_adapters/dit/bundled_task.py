@@ -1,0 +1,101 @@
+"""The comparison's default task: the bundled DiT on a folder of audio, with a teacher that needs no weights.
+
+`run` is what `fog-a compare` calls. The default teacher is the clip's log-mel statistics (SpectralTeacher): it knows
+timbre and loudness, neither words nor events, so a comparison with it is about the machinery. Whisper and BEATs are
+given as `teachers=`; any other flow as a `Task` of its own to `compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fog_a.adapters import Flow, wrap
+from fog_a.weightless import SpectralTeacher
+from fog_a_adapters.dit.compare import compare
+from fog_a_adapters.dit.data import Corpus, Item, collate, load_corpus
+from fog_a_adapters.dit.flow import FlowMatching
+from fog_a_adapters.dit.measures import SampleDistance
+from fog_a_adapters.dit.model import DiTConfig
+from fog_a_adapters.dit.task import Plan, Task
+from fog_a_adapters.dit.train import Recipe, new_model
+
+PROBE = 8
+"""Training clips per domain on which layers are chosen."""
+
+
+def bundled_task(
+    data: str | Path | None = None,
+    *,
+    config: DiTConfig | None = None,
+    teachers: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    held_out: int | None = 32,
+    data_seed: int = 0,
+) -> Task:
+    """The bundled DiT on the packaged clips, or on a folder with manifest.csv.
+
+    Args:
+        config: sizes; the interface is made as wide as the layers, so that BiT-C's heads serve LASP, as in the paper.
+        teachers: domain → teacher; default: log-mel statistics for each.
+        recipe: batch size and crop (its steps and learning rate are the plan's).
+        held_out: at most so many held-out clips per domain.
+    """
+    corpus = load_corpus(data, seed=data_seed, audio=True, held_out=held_out)
+    given = config or DiTConfig.tiny(layers=8)
+    sizes = DiTConfig.from_dict({**given.to_dict(), "domains": corpus.domains, "token_dim": given.dim})
+    r = recipe or Recipe()
+    batches = corpus.held_out()
+
+    def build(seed: int) -> Flow:
+        model = new_model(lambda: FlowMatching(sizes), seed)
+        model.start_at(corpus.mean_frame())
+        return wrap(model)
+
+    taught = teachers or {d: SpectralTeacher(domain=d) for d in corpus.domains}
+    where = "the packaged clips" if data is None else str(data)
+    return Task(
+        name=f"bundled DiT, {sizes.layers} × {sizes.dim}",
+        build=build,
+        batch=lambda seed, step: corpus.batch(step, r.size, r.frames, seed),
+        held_out=batches,
+        probe=_probe(corpus, r.frames),
+        teachers=taught,
+        distance=SampleDistance(corpus, batches),
+        facts={
+            "data": f"{where}: {len(corpus.train)} clips to train on, {len(corpus.test)} held out",
+            "batch": f"{r.size} crops of {r.frames} frames",
+            "teachers": ", ".join(f"{d}: {t if isinstance(t, int) else t.name}" for d, t in taught.items()),
+        },
+    )
+
+
+def _probe(corpus: Corpus, frames: int) -> list[Any]:
+    """The first training clips of each domain, cut to twice a training crop."""
+    items: list[Item] = []
+    for d in range(len(corpus.domains)):
+        items += [i.crop(0, 2 * frames) for i in corpus.train if i.domain == d][:PROBE]
+    return [collate(items)]
+
+
+def run(
+    data: str | Path | None = None,
+    out: str | Path = "out/compare",
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: int = 3,
+    warmup: int = 200,
+    steps: int = 300,
+    k: int = 3,
+    layers: int = 8,
+    dim: int = 64,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """`fog-a compare` on the bundled model; call it again after a kill. Returns what compare.json holds."""
+    task = bundled_task(data, config=DiTConfig.tiny(layers=layers, dim=dim))
+    chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k)
+    plan = chosen if arms is None else Plan(**{**chosen.__dict__, "arms": tuple(arms)})
+    report = compare(task, plan, out, progress=progress)
+    print(Path(out, "compare.md").read_text(encoding="utf-8"))
+    return report

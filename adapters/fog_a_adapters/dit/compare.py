@@ -1,0 +1,224 @@
+"""Probe, then intervene: does aligning the layers that FoG-A names train better than aligning others?
+
+For each seed: train for `warmup` steps (flow loss, and BiT-C where the model has a token interface), probe the model on
+training clips, choose each arm's layers, and train every arm for `steps` more from that same checkpoint, with the same
+clips, crops, noise and learning rates. Then measure each on held-out clips. Arms are compared seed by seed (contrasts).
+
+This is the paper's protocol (§5: 5,000 steps, then to 500,000) with one difference: layers are chosen from one probe of
+many samples at the branch, the same for all selectors, not from probes spread over the warm-up.
+
+A killed run goes on where it was: everything finished is a JSON file in `out`, everything else a checkpoint there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fog_a.adapters import Flow
+from fog_a.alignment import AGREPA
+from fog_a.bitc import BiTC
+from fog_a.errors import Unsupported
+from fog_a.scores import Scores
+from fog_a.state import rng
+from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
+from fog_a_adapters.dit.leg import Leg, Progress, Schedule
+from fog_a_adapters.dit.measures import flow_losses
+from fog_a_adapters.dit.tables import markdown, summary
+from fog_a_adapters.dit.task import Plan, Task
+
+
+def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, progress: bool = True) -> dict[str, Any]:
+    """Run what is not yet done, and report.
+
+    Writes compare.json and compare.md to `out`, and returns what compare.json holds. Call it again after a kill.
+
+    Raises:
+        Unsupported: arms that are not known, or a folder that holds another comparison.
+        BadScores: a damaged checkpoint, with the file to delete.
+        BadOutput: the loss is not finite; the model is untrained at the branch.
+    """
+    check_arms(plan.arms)
+    out = Path(out)
+    _claim(out, task, plan)
+    results: list[dict[str, Any]] = []
+    total = len(plan.seeds) * (plan.warmup + len(plan.arms) * plan.steps)
+    with tqdm(total=total, desc="compare", unit="step", disable=not progress, mininterval=1.0) as bar:
+        for seed in plan.seeds:
+            results += _Seed(task, plan, seed, out / f"seed{seed}", bar).results()
+    report = {"task": task.name, "facts": dict(task.facts), "plan": asdict(plan), "results": results}
+    report["summary"] = summary(results, plan.arms, level)
+    write_json(out / "compare.json", report)
+    (out / "compare.md").write_text(markdown(report), encoding="utf-8")
+    return report
+
+
+class _Seed:
+    """All arms of one seed."""
+
+    def __init__(self, task: Task, plan: Plan, seed: int, folder: Path, bar: Any) -> None:
+        self.task, self.plan, self.seed, self.folder, self.bar = task, plan, seed, folder, bar
+        self.schedule = Schedule(plan.lr, plan.warmup + plan.steps)
+        self.last = plan.warmup + plan.steps
+        gap = plan.steps / max(1, plan.looks)
+        self.looks = frozenset(plan.warmup + round(gap * (i + 1)) for i in range(plan.looks))
+
+    def results(self) -> list[dict[str, Any]]:
+        """One result per arm, from its file or made now."""
+        found = {a: read_json(self.folder / f"{a}.json") for a in self.plan.arms}
+        left = [arm for arm, result in found.items() if result is None]
+        self.bar.update((len(found) - len(left)) * self.plan.steps + (0 if left else self.plan.warmup))
+        if left:
+            self._branch()
+            scores = self._probes()
+            found |= {arm: self._arm(arm, scores) for arm in left}
+        return [f for f in found.values() if f is not None]
+
+    def _leg(self) -> Leg:
+        """The model at step 0 with the terms of the warm-up."""
+        flow = self.task.build(self.seed)
+        with rng(self.seed):
+            bitc = self._bitc(flow)
+        return Leg(flow, {} if bitc is None else {"bitc": bitc}, self.schedule, self.plan.weight_decay)
+
+    def _bitc(self, flow: Flow) -> BiTC | None:
+        if not self.plan.bitc:
+            return None
+        try:
+            teachers = self.task.teachers
+            return BiTC(flow, teachers, weight=self.plan.bitc, batch=self.task.batch(self.seed, 0))
+        except Unsupported:  # a model without a token interface
+            return None
+
+    def _branch(self) -> None:
+        """Train the warm-up, or find it trained."""
+        path = self.folder / "warmup.pt"
+        leg = self._leg()
+        progress = leg.load(path) if path.exists() else Progress(0)
+        self.bar.update(progress.step)
+        leg.run(self.task.batch, self.seed, self.plan.warmup, progress, path, tick=self._tick("warm-up"))
+
+    def _probes(self) -> dict[str, Scores]:
+        """The scores at the branch, measured once."""
+        names = {"foga", *(PROBE_OF[a] for a in self.plan.arms if a in PROBE_OF)}
+        scores: dict[str, Scores] = {}
+        for name in sorted(names):
+            path = self.folder / f"scores-{name}.json"
+            if not path.exists():
+                leg = self._leg()
+                leg.load(self.folder / "warmup.pt")
+                leg.model.eval()
+                made = probe(name, leg.flow, self.task.probe, self.task.teachers, leg.terms.get("bitc"), self.seed)
+                made.save(path)
+            scores[name] = Scores.load(path)
+        return scores
+
+    def _arm(self, arm: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        """Train an arm from the branch, or from where it was, and measure it."""
+        p, path = self.plan, self.folder / f"{arm}.pt"
+        chosen = choose(arm, scores, k=p.k, total=p.total, seed=self.seed, fixed=p.fixed)
+        leg = self._leg()
+        reg = None
+        if chosen is not None:
+            with rng(self.seed):
+                first = self.task.batch(self.seed, p.warmup)
+                more = {"k": p.k, "total": p.total, **options(arm, p.steps)}
+                taught = teachers_of(arm, self.task.teachers)
+                reg = AGREPA(leg.flow, taught, chosen, batch=first, seed=self.seed, **more)
+        if path.exists():
+            if reg is not None:
+                leg.add("reg", reg)
+            progress = leg.load(path)
+        else:
+            leg.load(self.folder / "warmup.pt")
+            if reg is not None:
+                leg.add("reg", reg)
+            progress = Progress(p.warmup)
+        self.bar.update(progress.step - p.warmup)
+        leg.run(
+            self.task.batch, self.seed, self.last, progress, path,
+            look=lambda: flow_losses(leg.flow, self.task.held_out, p.draws), at=self.looks, tick=self._tick(arm),
+        )  # fmt: skip
+        result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed}
+        if p.timing:
+            result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
+        if reg is not None:
+            reg.close()
+        if self.task.done is not None:
+            result["metrics"] |= self.task.done(arm, self.seed, leg.flow)
+        result["layers"] = {} if chosen is None else {d: chosen.weights(d) for d in chosen.domains}
+        write_json(self.folder / f"{arm}.json", result)
+        path.unlink()
+        return result
+
+    def _measured(self, leg: Leg, progress: Progress) -> dict[str, Any]:
+        leg.model.eval()
+        losses = flow_losses(leg.flow, self.task.held_out, self.plan.draws)
+        metrics = {f"loss/{d}": v for d, v in losses.items()} | {"loss": statistics.fmean(losses.values())}
+        if self.task.distance is not None:
+            far = self.task.distance(leg.flow)
+            metrics |= {f"frechet/{d}": v for d, v in far.items()} | {"frechet": statistics.fmean(far.values())}
+        curve = [[step, statistics.fmean(values.values())] for step, values in progress.curve]
+        return {"metrics": metrics, "curve": curve}
+
+    def _cost(self, leg: Leg) -> float:
+        """Time of an arm's step over that of base: the median over pairs of steps, taken in turn on the same batch."""
+        base = self._leg()
+        base.load(self.folder / "warmup.pt")
+        ratios = []
+        for i in range(self.plan.timing + 1):
+            batch = self.task.batch(self.seed, i)
+            spent = {}
+            for which in ("base", "arm") if i % 2 else ("arm", "base"):
+                line = base if which == "base" else leg
+                line.train()
+                start = time.perf_counter()
+                line.step(batch, self.seed, i)
+                spent[which] = time.perf_counter() - start
+            ratios.append(spent["arm"] / spent["base"])
+        return statistics.median(ratios[1:])  # the first pair warms up
+
+    def _tick(self, what: str) -> Callable[[float], None]:
+        def tick(loss: float) -> None:
+            self.bar.set_postfix_str(f"seed {self.seed} {what} {loss:.3f}", refresh=False)
+            self.bar.update()
+
+        return tick
+
+
+def _claim(out: Path, task: Task, plan: Plan) -> None:
+    """The folder is this comparison's, or becomes it."""
+    here = json.loads(json.dumps({"task": task.name, "facts": dict(task.facts), "plan": asdict(plan)}))
+    there = read_json(out / "plan.json")
+    if there is None:
+        write_json(out / "plan.json", here)
+        return
+    grown = {"seeds", "arms"}  # more of these may be asked for later
+    old, new = ({k: v for k, v in x["plan"].items() if k not in grown} for x in (there, here))
+    differ = [k for k in new if old.get(k) != new[k]]
+    differ += [k for k in ("task", "facts") if there[k] != here[k]]
+    if differ:
+        raise Unsupported(
+            f"{out} holds another comparison: {', '.join(differ)} differ. Give another folder, or delete this one"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write it whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(part, path)

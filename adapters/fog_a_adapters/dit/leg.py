@@ -1,0 +1,159 @@
+"""One leg of a training run, from a step to a step, that goes on where it was when it is killed.
+
+A leg trains a flow's model together with the terms that are added to its loss (BiT-C, AG-REPA). What is random in a
+step is drawn from (seed, step), the state is written whole or not at all, so a leg that was killed and started again
+ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fog_a.adapters import Flow
+from fog_a.errors import BadOutput, BadScores
+from fog_a.state import rng
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass
+class Progress:
+    """What a leg has done: steps so far, and what was measured after which."""
+
+    step: int
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the whole run: linear over the first tenth, then half a cosine down to a hundredth."""
+
+    peak: float
+    total: int
+
+    def __call__(self, step: int) -> float:
+        rise = max(1, self.total // 10)
+        if step < rise:
+            return self.peak * (step + 1) / rise
+        done = (step - rise) / max(1, self.total - rise)
+        return self.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class Leg:
+    """A model, the terms beside its loss, and one optimizer over all of them.
+
+    Args:
+        flow: what is trained.
+        terms: name → module with `term(batch)`, added to the loss; each has a parameter group of its own.
+        schedule: learning rate by absolute step.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(self, flow: Flow, terms: Mapping[str, nn.Module], schedule: Schedule, weight_decay: float) -> None:
+        self.flow, self.terms, self.schedule = flow, dict(terms), schedule
+        self.model: nn.Module = flow.model if isinstance(flow.model, nn.Module) else flow.module
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, weight_decay=weight_decay)
+        for term in self.terms.values():
+            self.optimizer.add_param_group({"params": list(term.parameters())})
+
+    def add(self, name: str, term: nn.Module) -> None:
+        """One more term, with a fresh optimizer state."""
+        self.terms[name] = term
+        self.optimizer.add_param_group({"params": list(term.parameters())})
+
+    def run(
+        self,
+        batch: Callable[[int, int], Any],
+        seed: int,
+        until: int,
+        progress: Progress,
+        path: Path,
+        *,
+        look: Callable[[], dict[str, float]] | None = None,
+        at: frozenset[int] = frozenset(),
+        tick: Callable[[float], None] = lambda loss: None,
+    ) -> Progress:
+        """Train up to step `until`, saving to `path` now and then and at the end.
+
+        `look()` is measured after the steps in `at`; `tick(loss)` is called after each step.
+
+        Raises BadOutput where the loss is not finite.
+        """
+        saved = time.monotonic()
+        self.train()
+        while progress.step < until:
+            loss = self.step(batch(seed, progress.step), seed, progress.step)
+            progress.step += 1
+            if look is not None and progress.step in at:
+                progress.curve.append((progress.step, look()))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save(path, progress)
+                saved = time.monotonic()
+            tick(loss)
+        self.save(path, progress)
+        return progress
+
+    def train(self) -> None:
+        """Model and terms in train mode."""
+        for module in (self.model, *self.terms.values()):
+            module.train()
+
+    def step(self, batch: Any, seed: int, step: int) -> float:
+        """One optimizer step; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(step)
+        with rng(zlib.crc32(f"{seed}/{step}".encode())):
+            loss = self.flow.loss(batch)
+            for term in self.terms.values():
+                loss = loss + term(batch)
+        if not bool(loss.isfinite()):
+            raise BadOutput(f"the loss is {loss.item()} at step {step}: lower the learning rate ({self.schedule.peak})")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def save(self, path: Path, progress: Progress) -> None:
+        """Write everything, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        state = {
+            "model": self.model.state_dict(),
+            "terms": {name: term.state_dict() for name, term in self.terms.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": progress.step,
+            "curve": progress.curve,
+        }
+        torch.save(state, part)
+        os.replace(part, path)
+
+    def load(self, path: Path) -> Progress:
+        """The reverse of `save`; terms that the file does not know stay as they are."""
+        state = read(path)
+        self.model.load_state_dict(state["model"])
+        for name, values in state["terms"].items():
+            self.terms[name].load_state_dict(values)
+        self.optimizer.load_state_dict(state["optimizer"])
+        return Progress(state["step"], state["curve"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents; nothing in it is run. Raises BadScores where it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadScores(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Delete it: only what it was "
+            "saved for is trained again"
+        ) from error

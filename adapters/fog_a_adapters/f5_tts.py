@@ -1,0 +1,139 @@
+"""F5-TTS and E2-TTS: `CFM` around DiT, UNetT or MMDiT.
+
+Repository: https://github.com/SWivid/F5-TTS, read at f5-tts 1.1.22. Install: `pip install f5-tts==1.1.22`.
+Paper: F5-TTS, arXiv 2410.06885.
+
+A batch is what its own `collate_fn` gives: `mel` (B, M, T), `mel_lengths`, `text`. Of what its training draws, a probe
+draws noise and the infilling span sample by sample from its seed; time is given. Conditions are dropped (for the whole
+batch, by Python's `random` in the original) only if asked for: `wrap(cfm, drop=True)`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from fog_a.adapters import is_a
+from fog_a.concepts import ResidualBlock, Samples
+from fog_a.dicts import described, moved, need, rows
+from fog_a.draws import noise, spans, uniform
+from fog_a.frames import along, real, token_mask
+from fog_a.generic import linear, times
+
+KEYS = ("mel", "mel_lengths", "text")
+HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"
+
+
+class F5TTSAdapter:
+    """Adapter of `f5_tts.model.CFM`; velocities are (B, T, M).
+
+    Args:
+        model: the CFM.
+        drop: draw the condition dropout of its training too, once per batch, from the seed.
+    """
+
+    package = "f5-tts"
+    version = "1.1.22"
+    t = "time"  # the argument of the network that holds the flow time
+
+    def __init__(self, model: Any, drop: bool = False) -> None:
+        self.model = model
+        self.module: nn.Module = model.transformer
+        self.drop = drop
+
+    @staticmethod
+    def matches(model: object) -> bool:
+        """True for a CFM of f5_tts, or a subclass of it."""
+        return is_a(model, "f5_tts", "CFM")
+
+    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
+        """v(x_t, t, c), x_t = (1 − t) x_0 + t x_1, outside-the-span mel and text as c."""
+        x1, lengths, _ = self._read(batch)
+        ids = self.samples(batch).ids
+        x0 = noise(x1, ids, seed, lengths.tolist())
+        low, high = self.model.frac_lengths_mask
+        width, start = uniform(ids, seed, "span", 2).to(x1).unbind(1)
+        span = spans(lengths, low + (high - low) * width, start, x1.shape[1])
+        return self.field(batch, x0, times(t, x1), span, *self._dropped(seed))
+
+    def field(
+        self,
+        batch: Any,
+        x0: Float[Tensor, "B T M"],
+        t: Float[Tensor, "B"],
+        span: Bool[Tensor, "B T"],
+        drop_audio_cond: bool = False,
+        drop_text: bool = False,
+    ) -> Float[Tensor, "B T M"]:
+        """v with everything that is random given: the noise, the time, the span to fill in, what is dropped."""
+        x1, lengths, text = self._read(batch)
+        x_t, _ = linear(x0, x1, t[:, None, None])
+        cond = torch.where(span[..., None], 0, x1)
+        mask = real(lengths, x1.shape[1])
+        return self.module(
+            x=x_t, cond=cond, text=text, time=t, drop_audio_cond=drop_audio_cond, drop_text=drop_text, mask=mask
+        )
+
+    def samples(self, batch: Any) -> Samples:
+        """Ids made of the mel (or given under `ids`), and the mask of real frames (B, T, 1)."""
+        x1, lengths, _ = self._read(batch, text=False)
+        mask = along(real(lengths, x1.shape[1]), 3, 1)
+        samples = described(batch, x1, lengths=lengths.tolist(), mask=mask)
+        return replace(samples, rows=lambda index: trimmed(rows(batch, index, len(x1))))
+
+    def interface(self, batch: Any) -> Float[Tensor, "B T D"]:
+        """The text embedding: at mel length (DiT, UNetT) or at its own (MMDiT)."""
+        x1, lengths, text = self._read(batch)
+        kind = type(self.module).__name__
+        if kind == "MMDiT":
+            return self.module.text_embed(text, drop_text=False)  # pyright: ignore[reportCallIssue]
+        size = lengths if kind == "DiT" else x1.shape[1]
+        return self.module.text_embed(text, seq_len=size, drop_text=False)  # pyright: ignore[reportCallIssue]
+
+    def tokens(
+        self, h: Float[Tensor, "B R D"], block: ResidualBlock, samples: Samples
+    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
+        """One token per mel frame; UNetT's time token in front is dropped."""
+        assert samples.mask is not None
+        if h.shape[1] == samples.mask.shape[1] + 1:
+            h = h[:, 1:]
+        if h.shape[1] != samples.mask.shape[1]:  # MMDiT's text stream: text has no mel frames
+            return h, None
+        return h, token_mask(samples.mask, h)
+
+    def loss(self, batch: Any) -> Float[Tensor, ""]:
+        """The loss of `CFM.forward`, with its own random numbers."""
+        x1, lengths, _ = self._read(batch, text=False)
+        return self.model(x1, text=batch["text"], lens=lengths)[0]
+
+    def _read(self, batch: Any, text: bool = True) -> tuple[Tensor, Tensor, Any]:
+        need(batch, KEYS, "F5-TTS", HINT)
+        found = moved({key: batch[key] for key in KEYS}, self.module, "mel")
+        device = found["mel"].device
+        ids = self._text(found["text"]).to(device) if text else None
+        return found["mel"].transpose(1, 2), torch.as_tensor(found["mel_lengths"], device=device), ids
+
+    def _text(self, text: Any) -> Int[Tensor, "B N"]:
+        if isinstance(text, Tensor):
+            return text
+        theirs = sys.modules[next(c for c in type(self.model).__mro__ if c.__name__ == "CFM").__module__]
+        vocabulary = self.model.vocab_char_map
+        return theirs.list_str_to_tensor(text) if vocabulary is None else theirs.list_str_to_idx(text, vocabulary)
+
+    def _dropped(self, seed: int) -> tuple[bool, bool]:
+        draw = random.Random(seed)
+        audio, both = draw.random() < self.model.audio_drop_prob, draw.random() < self.model.cond_drop_prob
+        return (self.drop and (audio or both), self.drop and both)
+
+
+def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Without frames that are padding in every sample: the text embedding is as long as the longest sample."""
+    lengths: Sequence[int] = batch["mel_lengths"]
+    return {**batch, "mel": batch["mel"][..., : int(max(lengths))]} if len(lengths) else batch

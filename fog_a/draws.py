@@ -1,0 +1,87 @@
+"""Random numbers of a probe, drawn sample by sample.
+
+    x_0^{(i)} ~ N(0, I) from a generator that is seeded by (seed, what is drawn, id of sample i)
+
+so that the noise of a sample is the same alone, in any batch, in any chunk, on any device, at any time t, and whatever
+its padding: it is drawn on the CPU for the real frames only, and is zero in the padding. Without ids of its own, a
+sample is called by a fingerprint of its data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def content_ids(x: Tensor, lengths: Sequence[int] | None = None, axis: int = 1) -> tuple[str, ...]:
+    """A name for each sample, made of its data without padding: the same data has the same name everywhere.
+
+    Args:
+        x: samples (B, …).
+        lengths: valid entries of each sample along `axis`, or None: all.
+        axis: the axis of x that is padded.
+
+    >>> a, b = content_ids(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), lengths=[2, 1])
+    >>> a == content_ids(torch.tensor([[1.0, 2.0, 0.0]]), lengths=[2])[0], a == b
+    (True, False)
+    """
+    names = []
+    for row in valid(x.detach().cpu(), lengths, axis):
+        data = row.contiguous().reshape(-1)
+        digest = hashlib.blake2b(data.view(torch.uint8).numpy().tobytes(), digest_size=8)
+        digest.update(repr((tuple(row.shape), str(row.dtype))).encode())
+        names.append(digest.hexdigest())
+    return tuple(names)
+
+
+def noise(
+    like: Float[Tensor, "B ..."],
+    ids: Sequence[str],
+    seed: int,
+    lengths: Sequence[int] | None = None,
+    axis: int = 1,
+) -> Float[Tensor, "B ..."]:
+    """x_0: standard normal in the shape, dtype and device of `like`; zero beyond each sample's length.
+
+    >>> x = torch.zeros(2, 3)
+    >>> torch.equal(noise(x, ["a", "b"], seed=0)[1:], noise(x[1:], ["b"], seed=0))
+    True
+    """
+    x0 = torch.zeros(like.shape)
+    for i, row in enumerate(valid(x0, lengths, axis)):
+        row.copy_(torch.randn(row.shape, generator=generator(seed, "noise", ids[i])))
+    return x0.to(like)
+
+
+def uniform(ids: Sequence[str], seed: int, what: str, count: int = 1) -> Float[Tensor, "B n"]:
+    """`count` numbers in [0, 1) for each sample, on the CPU; `what` tells one use from another."""
+    return torch.stack([torch.rand(count, generator=generator(seed, what, name)) for name in ids])
+
+
+def generator(seed: int, what: str, name: str) -> torch.Generator:
+    """The generator of one sample for one use."""
+    digest = hashlib.blake2b(f"{seed}|{what}|{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def spans(lengths: Int[Tensor, "B"], fractions: Float[Tensor, "B"], starts: Float[Tensor, "B"], size: int) -> Tensor:
+    """True in one span of each sample: `fractions` of its length, from `starts` (in [0, 1)) of the room that is left.
+
+    The infilling mask that Voicebox trains with (arXiv 2306.15687, §3.2), shape (B, size).
+    """
+    width = (fractions * lengths).long()
+    start = ((lengths - width) * starts).long().clamp(min=0)
+    frame = torch.arange(size, device=lengths.device)
+    return (frame >= start[:, None]) & (frame < (start + width)[:, None])
+
+
+def valid(x: Tensor, lengths: Sequence[int] | None, axis: int) -> list[Tensor]:
+    """Views of each sample without its padding."""
+    rows = list(x)
+    if lengths is None:
+        return rows
+    return [row.narrow(axis - 1, 0, int(n)) for row, n in zip(rows, lengths, strict=True)]

@@ -1,0 +1,88 @@
+"""What can go wrong, each message with what was expected, what was got and what to type next.
+
+FogError
+├── NoBlocksFound       no residual block in this model
+├── NotResidual         a block whose gate cannot be closed, or does not do what a gate must
+├── BadBatch            a batch that cannot be read: empty, no samples axis, missing keys
+├── BadOutput           an output without a float tensor, NaN or inf in v, v = 0, all scores zero
+├── UnknownBlock        a name that is no block of this model
+├── UnknownAdapter      no adapter for this model's class, or none of this name
+├── ShapeMismatch       tensors or scores that do not fit together
+├── BadScores           a scores file that is corrupt, foreign or of another model
+├── BadArgument         something on the command line that names nothing, or something else
+├── BadManifest         a data manifest with missing or unusable files
+├── BadFeatures         teacher features of the wrong count or width, NaN, or a corrupt cache
+├── NoWeights           a teacher's weights cannot be loaded: hub out of reach, file missing or foreign
+├── NoActivations       nothing was captured: no forward ran, or it ran without a graph
+├── Unsupported         a combination that is refused, with the reason
+└── MissingDependency   an optional package that is absent or does not import
+"""
+
+from __future__ import annotations
+
+
+class FogError(Exception):
+    """The root of every error that fog_a raises on purpose."""
+
+
+class NoBlocksFound(FogError):
+    """No residual block in this model."""
+
+
+class NotResidual(FogError):
+    """A block whose gate cannot be closed, or whose gate does not do what a gate must."""
+
+
+class BadBatch(FogError, ValueError):
+    """A batch that cannot be read: empty, no samples axis, missing keys."""
+
+
+class BadOutput(FogError, ValueError):
+    """An output without a float tensor, NaN or inf in v, v = 0, or all scores zero."""
+
+
+class UnknownBlock(FogError, KeyError):
+    """A name that is no block of this model."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownAdapter(FogError, LookupError):
+    """No adapter for this model's class, or none of this name."""
+
+
+class ShapeMismatch(FogError, ValueError):
+    """Tensors or scores that do not fit together."""
+
+
+class BadScores(FogError, ValueError):
+    """A scores file that is corrupt, foreign or of another model."""
+
+
+class BadArgument(FogError, ValueError):
+    """Something on the command line that names nothing, or something else."""
+
+
+class BadManifest(FogError, ValueError):
+    """A data manifest with missing or unusable files."""
+
+
+class BadFeatures(FogError, ValueError):
+    """Teacher features of the wrong count or width, with NaN, or from a corrupt cache."""
+
+
+class NoWeights(FogError, OSError):
+    """A teacher's weights that cannot be loaded: the hub is out of reach, a file is missing or foreign."""
+
+
+class NoActivations(FogError, RuntimeError):
+    """Nothing was captured: no forward ran, or it ran without a graph."""
+
+
+class Unsupported(FogError, NotImplementedError):
+    """A combination that is refused, with the reason."""
+
+
+class MissingDependency(FogError, ImportError):
+    """An optional package that is absent or does not import."""

@@ -1,0 +1,103 @@
+"""AG-REPA in the Hugging Face Trainer: `AlignedTrainer` for `Trainer`, or the mix-in beside a Trainer of your own.
+
+    trainer = AlignedTrainer(model, args, train_dataset=data, data_collator=collate, reg=reg)
+
+Its heads join the optimizer before the scheduler is made, `compute_loss` adds the term, checkpoints hold the state as
+`ag_repa.safetensors` beside the model's own files, and a resumed run reads it from there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fog_a.alignment import AGREPA
+from fog_a.errors import BadFeatures
+
+FILE = "ag_repa.safetensors"
+
+
+class AlignmentCallback(TrainerCallback):
+    """Saves the regularizer's state with each checkpoint, and takes its hooks off the model at the end.
+
+    The Trainer clears the gradients of its model, not of its optimizer: those of the heads are cleared here.
+    """
+
+    def __init__(self, reg: AGREPA) -> None:
+        self.reg = reg
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reg.zero_grad()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or args.output_dir is None:
+            return
+        target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        save_file({name: t.detach().cpu().contiguous() for name, t in self.reg.state_dict().items()}, part)
+        os.replace(part, target)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reg.close()
+
+
+class Aligned:
+    """The mix-in: `class MyTrainer(Aligned, Trainer)` for a Trainer of your own; `reg=` is its one new argument."""
+
+    def __init__(self, *args: Any, reg: AGREPA, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reg = reg.to(self.args.device)  # pyright: ignore[reportAttributeAccessIssue]
+        reg.accumulate(self.args.gradient_accumulation_steps)  # pyright: ignore[reportAttributeAccessIssue]
+        self.add_callback(AlignmentCallback(reg))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The trainer's loss plus the alignment of the batch that was just run; in evaluation that is 0."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
+        loss: Tensor = found[0] if return_outputs else found
+        loss = loss + self.reg(inputs) if torch.is_grad_enabled() and model.training else loss
+        return (loss, found[1]) if return_outputs else loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The trainer's optimizer with the heads as one more group, without weight decay."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        here = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        heads = [p for p in self.reg.parameters() if id(p) not in here]
+        if heads:
+            optimizer.add_param_group({"params": heads, "weight_decay": 0.0})
+        return optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's scalars, with the alignment's beside the training loss."""
+        more = self.reg.metrics() if "loss" in logs else {}
+        super().log({**logs, **more}, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        path = Path(resume_from_checkpoint) / FILE
+        if not path.is_file():
+            raise BadFeatures(
+                f"{path} is absent: this checkpoint was saved without AG-REPA. Resume it with a plain Trainer, or "
+                "start anew with trainer.train()"
+            )
+        self.reg.load_state_dict(load_file(path))
+
+
+class AlignedTrainer(Aligned, Trainer):
+    """`transformers.Trainer` with `reg=`, an AGREPA on the model that is trained.
+
+    The batch that the model gets as keyword arguments is the batch that the flow's adapter reads; so
+    `remove_unused_columns=False` keeps what only the adapter needs (ids, domains, audio).
+    """

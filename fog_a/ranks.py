@@ -1,0 +1,84 @@
+"""Many processes: the few collectives that training with alignment needs, none of which pickles.
+
+The joint loss of a domain m with N_m samples on W ranks is (1/N_m) Σ_r Σ_{i∈r,m} r_i. A data-parallel model averages
+gradients over ranks, so each rank gives W/N_m · Σ_i r_i: N_m is reduced, a mean of rank means is not the joint mean.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = Any
+"""A `torch.distributed.ProcessGroup`, or None: all ranks."""
+
+
+def world(group: Group = None) -> int:
+    """How many ranks train together; 1 without torch.distributed."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first(group: Group = None) -> bool:
+    """Whether this process is the group's first."""
+    return world(group) == 1 or dist.get_rank(group) == 0
+
+
+def total(values: Tensor, group: Group = None) -> Tensor:
+    """The sum over ranks, without gradient."""
+    if world(group) == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values, group=group)
+    return values
+
+
+def from_first(value: Any, device: torch.device, group: Group = None) -> Any:
+    """The first rank's JSON-able value, on every rank."""
+    if world(group) == 1:
+        return value
+    source = dist.get_global_rank(group, 0) if group is not None else 0
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([data.numel()], device=device)
+    dist.broadcast(size, src=source, group=group)
+    if not is_first(group):
+        data = torch.empty(int(size), dtype=torch.uint8, device=device)
+    dist.broadcast(data, src=source, group=group)
+    return json.loads(bytes(data.cpu().tolist()).decode())
+
+
+class _Shared(torch.autograd.Function):
+    """The identity whose gradients are the mean over ranks, in one collective per backward pass.
+
+    The first output is a zero that ties the loss to the parameters: a rank that has no sample of any domain still
+    takes part in the collective, with zeros, instead of leaving the others waiting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, group: Group, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.group = group
+        ctx.shapes = [p.shape for p in parameters]
+        return (parameters[0].new_zeros(()), *(p.view_as(p) for p in parameters))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat = torch.cat([g.reshape(-1) for g in gradients[1:]])
+        dist.all_reduce(flat, group=ctx.group)
+        flat /= world(ctx.group)
+        parts = flat.split([s.numel() for s in ctx.shapes])
+        return (None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)))
+
+
+def shared(parameters: list[Tensor], group: Group = None) -> tuple[Tensor, list[Tensor]]:
+    """A zero to add to the loss, and the parameters to compute with so that their gradients are in sync."""
+    zero, *same = _Shared.apply(group, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
+    return zero, same
+
+
+def inside_ddp() -> bool:
+    """Whether a DistributedDataParallel forward is running: it expects each of its parameters to be in the loss."""
+    wrapper = torch.nn.parallel.DistributedDataParallel
+    return world() > 1 and getattr(wrapper, "_active_ddp_module", True) is not None

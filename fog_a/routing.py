@@ -1,0 +1,129 @@
+"""Which teacher reads which samples: speech to one, sound to the other, any number of domains.
+
+>>> import torch
+>>> from fog_a.concepts import Samples
+>>> class Ones:
+...     name, dim, domain = "ones", 3, None
+...     def __call__(self, samples):
+...         return torch.ones(len(samples), 3)
+>>> samples = Samples(ids=("a", "b", "c"), domains=("speech", "sound", "speech"), rows=lambda rows: rows)
+>>> routed = route({"speech": Ones(), "sound": None}, samples)
+>>> list(routed), routed["speech"].rows, tuple(routed["speech"].features.shape)
+(['speech'], [0, 2], (2, 3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fog_a.concepts import Samples, Teacher
+from fog_a.errors import BadBatch, BadFeatures
+
+T = TypeVar("T")
+
+Teachers = Teacher | Mapping[str, Teacher | None]
+"""One teacher for every domain, or one per domain; None leaves a domain out."""
+
+Features = Tensor | Mapping[str, Tensor | None]
+"""Features that are already at hand: (B, D) for the batch; or per domain (B, D), or (n, D) for its n samples alone."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The samples of one domain in a batch, and what their teacher says of them.
+
+    Attributes:
+        rows: their indices in the batch, ascending.
+        features: float32, one row each, no grad.
+    """
+
+    rows: list[int]
+    features: Float[Tensor, "n D"]
+
+
+def by_domain(samples: Samples) -> dict[str, list[int]]:
+    """The rows of each domain, domains in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for i, domain in enumerate(samples.domains):
+        groups.setdefault(domain, []).append(i)
+    return groups
+
+
+def take(samples: Samples, rows: Sequence[int]) -> Samples:
+    """The samples at these rows, with their audio, lengths and mask."""
+    rows = list(rows)
+    count = len(samples)
+    mask = samples.mask[rows] if samples.mask is not None and samples.mask.shape[:1] == (count,) else samples.mask
+    return replace(
+        samples,
+        ids=tuple(samples.ids[i] for i in rows),
+        domains=tuple(samples.domains[i] for i in rows),
+        rows=lambda index: samples.rows([rows[i] for i in index]),
+        audio=None if samples.audio is None else samples.audio[rows],
+        lengths=None if samples.lengths is None else samples.lengths[rows],
+        mask=mask,
+    )
+
+
+def route(teachers: Teachers | None, samples: Samples, *, features: Features | None = None) -> dict[str, Routed]:
+    """Asks each domain's teacher about that domain's samples.
+
+    Args:
+        teachers: one for all domains, or a mapping domain → teacher (None: that domain is left out).
+        samples: of one batch.
+        features: given by the caller, they take the teachers' place (and `teachers` may be None).
+
+    Returns:
+        Domain → its rows and features, for the domains that this batch has samples of.
+
+    Raises:
+        BadBatch: a sample's domain has no teacher.
+        BadFeatures: features of the wrong count or width, or with NaN or inf.
+    """
+    routed = {}
+    for domain, rows in by_domain(samples).items():
+        if features is not None:
+            given = features if isinstance(features, Tensor) else _entry(features, domain, "features")
+            if given is not None:
+                index = rows if len(given) == len(samples) else range(len(given))
+                routed[domain] = Routed(rows, checked(given[list(index)], len(rows), None, f"features of {domain!r}"))
+            continue
+        if teachers is None:
+            raise BadBatch("neither a teacher nor features= was given: pass one of them")
+        teacher = cast(Teacher | None, teachers if callable(teachers) else _entry(teachers, domain, "teachers"))
+        if teacher is not None:
+            found = teacher(samples if len(rows) == len(samples) else take(samples, rows))
+            routed[domain] = Routed(rows, checked(found, len(rows), teacher.dim, f"teacher {teacher.name!r}"))
+    return routed
+
+
+def checked(features: Tensor, count: int, dim: int | None, source: str) -> Float[Tensor, "n D"]:
+    """`features` detached in float32, if they are finite and (count, dim). Raises BadFeatures naming their source."""
+    if features.ndim != 2 or len(features) != count or (dim is not None and features.shape[1] != dim):
+        raise BadFeatures(
+            f"{source} gave {tuple(features.shape)}, expected ({count}, {dim or 'D'}): one pooled vector per sample. "
+            "Token-wise features: pool them, features.mean(1)"
+        )
+    features = features.detach().float()
+    bad = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise BadFeatures(
+            f"{source} has NaN or inf in rows {bad} of {count}: look at those samples (silent, or empty?)"
+        )
+    return features
+
+
+def _entry(table: Mapping[str, T], domain: str, what: str) -> T:
+    if domain not in table:
+        raise BadBatch(
+            f"the batch has samples of domain {domain!r}, but {what} are there for "
+            f"{', '.join(map(repr, table)) or 'none'}. Type {what}={{..., {domain!r}: ...}}, or "
+            f"{domain!r}: None to leave that domain out"
+        )
+    return table[domain]

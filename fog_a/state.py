@@ -1,0 +1,101 @@
+"""A probe must leave no trace: what it may touch is put back, also after an exception.
+
+`preserved(model)` puts back training flags, requires_grad, gradients, buffers (BatchNorm statistics too) and every
+random number generator; `rng(seed)` draws from fixed seeds inside and gives the generators back as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def rng(seed: int | None = None) -> Iterator[None]:
+    """Inside, torch (CPU and CUDA), numpy and Python's `random` start from `seed` (None: go on as they are).
+
+    Afterwards all are as they were before, to the bit: models draw from Python's and numpy's generators too.
+
+    >>> with rng(0):
+    ...     a = torch.rand(1)
+    >>> with rng(0):
+    ...     b = torch.rand(1)
+    >>> bool(a == b)
+    True
+    """
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def rng_state() -> tuple[Any, ...]:
+    """Where all generators stand: equal before and after what draws nothing."""
+    cuda = torch.cuda.get_rng_state().numpy().tobytes() if torch.cuda.is_initialized() else b""
+    numpy = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numpy["pos"], numpy["key"].tobytes()
+
+
+@contextlib.contextmanager
+def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) -> Iterator[None]:
+    """A probe's room: eval mode, no grad (unless `grad`), compiled code off; afterwards everything is as before.
+
+    Eval is set flag by flag: a model's own `train()` may do more than that (merge LoRA weights, say).
+    """
+    parts = [m for module in modules for m in module.modules()]
+    flags = [(m, m.training) for m in parts]
+    params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
+    buffers = [(m, name, b, None if b is None else b.clone()) for m in parts for name, b in m._buffers.items()]
+    try:
+        with rng(seed), torch.set_grad_enabled(grad), eager():
+            for m, training in flags:
+                if training:
+                    m.training = False
+            yield
+    finally:
+        for m, training in flags:
+            if m.training is not training:
+                m.training = training
+        for p, requires_grad, g in params:
+            if p.requires_grad is not requires_grad:
+                p.requires_grad_(requires_grad)
+            if p.grad is not g:
+                p.grad = g
+        _put_back(buffers)
+
+
+def _put_back(buffers: list[tuple[nn.Module, str, Any, Any]]) -> None:
+    with torch.no_grad():
+        for m, name, was, value in buffers:
+            if was is not None and not _same(was, value):
+                was.copy_(value)
+            if m._buffers.get(name) is not was:
+                m._buffers[name] = was
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and (a.is_meta or torch.equal(a, b))
+
+
+def eager() -> contextlib.AbstractContextManager[Any]:
+    """A hook set after a compiled call is silently ignored by torch: inside this, nothing compiled runs."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,17 @@
+"""A small zoo of our own: hand-written models in shapes that finding blocks could get wrong, each with its truth.
+
+Every model has, beside `forward`, a method `without(k, *inputs)`: the same forward written once more with layer k
+removed, by hand. `CASES` are the models with layers, `NEGATIVES` those without any.
+"""
+
+from own_zoo.case import Case
+from own_zoo.executions import EXECUTIONS
+from own_zoo.layouts import LAYOUTS
+from own_zoo.negatives import NEGATIVES
+from own_zoo.parents import PARENTS
+from own_zoo.streams import STREAMS
+from own_zoo.sums import SUMS
+
+CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *EXECUTIONS)
+
+__all__ = ["CASES", "NEGATIVES", "Case"]

@@ -1,0 +1,166 @@
+"""Where the sum is made: in the parent, around a whole stack, beside skips."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from own_zoo.case import WIDTH, Attention, Case, Chain, Ends, Layer, Mlp, chain, numbered
+
+
+class Functional(Ends):
+    """The parent calls norms and linears from three lists, and adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.up = nn.ModuleList(nn.Linear(WIDTH, 32) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(32, WIDTH) for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i in range(3):
+            if i != off:
+                x = x + self.down[i](F.silu(self.up[i](self.norm[i](x))))
+        return x
+
+
+class Named(Ends):
+    """A ModuleDict of ModuleDicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = {f"layer_{i}": nn.ModuleDict({"attend": Attention(), "feed": Mlp()}) for i in range(3)}
+        self.layers = nn.ModuleDict(layers)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers.values()):
+            if i != off:
+                x = x + layer["attend"](x)
+                x = x + layer["feed"](x)
+        return x
+
+
+class Gated(Ends):
+    """x + σ(gate(x)) · value(x), both of full size: closing the gate's Linear would leave σ(0) = ½."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.ModuleList(Mlp() for _ in range(3))
+        self.gate = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i in range(3):
+            if i != off:
+                x = x + torch.sigmoid(self.gate[i](x)) * self.value[i](x)
+        return x
+
+
+class Around(Chain):
+    """A long skip by addition around the whole stack."""
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        return x + super().run(x, off)
+
+
+class Skips(Chain):
+    """U-shaped: later blocks are given an earlier one's output, added."""
+
+    def __init__(self) -> None:
+        super().__init__(n=5)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        kept: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = x + kept.pop() if i > 2 else x
+            x = x if i == off else block(x)
+            kept += [x] if i < 2 else []
+        return x
+
+
+class Stages(Ends):
+    """Two stages of two blocks, each followed by a transition that is no residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = (nn.ModuleList([nn.ModuleList([Layer(), Layer()]), nn.Linear(WIDTH, WIDTH)]) for _ in range(2))
+        self.stages = nn.ModuleList(stages)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for s, stage in enumerate(self.stages):
+            blocks, transition = stage.children()
+            for j, block in enumerate(blocks.children()):
+                x = x if 2 * s + j == off else block(x)
+            x = transition(F.gelu(x))
+        return x
+
+
+class Sub(nn.Module):
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x)
+
+
+class OfSubLayers(nn.Module):
+    """One layer, made of two residual modules of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.feed = Sub(Attention()), Sub(Mlp())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed(self.attend(x))
+
+
+class Bottleneck(nn.Module):
+    """A convolution block whose shortcut changes the width (1×1), as in the first block of a stage."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(width_in, width_out, 3, 1, 1), nn.GroupNorm(2, width_out)
+        self.last = nn.Conv1d(width_out, width_out, 3, 1, 1)
+        self.shortcut = nn.Conv1d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.last(F.silu(self.norm(self.conv(x))))
+
+
+class Residuals(nn.Module):
+    """Stages of two blocks, the first with a projection: there gate 0 closes the branch and keeps the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((WIDTH, 24), (24, 32))
+        self.stages = nn.Sequential(*(nn.Sequential(Bottleneck(a, b), Bottleneck(b, b)) for a, b in widths))
+
+    @property
+    def blocks(self) -> list[Bottleneck]:
+        return [m for m in self.stages.modules() if isinstance(m, Bottleneck)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block.shortcut(x) if i == k else block(x)
+        return x
+
+
+PARENTS = (
+    Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
+    Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
+    Case("gated", Gated, tuple((f"value.{i}",) for i in range(3))),
+    Case("around", Around, numbered("blocks", 3)),
+    Case("skips", Skips, numbered("blocks", 5)),
+    Case("stages", Stages, ("stages.0.0.0", "stages.0.0.1", "stages.1.0.0", "stages.1.0.1")),
+    chain("of_sub_layers", OfSubLayers),
+    Case(
+        "residuals",
+        Residuals,
+        ("stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1"),
+        lambda: torch.randn(2, WIDTH, 12),
+    ),
+)

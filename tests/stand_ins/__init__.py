@@ -1,0 +1,1 @@
+"""Small stand-ins for code that has no package."""

@@ -1,0 +1,173 @@
+"""Memory and rows: what was asked for is kept to, and used; what cannot be done is said."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from row_counter import rows
+from small_nets import Net, tokens
+from torch import Tensor
+from trap_nets import CLEAR, HARD
+
+import fog_a
+from fog_a import variants as ways
+from fog_a.concepts import Blocks
+from fog_a.errors import FogError, Unsupported
+from fog_a.footprint import Footprint
+from fog_a.hooks import hooked
+from fog_a.variants import parse_bytes
+
+ROUNDING = 2e-5
+KIB = 1024
+
+
+def attribute(net: Any, x: Any, strategy: str = "fanout", **options: Any) -> fog_a.Scores:
+    return fog_a.attribute(net, x, strategy=strategy, progress=False, **options)  # type: ignore[arg-type]
+
+
+def beyond(run: Any, plain: Any) -> int:
+    """Bytes that `run` needs beyond a plain forward."""
+    peaks = []
+    for each in (plain, run):
+        with torch.no_grad(), Footprint() as used:
+            each()
+        peaks.append(used.peak)
+    return peaks[1] - peaks[0]
+
+
+@pytest.fixture
+def wide() -> tuple[Net, Tensor, Blocks]:
+    """12 blocks whose stream takes 24 KiB."""
+    torch.manual_seed(0)
+    net, x = Net(depth=12, width=48), tokens(samples=4, length=32)
+    blocks = fog_a.find_blocks(net, x)
+    attribute(net, x, blocks=blocks)  # where the samples are is measured once
+    return net, x, blocks
+
+
+@pytest.mark.parametrize("kib", [210, 300, 600])
+@pytest.mark.parametrize("strategy", ["fanout", "auto"])
+@pytest.mark.parametrize("tile", [64, None])
+def test_a_budget_is_kept_and_used(
+    wide: Any, monkeypatch: pytest.MonkeyPatch, kib: int, strategy: str, tile: int | None
+) -> None:
+    net, x, blocks = wide
+    if tile is not None:
+        monkeypatch.setattr(ways, "TILE", tile)
+    memory = f"{kib}KiB"
+    whole = attribute(net, x, "loop", blocks=blocks)
+    scores = attribute(net, x, strategy, blocks=blocks, memory=memory)
+    np.testing.assert_allclose(scores.values, whole.values, rtol=ROUNDING)
+    assert scores.info["strategy"] == "fanout" and scores.info["memory"] == kib * KIB
+    used = beyond(lambda: attribute(net, x, strategy, blocks=blocks, memory=memory), lambda: net(x))
+    free = beyond(lambda: attribute(net, x, strategy, blocks=blocks), lambda: net(x))
+    assert used <= kib * KIB
+    assert used > kib * KIB / 4 or used == free
+
+
+@pytest.mark.parametrize(("memory", "text"), [(1000, "memory=1000"), ("1KiB", "memory=1024"), (0, "memory=0")])
+def test_a_budget_smaller_than_one_variant(wide: Any, memory: Any, text: str) -> None:
+    net, x, blocks = wide
+    message = (
+        r"room for the clean batch and one variant, 8 rows \(\d+ bytes beyond a plain forward\), got max_rows=None, "
+    )
+    with pytest.raises(FogError, match=message + text + r"\. Allow more, or give smaller batches"):
+        attribute(net, x, blocks=blocks, memory=memory)
+    needed = int(re.findall(r"\((\d+) bytes", str(_error(net, x, blocks, memory)))[0])
+    attribute(net, x, blocks=blocks, memory=needed)  # the smallest that is told does do
+
+
+def _error(net: Any, x: Any, blocks: Any, memory: Any) -> FogError:
+    with pytest.raises(FogError) as caught:
+        attribute(net, x, blocks=blocks, memory=memory)
+    return caught.value
+
+
+def test_prefix_over_its_budget_gives_way_to_the_loop(wide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, blocks = wide
+    monkeypatch.setattr(ways, "LAUNCH_BOUND", 0)  # auto takes prefix
+    enough = attribute(net, x, "auto", blocks=blocks, memory="1MiB")
+    assert enough.info["strategy"] == "prefix" and not enough.info["notes"]
+    little = attribute(net, x, "auto", blocks=blocks, memory="50KiB")
+    assert little.info["strategy"] == "loop"
+    assert re.search(r"prefix cannot be used: .*takes \d+ bytes, more than memory=51200", little.info["notes"][0])
+    assert little.values.tobytes() == enough.values.tobytes()
+    with pytest.raises(Unsupported, match="more than memory=51200"):
+        attribute(net, x, "prefix", blocks=blocks, memory="50KiB")
+
+
+def test_prefix_keeps_what_it_says(wide: Any) -> None:
+    """One output per block, 12 · 24 KiB, and little else."""
+    net, x, blocks = wide
+    used = beyond(lambda: attribute(net, x, "prefix", blocks=blocks), lambda: net(x))
+    assert 11 * 24 * KIB < used < 16 * 24 * KIB
+
+
+@pytest.mark.parametrize("max_rows", [8, 11, 20, 1000])
+def test_no_forward_has_more_rows_than_asked_for(wide: Any, max_rows: int) -> None:
+    net, x, blocks = wide
+    seen = []
+    with (
+        hooked(net, before=lambda args, kwargs: seen.append(0)),
+        hooked(net.stem, before=lambda args, kwargs: seen.append(len(args[0]))),
+    ):
+        attribute(net, x, blocks=blocks, max_rows=max_rows)
+    per_run = min(max_rows // 4 - 1, 12)
+    assert max(seen) == 4 * (per_run + 1) <= max_rows or max_rows == 1000
+    assert seen.count(0) == -(-12 // per_run)
+
+
+@pytest.mark.parametrize("tile", [1, 500, 1500, 3000, 10**9])
+@pytest.mark.parametrize("gate", [0.0, 0.5])
+def test_tiles_change_nothing(wide: Any, monkeypatch: pytest.MonkeyPatch, tile: int, gate: float) -> None:
+    """A block is called on parts of the rows, and on no row twice; gates fire once."""
+    net, x, blocks = wide
+    loop = attribute(net, x, "loop", blocks=blocks, gate=gate)
+    monkeypatch.setattr(ways, "TILE", tile)
+    tiled = attribute(net, x, blocks=blocks, gate=gate)
+    np.testing.assert_allclose(tiled.values, loop.values, rtol=ROUNDING)
+    clean = rows(lambda: net(x), [[b] for b in net.blocks])
+    counted = rows(lambda: attribute(net, x, blocks=blocks, gate=gate), [[b] for b in net.blocks])
+    assert counted == [n * (i + 1) for i, n in enumerate(clean)]
+
+
+@pytest.mark.parametrize("name", [*CLEAR, *HARD])
+def test_tiles_on_traps(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A tile for each variant: still right, or refused."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(ways, "TILE", 1)
+    module, batch = {**CLEAR, **HARD}[name]()
+    loop = attribute(module, batch, "loop")
+    try:
+        tiled = attribute(module, batch)
+    except Unsupported as refusal:
+        assert name in HARD and "cannot be used" in str(refusal)
+    else:
+        np.testing.assert_allclose(tiled.values, loop.values, rtol=ROUNDING, atol=ROUNDING / 10)
+
+
+def test_noise_floor() -> None:
+    """How far v moves when nothing is ablated, under the same arithmetic."""
+    net, x = Net(depth=6, width=64), tokens(samples=5, length=9)
+    floors = {s: attribute(net, x, s).info["noise_floor"] for s in ("loop", "prefix", "fanout")}
+    assert floors["loop"] == floors["prefix"] == 0
+    assert 0 <= floors["fanout"] < 1e-5
+    assert attribute(net, x).info["noise_floor"] == floors["fanout"]  # also where the layout was measured before
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [("64MiB", 2**26), ("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 KiB", 1536), ("7B", 7), ("1tib", 2**40), (12, 12)],
+)
+def test_sizes_are_read(text: Any, bytes: int) -> None:
+    assert parse_bytes(text) == bytes
+
+
+@pytest.mark.parametrize("text", ["much", "64", "MiB", "-1MiB", "1XiB", "1..5MiB"])
+def test_sizes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(FogError, match=r'memory= like "2GiB", "64MiB" or a number of bytes'):
+        attribute(Net(), tokens(), memory=text)

@@ -1,0 +1,157 @@
+"""Cells of a measurement: kept on disk, gone on with, never mixed up with another run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attribute_jobs import Breaks, failure, measured
+from small_flow import a_batch, a_flow
+from small_nets import Net, tokens
+from torch import nn
+
+import fog_a
+from fog_a.cells import Cells
+from fog_a.errors import BadScores
+
+
+def attribute(where: Path, batch: Any = None, flow: Any = None, **options: Any) -> fog_a.Scores:
+    given: dict[str, Any] = {"times": 3, "progress": False, "checkpoint": str(where), **options}
+    return fog_a.attribute(flow or a_flow(), a_batch(3) if batch is None else batch, **given)
+
+
+def files(where: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted(where.iterdir())}
+
+
+def broken(calls: int) -> Breaks:
+    """A net that raises KeyboardInterrupt, as Ctrl-C does, at that call."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    return Breaks(lambda n: n == calls, interrupt)
+
+
+def test_with_and_without_a_checkpoint(tmp_path: Path) -> None:
+    plain = fog_a.attribute(a_flow(), a_batch(3), times=3, progress=False)
+    first, again = attribute(tmp_path), attribute(tmp_path)
+    assert plain.values.tobytes() == first.values.tobytes() == again.values.tobytes()
+    assert (first.info["strategy"], again.info["strategy"]) == (plain.info["strategy"], "checkpoint")
+
+
+@pytest.mark.parametrize("calls", [3, 8, 13, 21])
+def test_an_interrupted_run_goes_on(tmp_path: Path, calls: int) -> None:
+    """A cell is a base and four ablations; finding the blocks takes some calls before the first."""
+    whole = broken(10**6)
+    want = measured(whole)
+    finding = whole.calls - 5 * 5
+    with pytest.raises(KeyboardInterrupt):
+        measured(broken(calls + finding), checkpoint=str(tmp_path))
+    done = len(list(tmp_path.glob("*.npy")))
+    assert done == (calls - 1) // 5
+    rest = broken(10**6)
+    scores = measured(rest, checkpoint=str(tmp_path))
+    assert rest.calls == finding + 5 * (5 - done)
+    assert scores.values.tobytes() == want.values.tobytes()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]  # no half-written file
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"times": 4},
+        {"gate": 0.5},
+        {"strategy": "loop"},
+        {"level": "branch"},
+        {"blocks": ["blocks.0", "blocks.2"]},
+        {"batch": a_batch(3, seed=1)},
+        {"batch": a_batch(4)},
+        {"mask": torch.arange(7)[None, :, None] < 3},
+        {"flow": a_flow(scales=(0.1, 1.0, 0.2))},
+        {"flow": a_flow(seed=1)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_the_directory_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    attribute(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(BadScores, match=r"run\.json is of another run .*empty directory, or remove this one"):
+        attribute(tmp_path, **other)
+    assert files(tmp_path) == before
+
+
+def test_a_model_that_was_trained_on_is_another(tmp_path: Path) -> None:
+    flow = a_flow()
+    attribute(tmp_path, flow=flow)
+    optimizer = torch.optim.Adam(flow.module.parameters(), lr=1e-4)
+    flow.loss(a_batch(3)).backward()
+    optimizer.step()
+    with pytest.raises(BadScores, match="another run"):
+        attribute(tmp_path, flow=flow)
+
+
+def test_a_later_batch_that_changed_is_measured_again(tmp_path: Path) -> None:
+    attribute(tmp_path, [a_batch(3), a_batch(3, seed=1)])
+    changed = attribute(tmp_path, [a_batch(3), a_batch(3, seed=2)])
+    plain = fog_a.attribute(a_flow(), [a_batch(3), a_batch(3, seed=2)], times=3, progress=False)
+    assert changed.values.tobytes() == plain.values.tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x93NUMPY\x01\x00", None])
+def test_a_corrupt_cell_is_named_and_measured_again_when_removed(tmp_path: Path, content: bytes | None) -> None:
+    whole = attribute(tmp_path)
+    cell = sorted(tmp_path.glob("*.npy"))[1]
+    cell.write_bytes(cell.read_bytes()[:-7] if content is None else content)
+    with pytest.raises(BadScores, match=rf"{cell.name} is corrupt .*remove it, and it is measured again"):
+        attribute(tmp_path)
+    cell.unlink()
+    assert attribute(tmp_path).values.tobytes() == whole.values.tobytes()
+
+
+def test_a_cell_executes_nothing(tmp_path: Path) -> None:
+    attribute(tmp_path)
+    cell = sorted(tmp_path.glob("*.npy"))[0]
+    np.save(cell, np.array([{"an": "object"}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadScores, match=r"is corrupt .*allow_pickle=False"):
+        attribute(tmp_path)
+
+
+def test_a_cell_of_another_shape_is_corrupt(tmp_path: Path) -> None:
+    attribute(tmp_path)
+    cell = sorted(tmp_path.glob("*.npy"))[0]
+    np.save(cell, np.zeros((1, 2, 4), np.float32))
+    with pytest.raises(BadScores, match=r"is corrupt .*remove it"):
+        attribute(tmp_path)
+
+
+def test_a_bare_module(tmp_path: Path) -> None:
+    net = Net()
+    a = fog_a.attribute(net, tokens(), checkpoint=str(tmp_path), progress=False)
+    b = fog_a.attribute(net, tokens(), checkpoint=str(tmp_path), progress=False)
+    assert a.values.tobytes() == b.values.tobytes()
+
+
+def test_nothing_is_kept_of_a_cell_that_failed(tmp_path: Path) -> None:
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) * torch.nan
+
+    told = failure(lambda: fog_a.attribute(Bad(), tokens(), checkpoint=str(tmp_path), progress=False))
+    assert told.startswith("BadOutput") and not list(tmp_path.glob("*.npy"))
+
+
+def test_without_other_processes_everything_is_ones_own() -> None:
+    cells = Cells({}, None, spread=True)
+    values = [np.full((1, 2, 3), i, np.float32) for i in range(4)]
+    found = cells.collect([(str(i), lambda v=v: v) for i, v in enumerate(values)])
+    assert all((a == b).all() for a, b in zip(found, values, strict=True))
+    assert cells.shared({"a": 1}) == [{"a": 1}]

@@ -1,0 +1,194 @@
+"""AG-REPA inside the real Accelerate, Lightning and Hugging Face Trainer: training, resuming, logging, leaving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_flow import a_batch, a_flow, two_teachers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fog_a.alignment import AGREPA
+from fog_a.errors import BadFeatures, Unsupported
+
+OPTIONS: dict[str, Any] = {"k": 2, "warmup": 4, "every": 2}
+
+
+def rows(n: int = 32) -> list[dict[str, Any]]:
+    """A dataset: one sample each."""
+    whole = a_batch(n)
+    return [{k: v[i] for k, v in whole.items()} for i in range(n)]
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {k: [i[k] for i in items] for k in items[0]}
+    return {**out, "x1": torch.stack(out["x1"])}
+
+
+def unhooked(module: nn.Module) -> bool:
+    return all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
+
+
+class Loss(nn.Module):
+    """The flow's loss as a forward: what DDP, Accelerate and the Trainer wrap."""
+
+    def __init__(self, flow: Any) -> None:
+        super().__init__()
+        self.net, self._flow = flow.module, [flow]
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        return {"loss": self._flow[0].loss(batch)}
+
+
+class TestAccelerate:
+    def train(self, folder: Path, stop: int | None = None, resume: bool = False) -> list[Tensor]:
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
+
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        flow = a_flow()
+        reg: Any = AGREPA(flow, two_teachers(), accumulation=2, **OPTIONS)
+        model: Any = Loss(flow)
+        optimizer: Any = torch.optim.AdamW([*model.parameters(), *reg.parameters()], lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+        loader: Any = DataLoader(rows(), batch_size=4, collate_fn=collate)
+        model, reg, optimizer, loader, scheduler = accelerator.prepare(model, reg, optimizer, loader, scheduler)
+        if resume:
+            accelerator.load_state(str(folder))
+        first = reg.step * 2
+        for call in range(first, 16):
+            if call == stop:
+                accelerator.save_state(str(folder))
+                break
+            set_seed(call)
+            batch = list(loader)[call % 8]
+            with accelerator.accumulate(model, reg):
+                loss = model(**batch)["loss"] + reg(batch)
+                accelerator.backward(loss)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+        return [p.detach().clone() for p in [*flow.module.parameters(), *reg.parameters()]]
+
+    @pytest.mark.parametrize("stop", [6, 12], ids=["in the warm-up", "after it"])
+    def test_a_resumed_run_is_the_same_run(self, tmp_path: Path, stop: int) -> None:
+        whole = self.train(tmp_path)
+        self.train(tmp_path / "state", stop=stop)
+        assert any("safetensors" in p.name for p in (tmp_path / "state").iterdir())
+        again = self.train(tmp_path / "state", resume=True)
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+class TestLightning:
+    def fit(self, folder: Path, epochs: int, ckpt: str | None = None) -> tuple[Any, AGREPA, Any]:
+        import lightning.pytorch as pl
+        from lightning.pytorch.loggers import CSVLogger
+
+        from fog_a.integrations.lightning import AlignmentCallback
+
+        flow = a_flow()
+        reg = AGREPA(flow, two_teachers(), **OPTIONS)
+
+        class Training(pl.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = flow.module
+
+            def training_step(self, batch: Any, index: int) -> Tensor:
+                torch.manual_seed(100 * self.current_epoch + index)
+                return flow.loss(batch) + self.ag_repa(batch)  # pyright: ignore[reportCallIssue]
+
+            def validation_step(self, batch: Any, index: int) -> None:
+                assert self.ag_repa(batch) == 0  # pyright: ignore[reportCallIssue]
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+        loader = DataLoader(rows(), batch_size=4, collate_fn=collate)
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=CSVLogger(str(folder), version="log"),
+            callbacks=[AlignmentCallback(reg, every=1)],
+            accumulate_grad_batches=2,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        module = Training()
+        trainer.fit(module, loader, loader, ckpt_path=ckpt)
+        trainer.save_checkpoint(folder / "end.ckpt")
+        return module, reg, trainer
+
+    def test_it_trains_logs_resumes_and_leaves(self, tmp_path: Path) -> None:
+        whole, reg, _ = self.fit(tmp_path / "a", 3)
+        assert reg.step == 12 and reg.selection is not None
+        header = next((tmp_path / "a").rglob("metrics.csv")).read_text().splitlines()[0]
+        assert "ag_repa/loss" in header and "ag_repa/speech/blocks.3" in header
+        assert unhooked(whole.net)
+        self.fit(tmp_path / "b", 1)
+        again, _, _ = self.fit(tmp_path / "c", 3, ckpt=str(tmp_path / "b" / "end.ckpt"))
+        assert len(list(whole.parameters())) == len(list(again.parameters())) > len(list(whole.net.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+    def test_the_name_is_not_taken_from_another(self) -> None:
+        import lightning.pytorch as pl
+
+        from fog_a.integrations.lightning import AlignmentCallback
+
+        class Other(pl.LightningModule):
+            ag_repa = 3
+
+        callback = AlignmentCallback(AGREPA(a_flow(), two_teachers(), **OPTIONS))
+        with pytest.raises(Unsupported, match="another attribute 'ag_repa': rename that one"):
+            callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), Other(), "fit")
+
+
+class TestTrainer:
+    def trainer(self, folder: Path, steps: int) -> tuple[Any, AGREPA, Any]:
+        from transformers import TrainingArguments
+
+        from fog_a.integrations.transformers import AlignedTrainer
+
+        flow = a_flow()
+        reg = AGREPA(flow, two_teachers(), **OPTIONS)
+        args = TrainingArguments(
+            str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=3,
+            logging_steps=1,
+            remove_unused_columns=False,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=0,
+        )
+        return flow, reg, AlignedTrainer(Loss(flow), args, train_dataset=rows(), data_collator=collate, reg=reg)
+
+    def test_it_trains_logs_resumes_and_leaves(self, tmp_path: Path) -> None:
+        flow, reg, trainer = self.trainer(tmp_path / "a", 9)
+        trainer.train()
+        assert reg.step == 9 and reg.selection is not None
+        assert any("ag_repa/sound/blocks.3" in entry for entry in trainer.state.log_history)
+        assert unhooked(flow.module)
+        for cut in (3, 6):  # in the warm-up, and after it
+            again, other, trainer = self.trainer(tmp_path / f"b{cut}", 9)
+            trainer.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{cut}"))
+            mine = [*flow.module.parameters(), *reg.parameters()]
+            theirs = [*again.module.parameters(), *other.parameters()]
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    def test_a_checkpoint_without_it_is_refused(self, tmp_path: Path) -> None:
+        _, _, trainer = self.trainer(tmp_path, 3)
+        trainer.train()
+        (tmp_path / "checkpoint-3" / "ag_repa.safetensors").unlink()
+        _, _, trainer = self.trainer(tmp_path, 6)
+        with pytest.raises(BadFeatures, match="saved without AG-REPA"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
