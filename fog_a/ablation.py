@@ -246,8 +246,8 @@ class _Run:
         self.strategies.add(run.strategy)
         self.notes += [n for n in run.notes if n not in self.notes]
         self.noise = max(self.noise, run.noise)
-        if run.strategy == "fanout":  # rows of one forward may differ in their last bits
-            self.floor = max(self.floor, 8 * torch.finfo(v.dtype).eps)
+        if run.strategy == "fanout":  # rows of one forward may differ: by a rounding, or by a float32 sum's few
+            self.floor = max(self.floor, torch.finfo(v.dtype).eps, 8 * torch.finfo(torch.float32).eps)
         return scores.reshape(len(self.blocks), len(self.gates), len(v)).transpose(1, 2, 0).astype(np.float32)
 
     def _name(self, batch: Any, count: int) -> None:

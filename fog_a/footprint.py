@@ -17,6 +17,7 @@ class Footprint(TorchDispatchMode):
     """`peak`: the bytes of tensors made inside that were alive together, at most; `outside`: the same, but not counted
     while `within` is set.
 
+    >>> import torch
     >>> with torch.no_grad(), Footprint() as used:
     ...     y = torch.zeros(1000) + torch.ones(1000)
     >>> used.peak

@@ -213,7 +213,9 @@ def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:
         )
     g = value.to(out.device).reshape([-1 if d == axes[0] else 1 for d in range(out.ndim)])
     between = torch.lerp(closed, out, g.to(out.dtype).expand_as(out))
-    return torch.where(g == 0, closed, torch.where(g == 1, out, between))
+    chosen = torch.where(g == 0, closed, torch.where(g == 1, out, between))
+    # laid out in memory as `out`: the model's next product may round otherwise on another layout
+    return chosen if chosen.stride() == out.stride() else torch.empty_like(out).copy_(chosen)
 
 
 class tap(contextlib.AbstractContextManager["tap"]):

@@ -257,7 +257,8 @@ def _run(
 
     def leave(args: Any, kwargs: Any, out: Any) -> Any:
         seen.drew = seen.drew or states.pop() != rng_state()
-        seen.out = out
+        # a copy: a model that writes into its batch gives the batch out, which the next run restores
+        seen.out = replaced(out, {path: x.clone() for path, x in leaves(out)})
         return None if base is None else base.out
 
     def note(key: Key, side: str, what: Any) -> None:

@@ -50,18 +50,18 @@ class Prefix:
 
     def base(self) -> Tensor:
         """The clean run; what the gated calls give out is kept, and what their operations return is written down."""
-        open_calls: list[tuple[Record, Any]] = []
+        open_calls: list[tuple[Record, Any, dict[LeafPath, Tensor]]] = []
         scratch = Scratch()
 
         def before(key: Key, args: Any, kwargs: Any) -> None:
-            open_calls.append((Record(scratch), rng_state()))
+            open_calls.append((Record(scratch), rng_state(), dict(leaves(tree(args, kwargs)))))
             self._modes.enter_context(open_calls[-1][0])
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> None:
-            mode, state = open_calls.pop()
+            mode, state, given = open_calls.pop()
             self._leave()
             self.answers[key] = mode.answers
-            self._outside(key, mode, args, kwargs, out)
+            self._outside(key, mode, given, out)
             self.random = self.random or (key[0] if state != rng_state() else None)
             self.kept[key] = _copied(out) if self.copies else out
             self.versions[key] = _versions(self.kept[key])
@@ -77,15 +77,15 @@ class Prefix:
         kept = [x.untyped_storage() for out in self.kept.values() for _, x in leaves(out)]
         return sum({memory._cdata: memory.nbytes() for memory in kept}.values())
 
-    def _outside(self, key: Key, mode: Record, args: Any, kwargs: Any, out: Any) -> None:
+    def _outside(self, key: Key, mode: Record, given: dict[LeafPath, Tensor], out: Any) -> None:
         """What the call did beside its output: tensors that others hold now, writes into what it was given."""
         mode.escape(out)
-        given = {x.untyped_storage()._cdata: path for path, x in leaves(tree(args, kwargs))}
-        paths = [given.get(t.untyped_storage()._cdata) for t in mode.written]
+        places = {x.untyped_storage()._cdata: path for path, x in given.items()}
+        paths = [places.get(t.untyped_storage()._cdata) for t in mode.written]
         if None in paths:
             self.problem = f"{key[0]} writes into something that it was not given"
             return
-        self.writes[key] = {p: leaf(tree(args, kwargs), p).clone() for p in paths if p is not None}
+        self.writes[key] = {p: given[p].clone() for p in paths if p is not None}
 
     def _leave(self) -> None:
         self._modes.pop_all().close()
@@ -126,12 +126,14 @@ class Prefix:
     @contextlib.contextmanager
     def _skipping(self, block: ResidualBlock | None, start: int, value: float) -> Iterator[list[Key]]:
         given: dict[Key, dict[LeafPath, Tensor]] = {}
+        written: dict[Key, list[tuple[Tensor, Tensor]]] = {}
         acted: list[Key] = []
 
         def before(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.owner[key] is block:
                 given[key] = kept_inputs(self.calls[key], args, kwargs)
             if self._known(self.calls[key], start, value):
+                written[key] = [(leaf(tree(args, kwargs), path), x) for path, x in self.writes[key].items()]
                 self._modes.enter_context(Skip(self.answers[key], self._made))
             else:
                 self.runs += 1
@@ -140,8 +142,8 @@ class Prefix:
             site = self.calls[key]
             if self._known(site, start, value):
                 self._leave()
-                for path, x in self.writes[key].items():
-                    leaf(tree(args, kwargs), path).copy_(x)
+                for place, x in written.pop(key):
+                    place.copy_(x)
                 out = _copied(self.kept[key]) if self.copies else self.kept[key]
             if block is None or self.owner[key] is not block:
                 return out

@@ -171,8 +171,10 @@ class Recorder(TorchDispatchMode):
         op = Op(func, name, frozen_args, frozen_kwargs, tuple(dict.fromkeys(reads)), (), self._stack[-1])
         if name.rstrip("_") in _FUSED and len(args) > 2 and args[0].numel() == _size(out):
             op = self._split(op, name, out)
-        self.trace.overwritten |= {self.value_of(t) for t in writes}
-        made = [self._write(t, op) for t in writes]
+        made = []
+        for t in writes:
+            self.trace.overwritten |= self._held(t)
+            made.append(self._write(t, op))
         for _, t in leaves(out):
             if not any(t is w for w in writes):
                 made.append(self._new(t, op, args, kwargs))
@@ -241,6 +243,11 @@ class Recorder(TorchDispatchMode):
             self.trace.values[v].readers += 1
         self.trace.ops.append(op)
         return value
+
+    def _held(self, t: Tensor) -> set[int]:
+        """All values that lie in the memory of `t`: of other views of it, too."""
+        now, place = self.value_of(t), _place(t)
+        return {now} if place is None else {value for value, _ in self._stores[place[0]].members.values()}
 
     def _write(self, t: Tensor, op: Op) -> int:
         place = _place(t)

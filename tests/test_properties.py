@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -43,8 +44,25 @@ def score(v_k: Tensor, v: Tensor) -> np.ndarray:
     return ((v_k - v).norm(dim=1) / (v.norm(dim=1) + 1e-8)).numpy()
 
 
-def agree(got: np.ndarray, want: np.ndarray, rtol: float) -> None:
-    np.testing.assert_array_less(np.abs(got - want), rtol * np.maximum(np.abs(want), SMALLEST) + 1e-12)
+def agree(got: np.ndarray, want: np.ndarray, rtol: float, doubt: float = 0.0) -> None:
+    np.testing.assert_array_less(np.abs(got - want), rtol * np.maximum(np.abs(want), SMALLEST) + doubt + 1e-12)
+
+
+Gatings = Sequence[tuple[dict[int, Any], dict[tuple[int, int], Any]]]
+
+
+def true_scores(net: Net, gatings: Gatings) -> np.ndarray:
+    """(S, gatings), by hand."""
+    v = net.v()
+    return np.stack([score(net.v(*gates), v) for gates in gatings], 1)
+
+
+def doubt(net: Net, gatings: Gatings, want: np.ndarray) -> float:
+    """How well float32 knows these scores: a norm of a tiny update, say, multiplies each rounding. Ten times what the
+    hand-written forward itself is off by, against the same in float64."""
+    if net.spec.dtype != "float32":
+        return 0.0
+    return 10 * float(np.abs(true_scores(build(replace(net.spec, dtype="float64")), gatings) - want).max())
 
 
 def run(net: Net) -> Tensor:
@@ -104,14 +122,15 @@ def test_scores_in_other_precisions(spec: Spec) -> None:
 
 
 def compare_scores(net: Net) -> None:
-    v, main = net.v(), net.main
-    want = np.stack([score(net.v({k: 0}), v) for k in main], 1)  # (S, L)
+    main = net.main
+    gatings = [({k: 0}, {}) for k in main]
+    want = true_scores(net, gatings)
     assume(want.max() > 0.01)  # all scores (nearly) zero is an error, tested elsewhere
     scores = fog_a.attribute(net.module, net.batch, progress=False)
     if all(net.labels[k].name for k in main):
         assert list(scores.layers) == [net.labels[k].name for k in main]
     assert scores.values.shape == (net.spec.samples, 1, len(main))
-    agree(scores.values[:, 0], want, RTOL[net.spec.dtype])
+    agree(scores.values[:, 0], want, RTOL[net.spec.dtype], doubt(net, gatings, want))
 
 
 @random_nets
@@ -238,14 +257,15 @@ def test_branches_are_single_updates(spec: Spec) -> None:
     net = build(spec)
     pairs = [(k, j) for k in net.main for j in range(len(net.labels[k].parts))]
     parts = [net.labels[k].parts[j] for k, j in pairs]
-    v = net.v()
-    want = np.stack([score(net.v({}, {pair: 0}), v) for pair in pairs], 1)
+    gatings = [({}, {pair: 0}) for pair in pairs]
+    want = true_scores(net, gatings)
+    unsure = doubt(net, gatings, want)
     assume(want.max() > 0.01)
     blocks = found(net, "branch").main
     scores = fog_a.attribute(net.module, net.batch, blocks=blocks, progress=False)
     if spec.topology == "dual":  # which of two streams comes first is not said
         want = want[:, places([block.name for block in blocks], parts)]
-    agree(scores.values[:, 0], want, RTOL["float32"])
+    agree(scores.values[:, 0], want, RTOL["float32"], unsure)
 
 
 @pytest.mark.parametrize("name", sorted({"stack", "stages", "tied", "lists", "unet", "dual", "convnet"}))
