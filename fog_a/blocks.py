@@ -216,10 +216,20 @@ class Finder:
             for path, v in c.inputs.items():
                 if v == b.update.sum:
                     normed = [(p, w) for p, w in c.outputs.items() if self.flow.level[w] & self.flow.forks[v]]
-                    if normed and c.name.startswith(f"{name}.") and self.trace.values[v].readers == 1:
+                    if normed and self.trace.values[v].readers == 1 and self._of_layer(c, name):
                         return [self._spot(c, "output", *normed[0])]
                     return [self._spot(c, "input", path, v)]
         return self._addends(b.update)
+
+    def _of_layer(self, norm: Call, name: str) -> bool:
+        """Is this the layer's own norm, not the one after all layers? It lies inside it, or beside it in a list whose
+        other norms, too, are all that reads a layer's sum."""
+        if norm.name.startswith(f"{name}."):
+            return True
+        sums = {u.sum for u in self.flow.updates if self.trace.values[u.sum].readers == 1}
+        home = norm.name.rpartition(".")[0]
+        beside = [c for c in self.trace.calls[1:] if c.name != norm.name and c.kind is norm.kind]
+        return any(v in sums for c in beside if c.name.rpartition(".")[0] == home for v in c.inputs.values())
 
     def _addends(self, u: Update) -> list[Spot]:
         """Where the two sides of an addition can be read whose sum no module sees: the last layer's, before a slice."""
