@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fog_a
+from fog_a.aligning.warmup import Warmup
 from fog_a.concepts import Samples
 from fog_a.teachers import CachedTeacher
-from fog_a.warmup import Warmup
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
 KINDS = ("plain", "one fixed layer, by hand", "AGREPA, k = 1", "AGREPA, k = 3")

@@ -6,12 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fog_a.ablation import attribute as attribute
-    from fog_a.adapters import Flow as Flow
-    from fog_a.adapters import wrap as wrap
-    from fog_a.alignment import AGREPA as AGREPA
-    from fog_a.bitc import BiTC as BiTC
-    from fog_a.blocks import find_blocks as find_blocks
+    from fog_a.ablating.ablation import attribute as attribute
+    from fog_a.aligning.alignment import AGREPA as AGREPA
     from fog_a.concepts import Adapter as Adapter
     from fog_a.concepts import Blocks as Blocks
     from fog_a.concepts import Inputs as Inputs
@@ -23,43 +19,47 @@ if TYPE_CHECKING:
     from fog_a.errors import NotResidual as NotResidual
     from fog_a.errors import ShapeMismatch as ShapeMismatch
     from fog_a.errors import UnknownAdapter as UnknownAdapter
-    from fog_a.gradients import gradnorm as gradnorm
+    from fog_a.finding.blocks import find_blocks as find_blocks
+    from fog_a.flows.adapters import Flow as Flow
+    from fog_a.flows.adapters import wrap as wrap
     from fog_a.hooks import gate as gate
     from fog_a.hooks import tap as tap
-    from fog_a.plot import plot_scd as plot_scd
-    from fog_a.plot import plot_scores as plot_scores
-    from fog_a.probing import lasp as lasp
-    from fog_a.scores import Scores as Scores
-    from fog_a.selection import Selection as Selection
-    from fog_a.selection import select as select
+    from fog_a.probing.bitc import BiTC as BiTC
+    from fog_a.probing.gradients import gradnorm as gradnorm
+    from fog_a.probing.storage import lasp as lasp
+    from fog_a.scoring.scores import Scores as Scores
+    from fog_a.scoring.selection import Selection as Selection
+    from fog_a.scoring.selection import select as select
+    from fog_a.showing.plot import plot_scd as plot_scd
+    from fog_a.showing.plot import plot_scores as plot_scores
 
 _HOME = {
-    "AGREPA": "alignment",
+    "AGREPA": "aligning.alignment",
     "Adapter": "concepts",
-    "BiTC": "bitc",
+    "BiTC": "probing.bitc",
     "Blocks": "concepts",
-    "Flow": "adapters",
+    "Flow": "flows.adapters",
     "FogError": "errors",
     "Inputs": "concepts",
     "NoBlocksFound": "errors",
     "NotResidual": "errors",
     "ResidualBlock": "concepts",
     "Samples": "concepts",
-    "Scores": "scores",
-    "Selection": "selection",
+    "Scores": "scoring.scores",
+    "Selection": "scoring.selection",
     "ShapeMismatch": "errors",
     "Teacher": "concepts",
     "UnknownAdapter": "errors",
-    "attribute": "ablation",
-    "find_blocks": "blocks",
+    "attribute": "ablating.ablation",
+    "find_blocks": "finding.blocks",
     "gate": "hooks",
-    "gradnorm": "gradients",
-    "lasp": "probing",
-    "plot_scd": "plot",
-    "plot_scores": "plot",
-    "select": "selection",
+    "gradnorm": "probing.gradients",
+    "lasp": "probing.storage",
+    "plot_scd": "showing.plot",
+    "plot_scores": "showing.plot",
+    "select": "scoring.selection",
     "tap": "hooks",
-    "wrap": "adapters",
+    "wrap": "flows.adapters",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fog_a.errors import FogError, MissingDependency, Unsupported
-from fog_a.options import (
+from fog_a.shell.options import (
     Adapter,
     Batch,
     Blocked,
@@ -55,7 +55,7 @@ from fog_a.options import (
 )
 
 if TYPE_CHECKING:
-    from fog_a.scores import Scores
+    from fog_a.scoring.scores import Scores
 
 app = typer.Typer(
     name="fog-a", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -74,9 +74,9 @@ def blocks(
     device: Device = "cpu",
 ) -> None:
     """List the residual blocks, a table for each stack."""
-    from fog_a import arguments
-    from fog_a.block_text import tree
-    from fog_a.blocks import find_blocks
+    from fog_a.finding.blocks import find_blocks
+    from fog_a.shell import arguments
+    from fog_a.shell.tree import tree
 
     net = arguments.model(model, adapter=adapter, options=option or (), device=device)
     found = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
@@ -104,7 +104,7 @@ def attribute(
 ) -> None:
     """FoG-A: how far the velocity moves without each block. Prints a table; writes foga.json, foga.csv, foga.png."""
     import fog_a
-    from fog_a import arguments
+    from fog_a.shell import arguments
 
     _join_ranks(device)
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
@@ -134,7 +134,7 @@ def lasp(
 ) -> None:
     """LASP: how much of a teacher's information each block's output holds. Writes lasp.json, lasp.csv, lasp.png."""
     import fog_a
-    from fog_a import arguments
+    from fog_a.shell import arguments
 
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     guide = arguments.made(teacher, "--teacher")
@@ -185,8 +185,8 @@ def plot(
     names: Annotated[bool, typer.Option("--names", help="block names along the axis instead of L1, L2, …")] = False,
 ) -> None:
     """Draw saved scores."""
-    from fog_a.pictures import drawn
-    from fog_a.scores import Scores
+    from fog_a.scoring.scores import Scores
+    from fog_a.shell.pictures import drawn
 
     scores = [Scores.load(f) for f in files]
     kinds = {s.kind for s in scores}
@@ -207,9 +207,9 @@ def report(
     k: K = 3,
 ) -> None:
     """Write one self-contained HTML page of saved scores."""
-    from fog_a.report import report as page
-    from fog_a.score_files import write_text
-    from fog_a.scores import Scores
+    from fog_a.scoring.files import write_text
+    from fog_a.scoring.scores import Scores
+    from fog_a.showing.report import report as page
 
     write_text(out, page([Scores.load(f) for f in files], title=title, lead=lead, k=k))
     typer.echo(f"wrote {out}")
@@ -269,8 +269,8 @@ def _bundled(name: str) -> Callable[..., Any]:
 @app.command()
 def adapters() -> None:
     """List the adapters: the package each one reads, the version it was read at, and what is installed."""
-    from fog_a.adapters import adapter_table
-    from fog_a.block_text import aligned
+    from fog_a.flows.adapters import adapter_table
+    from fog_a.shell.tree import aligned
 
     rows = [
         (row["name"] or "", row["package"] or "–", row["version"] or "–", row["installed"] or "–", row["problem"] or "")

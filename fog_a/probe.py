@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.adapters import Flow
 from fog_a.batches import Forward, call, model_tensors, velocity_of
 from fog_a.concepts import Blocks, Inputs, Samples
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock
+from fog_a.flows.adapters import Flow
 from fog_a.hooks import hooked, named_modules, rng, unwrapped
 from fog_a.leaves import leaves
 from fog_a.state import rng_state

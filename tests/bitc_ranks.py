@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fog_a.bitc import BiTC
+from fog_a.probing.bitc import BiTC
 
 ROWS = [[0, 1, 2, 3, 5], [4, 6, 7]]
 DOMAINS = ["speech", "sound", "speech", "sound", "speech", "sound", "speech", "speech"]

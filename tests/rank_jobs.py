@@ -16,8 +16,8 @@ from small_flow import WIDTH, Net, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fog_a.alignment import AGREPA
-from fog_a.selection import Choice, Selection
+from fog_a.aligning.alignment import AGREPA
+from fog_a.scoring.selection import Choice, Selection
 
 CHOSEN = Selection(
     domains={

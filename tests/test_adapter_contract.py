@@ -15,10 +15,10 @@ from flow_cases import CASES, Case
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.blocks import find_blocks
 from fog_a.concepts import Adapter
-from fog_a.draws import spans
 from fog_a.errors import BadBatch
+from fog_a.finding.blocks import find_blocks
+from fog_a.flows.draws import spans
 from fog_a.hooks import gate, hooked, tap
 from fog_a.state import preserved, rng
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import fog_a
-from fog_a import adapters
-from fog_a.adapters import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
-from fog_a.draws import content_ids, noise, spans, uniform
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
-from fog_a.frames import token_mask
+from fog_a.flows import adapters
+from fog_a.flows.adapters import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
+from fog_a.flows.draws import content_ids, noise, spans, uniform
+from fog_a.flows.frames import token_mask
 
 
 class Net(nn.Module):
@@ -158,7 +158,7 @@ def test_table_tells_what_is_installed() -> None:
 def test_wrapping_imports_no_model_package() -> None:
     code = (
         "import sys, fog_a, torch; flow = fog_a.wrap(torch.nn.Linear(2, 2), x='input', t=None)\n"
-        "from fog_a.adapters import adapter_table; adapter_table()\n"
+        "from fog_a.flows.adapters import adapter_table; adapter_table()\n"
         "print([m for m in ('f5_tts', 'voicebox_pytorch', 'matcha', 'diffusers', 'flow_matching') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,8 @@ from small_flow import TEACHER, WIDTH, Net, Statistics, a_batch, a_flow, two_tea
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
+from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import (
     BadBatch,
     BadFeatures,
@@ -26,8 +27,7 @@ from fog_a.errors import (
     UnknownBlock,
     Unsupported,
 )
-from fog_a.schedules import Schedule, TimeWeight
-from fog_a.selection import Choice, Selection
+from fog_a.scoring.selection import Choice, Selection
 from fog_a.teachers import SelfTeacher
 
 CHOSEN = Selection(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import NoActivations
 
 

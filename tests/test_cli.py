@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from fog_a import arguments, cli
+from fog_a import cli
 from fog_a.errors import BadArgument
-from fog_a.scores import Scores
+from fog_a.scoring.scores import Scores
+from fog_a.shell import arguments
 
 NETS = """
 import torch

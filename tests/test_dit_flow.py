@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fog_a.dicts import rows
+from fog_a.flows.dicts import rows
 from fog_a_adapters.dit import DiTConfig, FlowMatching, MelBatch
 from fog_a_adapters.dit.flow import prefixes, sway
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.envoys import Envoys
+from fog_a.ablating.envoys import Envoys
 from fog_a.errors import MissingDependency, NotResidual, Unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*", "ignore::DeprecationWarning", "ignore::FutureWarning")

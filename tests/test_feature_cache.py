@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fog_a.concepts import Samples, Teacher
 from fog_a.errors import BadFeatures
-from fog_a.feature_cache import CachedTeacher, key, prints
+from fog_a.teachers.cached import CachedTeacher, key, prints
 
 
 class Moments:

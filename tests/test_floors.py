@@ -13,39 +13,48 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Each floor in reading order: a file imports from lower floors, and on its own floor from files that stand before it.
+# Each floor in reading order, `folder: files`: a file imports from lower floors, and on its own floor from files that
+# stand before it.
 FLOORS = {
-    "words": "errors concepts leaves",
-    "tools": """
-        statistics ranking stopping score_files score_text scores selection
-        state hooks batches
-        frames draws dicts generic adapters
-        weights waveforms descriptors routing encoders feature_cache weightless teachers
-        ranks probe
-    """,
-    "finding": "trace operations streams owners passages levels blocks",
-    "methods": """
-        clean calls skipping footprint layout prefix fanout variants envoys cells ablation
-        similarity ridge depth bitc teachings lens controls gradients probing
-    """,
-    "training": "heads schedules recipe targets listening slots width released warmup alignment",
-    "shell": """
-        __init__ canvas plot plot_lines page report arguments options block_text pictures cli
-        integrations/__init__ integrations/lightning integrations/transformers
-    """,
+    "words": ["errors concepts leaves"],
+    "tools": [
+        "scoring: statistics ranking stopping text files scores selection",
+        "state hooks batches",
+        "flows: frames draws dicts generic adapters clean",
+        "teachers: weights waveforms descriptors routing encoders cached weightless whisper beats __init__",
+        "ranks probe",
+    ],
+    "finding": ["finding: trace operations streams owners passages levels blocks"],
+    "methods": [
+        "ablating: calls skipping footprint layout prefix fanout variants envoys cells ablation",
+        "probing: similarity ridge depth bitc teachings lens controls gradients storage",
+    ],
+    "training": ["aligning: heads schedules recipe targets listening slots width released warmup alignment"],
+    "shell": [
+        "__init__",
+        "showing: canvas plot plot_lines page report",
+        "shell: options arguments pictures tree",
+        "cli",
+        "integrations: lightning transformers",
+    ],
 }
-ORDER = [name for names in FLOORS.values() for name in names.split()]
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+
+
+def stems(line: str) -> list[str]:
+    """The files of one line of FLOORS, as paths below fog_a without `.py`."""
+    folder, _, files = line.rpartition(":")
+    return [f"{folder}/{name}" if folder else name for name in files.split()]
+
+
+ORDER = [name for lines in FLOORS.values() for line in lines for name in stems(line)]
+FLOOR = {name: floor for floor, lines in FLOORS.items() for line in lines for name in stems(line)}
 
 # Methods stand side by side: neither imports the other.
-METHODS = (
-    {"calls", "skipping", "footprint", "layout", "prefix", "fanout", "variants", "envoys", "cells", "ablation"},
-    {"depth", "bitc", "teachings", "lens", "controls", "gradients", "probing"},
-)
+METHODS = ("ablating", "probing")
 
 # Upward imports inside a function, each with its reason: a method that is sugar for something above it.
 LATE_UP: dict[tuple[str, str], str] = {
-    ("scores", "plot"): "Scores.plot() is a shorthand for plot_scores(scores)",
+    ("scoring/scores", "showing/plot"): "Scores.plot() is a shorthand for plot_scores(scores)",
 }
 
 # Never imported when a file of fog_a is: a user who only wants to attribute pays for none of them.
@@ -57,7 +66,10 @@ HEAVY = {
 # Files of fog_a that name fog_a_adapters at all: the shell reaches the bundled DiT, late and by name.
 SHELL_TO_BUNDLED = {"cli"}
 
-FILES = sorted((ROOT / "fog_a").glob("**/*.py"))
+# A folder's __init__ says what the folder is for, and imports nothing; those with a place in FLOORS hold names.
+FILES = sorted(
+    p for p in (ROOT / "fog_a").glob("**/*.py") if p.name != "__init__.py" or p.parent.name in ("fog_a", "teachers")
+)
 ALL_FILES = [*FILES, *sorted((ROOT / "adapters").glob("**/*.py"))]
 
 
@@ -87,16 +99,25 @@ def parse(path: Path) -> ast.Module:
 
 def edges(path: Path) -> set[tuple[str, bool]]:
     """The files of fog_a that this one imports."""
-    return {
-        (module.split(".")[1], late)
-        for module, late in imports(parse(path))
-        if module.startswith("fog_a.") and (ROOT / "fog_a" / f"{module.split('.')[1]}.py").is_file()
-    }
+    found = set()
+    for module, late in imports(parse(path)):
+        there = module.removeprefix("fog_a.").replace(".", "/")
+        if module.startswith("fog_a."):
+            found |= {(name, late) for name in (there, f"{there}/__init__") if name in FLOOR}
+    return found
 
 
 def test_every_file_has_a_floor() -> None:
-    missing = [name_of(p) for p in FILES if name_of(p) not in FLOOR]
+    missing, gone = {name_of(p) for p in FILES} - FLOOR.keys(), FLOOR.keys() - {name_of(p) for p in FILES}
     assert not missing, f"give {missing} a floor in tests/test_floors.py"
+    assert not gone, f"{gone} stand in tests/test_floors.py and nowhere else"
+
+
+def test_a_folder_says_what_it_is_for() -> None:
+    for path in sorted((ROOT / "fog_a").glob("*/__init__.py")):
+        tree = parse(path)
+        assert ast.get_docstring(tree), f"{path.parent.name} does not say what it is for"
+        assert name_of(path) in FLOOR or not list(imports(tree)), f"{path} imports, but has no place in FLOORS"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -107,7 +128,7 @@ def test_imports_go_down(path: Path) -> None:
     wrong = []
     for there, late in edges(path) - {(here, True), (here, False)}:
         down = there in FLOOR and ORDER.index(there) < ORDER.index(here)
-        across = any(here in one and there in other for one in METHODS for other in METHODS if one is not other)
+        across = {here.split("/")[0], there.split("/")[0]} == set(METHODS)
         if (across or not down) and not (late and (here, there) in LATE_UP):
             wrong.append(f"{here} ({FLOOR[here]}) imports {there} ({FLOOR.get(there)}){', late' if late else ''}")
     assert not wrong, wrong

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fog_a.aligning.heads import Head, resample
+from fog_a.aligning.recipe import Recipe
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.heads import Head, resample
-from fog_a.recipe import Recipe
 
 
 def count(head: Head) -> int:

@@ -11,7 +11,7 @@ from small_flow import a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import BadFeatures, Unsupported
 
 OPTIONS: dict[str, Any] = {"k": 2, "warmup": 4, "every": 2}

@@ -11,7 +11,7 @@ from flow_cases import CASES
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.clean import clean_input
+from fog_a.flows.clean import clean_input
 from fog_a.hooks import hooked, preserved, rng
 from fog_a.leaves import leaves
 

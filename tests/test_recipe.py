@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fog_a.aligning.recipe import PRESETS, Recipe, recipe
+from fog_a.aligning.schedules import Schedule
 from fog_a.errors import Unsupported
-from fog_a.recipe import PRESETS, Recipe, recipe
-from fog_a.schedules import Schedule
 
 
 def test_every_preset_is_valid_and_every_deviation_can_be_undone() -> None:

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from fog_a.aligning.schedules import Plateau, Schedule, TimeWeight
 from fog_a.errors import Unsupported
-from fog_a.schedules import Plateau, Schedule, TimeWeight
 
 
 def test_each_kind_starts_at_one_and_ends_at_zero() -> None:

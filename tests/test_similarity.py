@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fog_a.errors import BadBatch, ShapeMismatch
-from fog_a.ridge import GRID, fit_ridge
-from fog_a.similarity import cknna, cosine, linear_cka, shuffled_cosine, unbiased_hsic
+from fog_a.probing.ridge import GRID, fit_ridge
+from fog_a.probing.similarity import cknna, cosine, linear_cka, shuffled_cosine, unbiased_hsic
 
 
 def test_cosine() -> None:

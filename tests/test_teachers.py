@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fog_a import concepts, routing, weightless
+from fog_a import concepts
 from fog_a.concepts import Blocks, ResidualBlock, Samples, Teacher
 from fog_a.errors import (
     BadBatch,
@@ -25,7 +25,15 @@ from fog_a.errors import (
     UnknownBlock,
     Unsupported,
 )
-from fog_a.teachers import BEATsTeacher, HFAudioTeacher, SelfTeacher, SpectralTeacher, WhisperTeacher
+from fog_a.teachers import (
+    BEATsTeacher,
+    HFAudioTeacher,
+    SelfTeacher,
+    SpectralTeacher,
+    WhisperTeacher,
+    routing,
+    weightless,
+)
 
 RATE = 16_000
 

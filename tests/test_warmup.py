@@ -12,10 +12,10 @@ from small_flow import a_batch, a_flow
 from torch import nn
 
 import fog_a
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
+from fog_a.aligning.recipe import recipe
+from fog_a.aligning.warmup import Warmup
 from fog_a.errors import BadOutput, Unsupported
-from fog_a.recipe import recipe
-from fog_a.warmup import Warmup
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
 DOMAINS = ("speech", "sound")

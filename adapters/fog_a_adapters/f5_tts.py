@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fog_a.adapters import is_a
 from fog_a.concepts import ResidualBlock, Samples
-from fog_a.dicts import described, moved, need, rows
-from fog_a.draws import noise, spans, uniform
-from fog_a.frames import along, real, token_mask
-from fog_a.generic import linear, times
+from fog_a.flows.adapters import is_a
+from fog_a.flows.dicts import described, moved, need, rows
+from fog_a.flows.draws import noise, spans, uniform
+from fog_a.flows.frames import along, real, token_mask
+from fog_a.flows.generic import linear, times
 
 KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"

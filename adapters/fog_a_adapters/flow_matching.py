@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fog_a.adapters import is_a
 from fog_a.errors import Unsupported
-from fog_a.generic import GenericAdapter
+from fog_a.flows.adapters import is_a
+from fog_a.flows.generic import GenericAdapter
 
 
 class FlowMatchingAdapter(GenericAdapter):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fog_a.concepts import Samples
 from fog_a.errors import Unsupported
-from fog_a.feature_cache import key
 from fog_a.teachers import BEATsTeacher
-from fog_a.weights import frozen
+from fog_a.teachers.cached import key
+from fog_a.teachers.weights import frozen
 from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, RATE, log_mel
 
 

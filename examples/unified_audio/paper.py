@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import fog_a
-from fog_a.report import report
+from fog_a.showing.report import report
 from fog_a_adapters.dit.compare import compare
 from fog_a_adapters.dit.flow import FlowMatching
 from fog_a_adapters.dit.model import DiTConfig
@@ -217,7 +217,7 @@ def _shown(result: dict[str, Any]) -> list[str]:
 
 def _table(metric: str, result: dict[str, Any]) -> Any:
     """An arm a row."""
-    from fog_a.page import Table
+    from fog_a.showing.page import Table
 
     rows = []
     found = result["summary"]["metrics"][metric]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fog_a.errors import MissingDependency, NoWeights, Unsupported
-from fog_a.weights import fingerprint, frozen
+from fog_a.teachers.weights import fingerprint, frozen
 from unified_audio.audio_frames import AudioFrames
 
 FETCH = (

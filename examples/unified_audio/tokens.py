@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fog_a.errors import BadArgument, ShapeMismatch
-from fog_a.weights import fingerprint
+from fog_a.teachers.weights import fingerprint
 from fog_a_adapters.dit.mel import optional
 from unified_audio.ast_tokenizer import ASTTokenizer
 from unified_audio.audio_frames import AudioFrames

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import Unsupported
 
 

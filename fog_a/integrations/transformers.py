@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fog_a.alignment import AGREPA
+from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import BadFeatures
 
 FILE = "ag_repa.safetensors"

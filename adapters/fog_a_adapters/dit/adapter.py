@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.concepts import ResidualBlock, Samples
-from fog_a.dicts import described, moved, need
 from fog_a.errors import BadBatch
+from fog_a.flows.dicts import described, moved, need
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.interface import frame_mask
 

@@ -21,15 +21,15 @@ from typing import Any
 
 from torch import nn
 
-from fog_a.ablation import attribute
-from fog_a.adapters import Flow
-from fog_a.bitc import BiTC
+from fog_a.ablating.ablation import attribute
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.gradients import gradnorm
-from fog_a.probing import lasp
-from fog_a.scores import Scores
-from fog_a.selection import Selection, select
-from fog_a.weightless import SelfTeacher
+from fog_a.flows.adapters import Flow
+from fog_a.probing.bitc import BiTC
+from fog_a.probing.gradients import gradnorm
+from fog_a.probing.storage import lasp
+from fog_a.scoring.scores import Scores
+from fog_a.scoring.selection import Selection, select
+from fog_a.teachers.weightless import SelfTeacher
 
 ARMS = ("base", "fixed", "shallow", "deep", "random", "lasp", "gradnorm", "foga")
 OTHER_K = {"foga-k2": 2, "foga-k4": 4}

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fog_a.adapters import Flow, wrap
-from fog_a.weightless import SpectralTeacher
+from fog_a.flows.adapters import Flow, wrap
+from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.compare import compare
 from fog_a_adapters.dit.data import Corpus, Item, collate, load_corpus
 from fog_a_adapters.dit.flow import FlowMatching

@@ -23,11 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fog_a.adapters import Flow
-from fog_a.alignment import AGREPA
-from fog_a.bitc import BiTC
+from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import Unsupported
-from fog_a.scores import Scores
+from fog_a.flows.adapters import Flow
+from fog_a.probing.bitc import BiTC
+from fog_a.scoring.scores import Scores
 from fog_a.state import rng
 from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
 from fog_a_adapters.dit.leg import Leg, Progress, Schedule

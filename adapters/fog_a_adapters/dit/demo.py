@@ -19,13 +19,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fog_a.ablation import attribute
-from fog_a.adapters import wrap
+from fog_a.ablating.ablation import attribute
 from fog_a.errors import Unsupported
-from fog_a.plot import plot_scd
-from fog_a.probing import lasp
-from fog_a.scores import Scores
-from fog_a.weightless import SpectralTeacher
+from fog_a.flows.adapters import wrap
+from fog_a.probing.storage import lasp
+from fog_a.scoring.scores import Scores
+from fog_a.showing.plot import plot_scd
+from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.data import Corpus, collate, load_corpus
 from fog_a_adapters.dit.demo_page import TOP, Demo, facts_of, page_of
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch

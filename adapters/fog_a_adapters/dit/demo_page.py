@@ -10,9 +10,9 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.dicts import rows
-from fog_a.report import report
-from fog_a.scores import Scores
+from fog_a.flows.dicts import rows
+from fog_a.scoring.scores import Scores
+from fog_a.showing.report import report
 from fog_a_adapters.dit.data import Corpus
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.mel import HOP, MEL_RATE

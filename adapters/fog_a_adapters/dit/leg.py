@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fog_a.adapters import Flow
 from fog_a.errors import BadOutput, BadScores
+from fog_a.flows.adapters import Flow
 from fog_a.state import rng
 
 SAVE_SECONDS = 20.0

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.adapters import Flow
+from fog_a.flows.adapters import Flow
 from fog_a.hooks import preserved
 from fog_a.state import rng
 from fog_a_adapters.dit.data import Corpus

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fog_a.adapters import Flow
+from fog_a.flows.adapters import Flow
 from fog_a_adapters.dit.arms import ARMS
 
 

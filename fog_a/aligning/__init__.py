@@ -1,0 +1,1 @@
+"""AGREPA: probes, selects, aligns, inside a training loop that is not ours."""

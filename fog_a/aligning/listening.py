@@ -1,0 +1,132 @@
+"""Listening: the chosen layers' outputs in the user's own forward, as tokens; no second forward, no copy.
+
+Autograd keeps h_k for the next block anyway; a reference to it costs nothing until `clear`. What eval forwards and
+the recomputation of gradient checkpointing produce is not recorded. Under re-entrant checkpointing a block's output is
+made without a graph and given one on its way out of the checkpoint, so the graph is looked for when h_k is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fog_a.aligning.targets import Tokens
+from fog_a.concepts import Blocks, ResidualBlock, Samples, Spot
+from fog_a.errors import NoActivations, ShapeMismatch
+from fog_a.flows.adapters import Flow
+from fog_a.hooks import hooked, tap, unwrapped
+
+
+class Listening:
+    """A long-lived tap on a few blocks of a flow's network."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.blocks: Blocks | None = None
+        self.t: Tensor | None = None
+        """The flow times of the last forward, where the adapter names by `t` the network's argument that holds them."""
+        self._tap: tap | None = None
+        self._entrance = contextlib.ExitStack()
+
+    def open(self, blocks: Blocks | None = None) -> None:
+        """Listen to these blocks, or again to those of before. Without harm when open already."""
+        if blocks is not None:
+            self.close()
+            self.blocks = blocks
+        if self.blocks is not None and self._tap is None:
+            self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
+            if isinstance(getattr(self.flow.adapter, "t", None), str):
+                self._entrance.enter_context(hooked(self.flow.module, before=self._time))
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # code compiled before the hooks were there would never call them
+
+    def close(self) -> None:
+        """Take every hook away; the model is as if we had never been there."""
+        if self._tap is not None:
+            self._tap.close()
+            self._tap.clear()
+            self._tap = None
+        self._entrance.close()
+
+    def clear(self) -> None:
+        """Drop what was recorded."""
+        self.t = None
+        if self._tap is not None:
+            self._tap.clear()
+
+    def read(self, samples: Samples) -> dict[str, Tokens]:
+        """Each block's tokens in the last forward, with their graph. Raises NoActivations, ShapeMismatch."""
+        assert self.blocks is not None
+        found: dict[str, Tokens] = {}
+        for block in self.blocks:
+            if self._tap is None or block.name not in self._tap:
+                raise NoActivations(
+                    f"nothing was recorded of {block.name!r} since the last call: expected one forward of the model in "
+                    "train mode, with grad, before reg(batch). Type loss = flow.loss(batch) + reg(batch); after "
+                    "reg.close(), reg.open()"
+                )
+            h = self._tap[block.name]
+            if not h.requires_grad:
+                raise NoActivations(
+                    f"{block.name!r} was recorded without a graph, so its alignment cannot train the model. Under "
+                    "re-entrant checkpointing: checkpoint(..., use_reentrant=False), or checkpoint each block alone. "
+                    "Otherwise: the forward ran under no_grad, or every parameter up to this block is frozen"
+                )
+            tokens, mask = self.flow.tokens(h, block, samples)
+            if tokens.ndim != 3 or len(tokens) != len(samples):
+                raise ShapeMismatch(
+                    f"{block.name!r}: the adapter's tokens are {tuple(tokens.shape)}, expected ({len(samples)}, T, D): "
+                    "one row per sample. Call reg with the batch of the last forward"
+                )
+            found[block.name] = (tokens, mask)
+        return found
+
+    def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if worth_recording(self.flow):
+            bound = inspect.signature(self.flow.module.forward).bind(*args, **kwargs).arguments
+            t = bound.get(getattr(self.flow.adapter, "t", ""))
+            self.t = t.detach() if isinstance(t, Tensor) else None
+
+    def state(self) -> list[dict[str, Any]] | None:
+        """Where to listen, JSON-able: a resumed run listens from its first forward on."""
+        if self.blocks is None:
+            return None
+        fields = ("name", "stack", "index", "form", "definition")
+        return [
+            {**{f: getattr(b, f) for f in fields}, "outputs": [dataclasses.asdict(s) for s in b.outputs]}
+            for b in self.blocks
+        ]
+
+    def restore(self, state: Sequence[dict[str, Any]] | None) -> None:
+        """The reverse of `state`."""
+        self.close()
+        self.blocks = None
+        if state is None:
+            return
+        blocks = []
+        for entry in state:
+            spots = tuple(_spot(s) for s in entry["outputs"])
+            rest = {**entry, "outputs": spots}
+            blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **rest))
+        self.open(Blocks(blocks, unwrapped(self.flow.module)))
+
+
+def worth_recording(flow: Flow) -> bool:
+    """Whether a forward that runs now can be one of training: not evaluation, not recomputation for a backward pass."""
+    if torch.compiler.is_compiling():
+        return True  # traced once for all forwards; what an eval forward leaves is dropped at the next call
+    backward = torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
+    return not backward and (torch.is_grad_enabled() or flow.module.training)
+
+
+def _spot(saved: dict[str, Any]) -> Spot:
+    """A Spot from its JSON."""
+    plus = saved.get("plus")
+    return Spot(**{**saved, "leaf": tuple(saved["leaf"]), "plus": None if plus is None else _spot(plus)})

@@ -1,0 +1,287 @@
+"""Which calls are layers: the outermost repeated residual units, those one counts when one says "layer 8".
+
+From the top down: a call that adds updates itself is a layer, unless it is the parent of a stack, which adds the
+branches of one list item after the other (Voicebox); those additions are grouped by item. A call that only contains
+layers is a stack or a stage (go in) or, where its like is repeated and its parts are of different kinds, a layer made
+of sub-layers (T5: attention, feed-forward).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from fog_a.finding.owners import Part, parts
+from fog_a.finding.passages import chain, through
+from fog_a.finding.streams import Flow, Update
+from fog_a.finding.trace import Call
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An update with the parts that can be closed."""
+
+    update: Update
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call that is one residual unit, or (call None) branches that a parent adds."""
+
+    call: int | None
+    branches: tuple[Branch, ...]
+    start: int
+    name: str = ""
+
+
+def pattern(name: str) -> str:
+    """A dotted path with its numbers left out: what the items of one list have in common."""
+    return ".".join("*" if key.isdigit() else re.sub(r"\d+$", "*", key) for key in name.split("."))
+
+
+def item(name: str, parent: str) -> str | None:
+    """The list item, directly below `parent`, that `name` lies in: `layers.3` for `layers.3.attn`."""
+    rest = name[len(parent) + 1 :] if parent and name.startswith(parent + ".") else name
+    keys = rest.split(".")
+    for i, key in enumerate(keys):
+        if key.isdigit() or (re.search(r"\d$", key) and i < len(keys) - 1):
+            head = ".".join(keys[: i + 1])
+            return f"{parent}.{head}" if parent and rest != name else head
+    return None
+
+
+class Levels:
+    """Chooses the layers of one analysed trace."""
+
+    def __init__(self, flow: Flow, owned: dict[int, list[Update]]) -> None:
+        self.flow = flow
+        self.calls = flow.trace.calls
+        self.unclosable: list[Update] = []
+        self.owned = {c: self._branches(updates) for c, updates in owned.items()}
+        self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
+        names: dict[tuple[str, type], set[tuple[str, int]]] = defaultdict(set)
+        self.listed: Counter[tuple[str, object]] = Counter()
+        for call in self.calls[1:]:
+            if call.id in self.busy:
+                names[pattern(call.name), call.kind].add((call.name, call.nth))
+        self.like = {key: len(found) for key, found in names.items()}
+        self.adders = Counter(self.calls[c].kind for c in self.owned)
+        self.repeated = self._repeated()
+
+    def _branches(self, updates: list[Update]) -> list[Branch]:
+        found = []
+        for u in updates:
+            closable = parts(self.flow, u)
+            if closable:
+                found.append(Branch(u, tuple(closable)))
+            else:
+                self.unclosable.append(u)
+                found.append(Branch(u, ()))
+        return found
+
+    def _repeated(self) -> set[object]:
+        """Signatures seen at two places of one list."""
+        places: dict[tuple[str, object], set[str]] = defaultdict(set)
+        for call in self.calls[1:]:
+            if call.id in self.busy and (match := re.match(r"(.*?)\d+$", call.name)):
+                places[match[1], self.signature(call)].add(call.name)
+        return {sign for (_, sign), found in places.items() if len(found) > 1}
+
+    def signature(self, call: Call) -> object:
+        """The kind of a module and of the work it does: a generic wrapper around attention is not one around an MLP."""
+        return call.kind, self._work(call)
+
+    def _work(self, call: Call) -> frozenset[str]:
+        work = {p.reader for b in self.owned.get(call.id, []) for p in b.parts} or set(call.children)
+        return frozenset(self._content(c) for c in work)
+
+    def _content(self, call: int) -> str:
+        """The kind of a module; of a plain sequence, the kinds in it."""
+        me = self.calls[call]
+        inner = "+".join(self.calls[c].kind.__qualname__ for c in me.children) if me.kind is nn.Sequential else ""
+        return f"{me.kind.__qualname__}({inner})" if inner else me.kind.__qualname__
+
+    # ---- the walk from the top
+
+    def layers(self, call: int = 0) -> list[Layer]:
+        """The layers below a call that is none itself, in order of execution."""
+        found: list[Layer] = []
+        taken: set[int] = set()
+        for layer in self._groups(call, lone=True):
+            found.append(layer)
+            taken |= {p.call for b in layer.branches for p in b.parts}
+        singles: list[Layer] = []
+        for child in self.calls[call].children:
+            if child not in self.busy or child in taken:
+                continue
+            if self.is_layer(child):
+                singles.append(Layer(child, self._inner(child), self.calls[child].start))
+            else:
+                found += self.layers(child)
+        found += self._sublayers(call, singles)
+        return sorted(self._contained(call, found), key=lambda layer: layer.start)
+
+    def _contained(self, call: int, found: list[Layer]) -> list[Layer]:
+        """A layer that has a list item to itself is called by it: `layers.0`, not `layers.0.mlp`."""
+        names = [layer.name or self.calls[layer.call or 0].name for layer in found]
+        out = []
+        for layer in found:
+            home = item(layer.name, self.calls[call].name) if layer.call is None and "+" not in layer.name else None
+            lonely = home is not None and sum(n == home or n.startswith(f"{home}.") for n in names) == 1
+            out.append(replace(layer, name=home) if home is not None and lonely else layer)
+        return out
+
+    def _inner(self, call: int) -> tuple[Branch, ...]:
+        """The branches on the way through a call, also those that calls inside it own."""
+        inside = {id(u) for u in chain(self.flow, call)}
+        found = [
+            b
+            for branches in self.owned.values()
+            for b in branches
+            if id(b.update) in inside and self.flow.trace.inside(b.update.owner, call)
+        ]
+        found = [b for b in found if not self._spans(b.update, [x.update for x in found])] or found
+        return tuple(sorted(found, key=lambda b: b.update.order))
+
+    def _spans(self, u: Update, others: list[Update]) -> bool:
+        """A long skip: its branch contains other steps of the same trunk."""
+        fork = self.flow.forks[u.fork]
+        return any(
+            o is not u and self.flow.trunk[o.stream] & fork and self.flow.any[u.branch] & self.flow.forks[o.sum]
+            for o in others
+        )
+
+    def is_layer(self, call: int) -> bool:
+        me = self.calls[call]
+        if not me.name:
+            return False
+        kids = [c for c in me.children if c in self.busy]
+        mine = self.owned.get(call, [])
+        alike = self.like.get((pattern(me.name), me.kind), 0) > 1
+        if mine:
+            groups = self._groups(call)
+            listed = alike and me.name[-1].isdigit()
+            if len(groups) > 1 and not (listed and all(len(g.branches) == 1 for g in groups)):
+                return False
+            if alike:
+                return True
+            again = self.adders[me.kind] > 1
+            return not self._holds_list(call) and (again or bool(through(self.flow, call)))
+        if len(kids) < 2:
+            return False
+        signs = {self.signature(self.calls[k]) for k in kids}
+        if self._one_kind(kids) or signs & self.repeated or len(self._lists(call, kids)) > 1:
+            return False
+        alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
+        return alike and all(len(self._inner(k)) < 2 for k in kids)  # parts of one branch each, not blocks of several
+
+    def _one_kind(self, kids: list[int]) -> bool:
+        """Are these blocks of one kind, rather than one wrapper around different branches?"""
+        work = [self._work(self.calls[k]) for k in kids]
+        same = len({self.calls[k].kind for k in kids}) == 1
+        return same and all(w & work[0] or w == work[0] for w in work)
+
+    def _holds_list(self, call: int) -> bool:
+        """Are there like layers in a list inside this call?"""
+        below = [c for c in self.busy if c != call and self.flow.trace.inside(c, call)]
+        return any(self.signature(self.calls[c]) in self.repeated for c in below)
+
+    def _lists(self, call: int, kids: list[int]) -> set[str]:
+        homes = [item(self.calls[k].name, self.calls[call].name) for k in kids]
+        return {re.sub(r"\d+$", "", home) for home in homes if home is not None}
+
+    # ---- additions in a parent
+
+    def _groups(self, call: int, lone: bool = False) -> list[Layer]:
+        """The branches that `call` adds itself, as layers: by list item, or by the smallest period of their kinds; with
+        `lone` also single ones outside any list, if another like them is added."""
+        mine = [
+            b
+            for b in self.owned.get(call, [])
+            if b.parts and not self._spans(b.update, [x.update for x in self.owned[call]])
+        ]
+        items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
+        alone: list[list[Branch]] = []
+        for b in sorted(mine, key=lambda b: b.update.order):
+            part = self.calls[b.parts[0].reader]
+            home = item(part.name, self.calls[call].name)
+            if home is not None:
+                items[home, part.nth].append(b)
+            else:
+                alone.append([b])
+        if not items and not lone:
+            return []
+        if any(len(group) > 1 for group in items.values()):
+            groups = [strand for group in items.values() for strand in self._strands(group)]
+        else:
+            groups = self._periods([b for group in items.values() for b in group])
+        kinds = Counter(self._kinds(g) for g in groups)
+        groups += [g for g in alone if kinds[self._kinds(g)]] if lone else []
+        kinds = Counter(self._kinds(g) for g in groups)
+        lists = Counter(pattern(self._name(g)) for g in groups)
+        kept = [g for g in groups if len(g) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1]
+        return [
+            Layer(None, tuple(g), min(self.calls[p.call].start for b in g for p in b.parts), self._name(g))
+            for g in kept
+        ]
+
+    def _kinds(self, group: list[Branch]) -> tuple[str, ...]:
+        return tuple(self._content(p.reader) for b in group for p in b.parts)
+
+    def _strands(self, group: list[Branch]) -> list[list[Branch]]:
+        """The branches of one list item by stream: each continues the one whose sum is on its trunk."""
+        strands: list[list[Branch]] = []
+        for b in group:
+            home = next(
+                (s for s in strands if self.flow.trunk[b.update.stream] & self.flow.forks[s[-1].update.sum]), None
+            )
+            if home is None:
+                strands.append([b])
+            else:
+                home.append(b)
+        apart = all(len(s) > 1 for s in strands) and len({self._name(s) for s in strands}) == len(strands)
+        return strands if apart else [group]
+
+    def _periods(self, branches: list[Branch]) -> list[list[Branch]]:
+        kinds = [self._kinds([b]) for b in branches]
+        n = len(kinds)
+        for p in range(1, n // 2 + 1):
+            if n % p == 0 and all(kinds[i] == kinds[i % p] for i in range(n)):
+                return [branches[i : i + p] for i in range(0, n, p)]
+        return [[b] for b in branches]
+
+    def _name(self, group: list[Branch]) -> str:
+        names = list(dict.fromkeys(self.calls[p.reader].name for b in group for p in b.parts))
+        if len(names) == 1:
+            return names[0]
+        split = [n.split(".") for n in names]
+        common = []
+        for keys in zip(*split, strict=False):
+            if len(set(keys)) > 1:
+                break
+            common.append(keys[0])
+        name = ".".join(common) if common and re.search(r"\d$", common[-1]) else "+".join(names)
+        return name
+
+    def _sublayers(self, call: int, singles: list[Layer]) -> list[Layer]:
+        """Items that hold several residual modules of one generic class with different content are one layer each."""
+        homes: dict[str, list[Layer]] = defaultdict(list)
+        for layer in singles:
+            assert layer.call is not None
+            name = self.calls[layer.call].name
+            home = item(name, self.calls[call].name)
+            homes[name if home is None else home].append(layer)
+        out: list[Layer] = []
+        rows = {home: tuple(self.signature(self.calls[x.call or 0]) for x in group) for home, group in homes.items()}
+        times = Counter(rows.values())
+        for home, group in homes.items():
+            kinds = {self.calls[x.call or 0].kind for x in group}
+            if len(group) > 1 and len(kinds) == 1 and len(set(rows[home])) > 1 and times[rows[home]] > 1:
+                out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
+            else:
+                out += group
+        return out

@@ -1,0 +1,176 @@
+"""Whose additions they are, and which modules made what is added.
+
+The **owner** of an update is the innermost call that contains the fork and the sum, the branch between them included:
+BERT's `output(h, residual)` adds, but the layer around it owns the addition. The **parts** are found by walking back
+from the branch operand, through rearrangements, scalings and plain sums, to the module calls that gave it: closing
+their outputs removes the update and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fog_a.concepts import LeafPath
+from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
+from fog_a.finding.streams import Flow, Update, operands
+from fog_a.finding.trace import Call
+
+_ZERO_STAYS_ZERO = frozenset(
+    "relu relu6 gelu silu tanh mish leaky_relu elu celu selu softsign hardswish glu abs sqrt erf sign".split()
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module call that gave (a summand of) an update: where it is closed, and how a reader would call it."""
+
+    call: int
+    leaves: tuple[LeafPath, ...]
+    reader: int
+
+
+def own(flow: Flow) -> dict[int, list[Update]]:
+    """The updates of each call, by owner."""
+    owned: dict[int, list[Update]] = {}
+    for u in flow.updates:
+        u.owner = _owner(flow, u)
+        if u.owner >= 0 and (u.op.call == u.owner or _goes_on(flow, u)):
+            owned.setdefault(u.owner, []).append(u)
+    return owned
+
+
+def _goes_on(flow: Flow, u: Update) -> bool:
+    """Is the sum what the owner gives out, or the stream of a further update? Attention mixing in the first layer's
+    values adds deep inside a branch, and several times to one value that nobody continues: no stack."""
+    bit = flow.forks[u.sum]
+    out = flow.trace.calls[u.owner].outputs.values()
+    return any(flow.passed[v] & bit for v in out) or any(
+        flow.passed[w.stream] & bit for w in flow.updates if w is not u
+    )
+
+
+def _owner(flow: Flow, u: Update) -> int:
+    bit = flow.forks[u.sum]
+    for call in flow.trace.ancestors(u.op.call):
+        if _contains(flow, u, call):
+            return call
+        if not any(flow.passed[v] & bit for v in flow.trace.calls[call].outputs.values()):
+            return -1  # an adder deep inside a branch (a value residual): its sum is not handed on
+    return -1
+
+
+def _contains(flow: Flow, u: Update, call: int) -> bool:
+    """Does the whole branch, from the fork to the sum, run inside this call?"""
+    fork = flow.forks[u.fork]
+    trunk = flow.bypass if u.projection else flow.trunk
+    if u.projection and not _visible(flow, u.fork, call):
+        return False
+    met = met_inputs(flow, u.branch, call, u.fork)
+    home = [w for w in met if w == u.fork or trunk[w] & fork]
+    return bool(home) and not any(flow.bends[w] & fork for w in met if w not in home)
+
+
+def _visible(flow: Flow, v: int, call: int) -> bool:
+    """Is `v` at hand where the call's own code runs: made there, given to it, or given out by a call it made?"""
+    me, bit = flow.trace.calls[call], flow.forks[v]
+    op = flow.trace.values[v].op
+    outs = [w for c in me.children for w in flow.trace.calls[c].outputs.values()]
+    return (op is not None and op.call == call) or any(flow.trunk[w] & bit for w in [*me.inputs.values(), *outs])
+
+
+def met_inputs(flow: Flow, value: int, call: int, stop: int) -> set[int]:
+    """Walk back from `value` through the operations inside `call`: the values from outside that are met on the way."""
+    trace = flow.trace
+    given = set(trace.calls[call].inputs.values())
+    seen, todo, met = set[int](), [value], set[int]()
+    while todo:
+        v = todo.pop()
+        if v in seen:
+            continue
+        seen.add(v)
+        op = trace.values[v].op
+        if v == stop or v in given or op is None or not trace.inside(op.call, call):
+            met.add(v)
+        else:
+            todo.extend(op.reads)
+    return met
+
+
+def parts(flow: Flow, u: Update) -> list[Part] | None:
+    """The module calls whose outputs, set to zero, remove this update; None if none do."""
+    found: list[Part] = []
+    todo, fork = [u.branch], flow.forks[u.fork]
+    while todo:
+        v = todo.pop()
+        calls = [
+            c
+            for c in giving(flow, v)
+            if not flow.trace.inside(u.op.call, c.id) and flow.trace.inside(c.id, u.owner) and c.id != u.owner
+        ]
+        if calls:
+            found.append(_part(flow, u, v, calls))
+            continue
+        op = flow.trace.values[v].op
+        if op is None or not flow.trace.inside(op.call, u.owner):
+            return None
+        name = base(op.name)
+        pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
+        if name in MOVE or name == "alias" or (name in _ZERO_STAYS_ZERO and len(pieces) == 1):
+            todo += pieces
+        elif name in SCALE and pieces:
+            whole = [p for p in pieces if flow.full[p] == flow.full[v]] or pieces
+            todo.append(min(whole, key=lambda p: not giving(flow, p)))
+        elif name in SUM and len(pieces) == len(operands(op, flow)):
+            todo += pieces
+        else:
+            return None
+    return sorted(set(found), key=lambda p: p.call)
+
+
+def giving(flow: Flow, v: int) -> list[Call]:
+    """The calls that have `v` among their outputs, outermost and latest last."""
+    index = _index(flow)
+    return [flow.trace.calls[c] for c in index.get(v, ())]
+
+
+def _index(flow: Flow) -> dict[int, list[int]]:
+    if not flow.givers:
+        for call in flow.trace.calls[1:]:
+            if call.name or call.parent > 0:
+                for v in dict.fromkeys(call.outputs.values()):
+                    flow.givers.setdefault(v, []).append(call.id)
+    return flow.givers
+
+
+def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
+    frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
+    site = (frame or calls)[-1] if frame else calls[0]
+    leaves = tuple(p for p, w in site.outputs.items() if w == v)
+    return Part(site.id, leaves, _reader(flow, u, v, site).id)
+
+
+def _reader(flow: Flow, u: Update, v: int, site: Call) -> Call:
+    """The heaviest of the owner's calls in which the branch mixes: attention rather than the norms around it."""
+    trace, beside = flow.trace, set(flow.trace.calls[u.owner].children)
+    able: set[int] = set()
+    for w in _between(flow, u, v):
+        op = trace.values[w].op
+        if op is not None and mixing(base(op.name)):
+            able |= beside & set(trace.ancestors(op.call))
+    able -= set(trace.ancestors(u.op.call))
+    return max((trace.calls[c] for c in able), key=lambda c: (c.parameters, c.id), default=site)
+
+
+def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
+    """The values between the fork and the branch operand."""
+    seen, todo, fork = set[int](), [v], flow.forks[u.fork]
+    while todo:
+        w = todo.pop()
+        if w in seen or w == u.fork or not flow.any[w] & fork:
+            continue
+        seen.add(w)
+        yield w
+        op = flow.trace.values[w].op
+        if op is not None:
+            todo.extend(op.reads)

@@ -1,0 +1,278 @@
+"""Which additions in a trace are residual updates, and what each one's stream, branch, fork and owner are.
+
+A value's *trunk* is what it is made of by rearrangements (view, cat, slice, cast, …), by products with what does not
+depend on it, and by sums. `s + b` is an **update** of the stream s when b depends on s's trunk, and does so from the
+last value they share (the **fork**) by a path that holds something nonlinear and something that mixes elements:
+
+    h_l = h_{l-1} + f_l(h_{l-1}, t, c)        s = h_{l-1} or a rearrangement of it, b = f_l, fork = h_{l-1}
+
+Sums with a position, a time or a condition do not qualify (b does not depend on s), nor do low-rank linear bypasses
+(no nonlinearity), Snake or decomposed GELU (no mixing), or U-Net skips (both operands are on one trunk). Where the
+shortcut itself is a linear map, a norm or a pooling, `conv(x) + f(x)`, the update is a **projection**.
+
+Dependence is kept as sets of forks, as bits of Python integers: values that are read at least twice, in order of time,
+so that the highest common bit is the latest fork.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fog_a.finding.operations import LINEAR, MOVE, NORM, POINTWISE, POOL, SCALE, SUM, base, bending, mixing
+from fog_a.finding.trace import Op, Ref, Trace
+
+
+@dataclass(eq=False)
+class Update:
+    """One addition `sum = stream + branch` that updates a stream."""
+
+    op: Op
+    sum: int
+    stream: int
+    branch: int
+    fork: int
+    projection: bool
+    owner: int = 0
+    order: int = 0
+
+
+@dataclass
+class Flow:
+    """What every value of a trace depends on, and the updates found in it. Sets of forks are bits of integers."""
+
+    trace: Trace
+    updates: list[Update] = field(default_factory=list)
+    by_sum: dict[int, Update] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)  # bits of the model inputs a value depends on
+    origin: list[int] = field(default_factory=list)  # … that its trunk begins with
+    any: list[int] = field(default_factory=list)  # forks it depends on
+    bent: list[int] = field(default_factory=list)  # … by a nonlinear path
+    mixed: list[int] = field(default_factory=list)  # … by a mixing path
+    both: list[int] = field(default_factory=list)  # … by one that is both
+    trunk: list[int] = field(default_factory=list)  # forks on its trunk
+    level: list[int] = field(default_factory=list)  # … also through norms and pools
+    bypass: list[int] = field(default_factory=list)  # … also through one linear map
+    passed: list[int] = field(default_factory=list)  # … also through activations: what a sum becomes
+    forks: dict[int, int] = field(default_factory=dict)  # value → its bit
+    values: list[int] = field(default_factory=list)  # bit → value
+    full: list[int] = field(default_factory=list)  # elements before any expansion
+    named: dict[int, int] = field(default_factory=dict)  # model input → its bit
+    linear: bool = False  # whether a mixing path alone makes an update
+    givers: dict[int, list[int]] = field(default_factory=dict)  # value → the calls that give it out
+
+    @property
+    def bends(self) -> list[int]:
+        """The forks on which a value depends by a path that makes it an update."""
+        return self.mixed if self.linear else self.both
+
+    def latest(self, bits: int) -> int:
+        return self.values[bits.bit_length() - 1]
+
+
+def operands(op: Op, flow: Flow) -> list[int]:
+    """The floating values an operation moves or combines, in order of its arguments."""
+    values = flow.trace.values
+    args = op.args
+    if base(op.name) in ("copy", "lift_fresh") and len(args) > 1:
+        args = args[1:]  # what was there before is overwritten
+    if base(op.name) in ("where", "masked_scatter", "native_layer_norm"):
+        args = (*args, *op.kwargs.values())
+    found = [
+        r.value for a in (*args, *op.kwargs.values()) for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)
+    ]
+    return (
+        list(dict.fromkeys(v for v in found if values[v].floating))
+        if found
+        else [v for v in op.reads if values[v].floating]
+    )
+
+
+def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) -> Flow:
+    """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit."""
+    flow = Flow(trace, named=model_inputs, linear=linear)
+    n = len(trace.values)
+    for name in ("inputs", "origin", "any", "bent", "mixed", "both", "trunk", "level", "bypass", "passed"):
+        setattr(flow, name, [0] * n)
+    flow.full = [math.prod(v.shape) for v in trace.values]
+    opaque = {c.id for c in trace.calls if c.opaque}
+    for v, value in enumerate(trace.values):
+        if value.op is None:
+            flow.inputs[v] = flow.origin[v] = model_inputs.get(v, 0)
+            _mark(flow, v)
+    for order, op in enumerate(trace.ops):
+        if opaque and any(c in opaque for c in trace.ancestors(op.call)):
+            continue
+        _follow(flow, op, order)
+    return flow
+
+
+def _mark(flow: Flow, v: int, always: bool = False) -> None:
+    """Give a value that is read twice its bit: something may fork there."""
+    if not always and flow.trace.values[v].readers < 2:
+        return
+    bit = 1 << len(flow.values)
+    flow.forks[v] = bit
+    flow.values.append(v)
+    for sets in (flow.any, flow.trunk, flow.level, flow.bypass, flow.passed):
+        sets[v] |= bit
+
+
+def _union(sets: list[int], values: Iterable[int]) -> int:
+    out = 0
+    for v in values:
+        out |= sets[v]
+    return out
+
+
+def _follow(flow: Flow, op: Op, order: int) -> None:
+    name, reads = base(op.name), op.reads
+    bends, mixes = bending(name), mixing(name)
+    deps, bent, mixed, both = (_union(s, reads) for s in (flow.any, flow.bent, flow.mixed, flow.both))
+    if bends:
+        both |= mixed if not mixes else deps
+        bent |= deps
+    if mixes:
+        both |= bent if not bends else deps
+        mixed |= deps
+    if not bends:
+        twice = _shared(flow, op, name)  # a product of two values that share a fork is nonlinear in it
+        bent |= twice
+        both |= twice & (mixed | (deps if mixes else 0))
+    inputs = _union(flow.inputs, reads)
+    for v in op.makes:
+        flow.inputs[v] = flow.origin[v] = inputs
+        if flow.trace.values[v].continuous:  # what is looked up by a code does not depend on what was coded
+            flow.any[v], flow.bent[v], flow.mixed[v], flow.both[v] = deps, bent, mixed, both
+    update = _combine(flow, op, name, order)
+    for v in op.makes:
+        _mark(flow, v, always=update is not None)
+        if v in flow.named:
+            flow.inputs[v] = flow.origin[v] = flow.named[v]
+
+
+def _shared(flow: Flow, op: Op, name: str) -> int:
+    """Forks on which at least two factors of a product depend."""
+    if name not in SCALE and name not in LINEAR and name not in ("addcmul", "addcdiv", "lerp"):
+        return 0
+    seen = twice = 0
+    for v in op.reads:
+        twice |= seen & flow.any[v]
+        seen |= flow.any[v]
+    return twice
+
+
+def _combine(flow: Flow, op: Op, name: str, order: int) -> Update | None:
+    """Set the trunks of what `op` makes; an addition may turn out to be an update."""
+    values = flow.trace.values
+    if not op.makes or not values[op.makes[0]].floating:
+        return None
+    out = op.makes[0]
+    pieces = operands(op, flow)
+    if name == "alias" or name in MOVE:
+        if name == "expand" and pieces:
+            flow.full[out] = flow.full[pieces[0]]
+        for v in op.makes:
+            if name in ("repeat",) or name == "expand":
+                flow.full[v] = min(flow.full[v], flow.full[pieces[0]] if pieces else flow.full[v])
+            _carry(flow, v, pieces, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
+    elif name in SUM:
+        return _add(flow, op, name, order, out, pieces)
+    elif (stacked := _stacked(flow, op, name)) is not None:
+        return _add(flow, op, "add", order, out, stacked)
+    elif name in SCALE:
+        _scale(flow, name, out, pieces)
+    elif name in NORM:
+        _carry(flow, out, pieces[:1], (flow.level, flow.bypass, flow.passed))
+    elif name in POOL or (name in ("max", "amax", "mean") and len(op.args) > 1):
+        _carry(flow, out, pieces[:1], (flow.level, flow.bypass))
+    elif name in LINEAR:
+        moving = [v for v in pieces if flow.inputs[v]]
+        if len(moving) == 1:
+            flow.bypass[out] |= flow.level[moving[0]]
+    elif name in POINTWISE and len(pieces) == 1:
+        _carry(flow, out, pieces, (flow.passed,))
+    return None
+
+
+def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
+    """`torch.stack([h, f]).sum(0)` is an addition: the two that were stacked, if that is what is summed."""
+    if name != "sum" or not op.reads:
+        return None
+    made, dims = flow.trace.values[op.reads[0]], op.args[1] if len(op.args) > 1 else None
+    if made.op is None or base(made.op.name) != "stack" or not isinstance(dims, list) or len(dims) != 1:
+        return None
+    rank = len(made.shape)
+    at = made.op.args[1] if len(made.op.args) > 1 else made.op.kwargs.get("dim", 0)
+    return operands(made.op, flow) if dims[0] % rank == at % rank else None
+
+
+def _carry(flow: Flow, out: int, pieces: list[int], kinds: tuple[list[int], ...]) -> None:
+    for sets in kinds:
+        sets[out] = _union(sets, pieces)
+
+
+def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
+    """A product carries its full-size factor if the others do not depend on that one's trunk."""
+    size = flow.full[out]
+    whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == size]
+    small = [v for v in pieces if flow.full[v] != size]
+    for v in whole:
+        others = [w for w in pieces if w != v]
+        if len(whole) == 1 and small and any(flow.any[w] & flow.trunk[v] for w in others):
+            _carry(flow, out, [v], (flow.level, flow.bypass, flow.passed))  # x · rsqrt(mean x²): a norm
+        elif any(flow.any[w] & flow.trunk[v] for w in others):
+            continue
+        elif len(whole) == 1 or not any(flow.inputs[w] for w in others):
+            _carry(flow, out, [v], (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
+            return
+
+
+def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int]) -> Update | None:
+    size = flow.full[out]
+    whole = [v for v in pieces if flow.full[v] == size]
+    if name in ("addcmul", "addcdiv", "lerp") and pieces:
+        whole = pieces[:1] + [v for v in pieces[1:] if flow.full[v] == size][:1]
+    if name in ("index_add", "scatter_add"):  # chosen elements only: the update may be smaller than the stream
+        whole = pieces
+    if len(pieces) == 2 and len(whole) == 1 and flow.any[pieces[1 - pieces.index(whole[0])]] & flow.trunk[whole[0]]:
+        _carry(flow, out, whole, (flow.level, flow.bypass, flow.passed))  # x - mean x: part of a norm
+        return None
+    update = None
+    shape = flow.trace.values[out].shape
+    pair = whole if len(whole) == 2 else [v for v in pieces if flow.trace.values[v].shape == shape]
+    if len(pair) == 2 and not flow.trunk[pair[0]] & flow.trunk[pair[1]]:
+        a, b = pair
+        update = _update(flow, op, order, a, b, out) or (None if name == "sub" else _update(flow, op, order, b, a, out))
+        update = update or _projection(flow, op, order, a, b, out)
+        update = update or (None if name == "sub" else _projection(flow, op, order, b, a, out))
+    carried = whole if update is None else [] if update.projection else [update.stream]
+    _carry(flow, out, carried, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
+    if update is not None:
+        _carry(flow, out, whole, (flow.passed,))
+        if update.projection:
+            _carry(flow, out, [update.stream], (flow.origin,))
+        flow.updates.append(update)
+        flow.by_sum[out] = update
+    return update
+
+
+def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
+    common = flow.trunk[s] & flow.any[b]
+    if not common or flow.passed[b] & flow.trunk[s]:  # b is that stream itself, normed: two streams meet
+        return None
+    fork = flow.latest(common)
+    if not flow.bends[b] & flow.forks[fork]:
+        return None
+    return Update(op, out, s, b, fork, projection=False, order=order)
+
+
+def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
+    common = flow.bypass[s] & flow.any[b] & ~flow.bypass[b]
+    if not common or flow.trunk[s] & flow.any[b]:
+        return None
+    fork = flow.latest(common)
+    if not flow.both[b] & flow.forks[fork]:
+        return None
+    return Update(op, out, s, b, fork, projection=True, order=order)

@@ -1,0 +1,91 @@
+"""How adapters read a dict: what it must hold, what it tells of its samples, and a smaller dict of the same kind.
+
+Besides a model's own keys a batch may hold what no network takes and every adapter reads: `ids` and `domains` (one name
+per sample), `audio` (B, N), its `rate` in Hz and `audio_lengths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from fog_a.concepts import Samples
+from fog_a.errors import BadBatch
+from fog_a.flows.draws import content_ids
+
+ABOUT = ("ids", "domains", "audio", "rate", "audio_lengths")
+"""Keys of a batch that tell of its samples and are not given to the network."""
+
+
+def need(batch: Any, keys: Sequence[str], reader: str, hint: str) -> None:
+    """BadBatch if the batch is no mapping with these keys."""
+    if not isinstance(batch, Mapping):
+        raise BadBatch(f"{reader} reads a dict with {', '.join(keys)}, got {type(batch).__name__}. {hint}")
+    missing = [key for key in keys if key not in batch]
+    if missing:
+        got = ", ".join(map(str, batch)) or "nothing"
+        raise BadBatch(f"{reader}: the batch lacks {', '.join(missing)} (it has {got}). {hint}")
+
+
+def moved(batch: Mapping[str, Any], module: nn.Module, data: str) -> dict[str, Any]:
+    """The batch's tensors on the module's device, as every trainer does; a data tensor of another dtype is refused."""
+    weight = (
+        next((p for p in module.parameters() if p.is_floating_point()), None) if isinstance(module, nn.Module) else None
+    )
+    if weight is None:
+        return dict(batch)
+    x1 = batch[data]
+    autocast = torch.is_autocast_enabled(weight.device.type)
+    if isinstance(x1, Tensor) and x1.dtype != weight.dtype and not autocast:
+        raise BadBatch(
+            f"the batch's {data!r} is {x1.dtype}, the model's weights are {weight.dtype}. "
+            f"Type batch[{data!r}] = batch[{data!r}].to({weight.dtype}), or run under torch.autocast"
+        )
+    return {k: v.to(weight.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def described(
+    batch: Mapping[str, Any],
+    x1: Tensor,
+    *,
+    lengths: Sequence[int] | None = None,
+    axis: int = 1,
+    mask: Bool[Tensor, "B ..."] | None = None,
+    named: str | Callable[[Any], Sequence[str]] | None = None,
+) -> Samples:
+    """The Samples of a dict whose data is x1 (B, …): what its keys `ids`, `domains`, `audio`, … tell, and `rows`."""
+    if len(x1) == 0:
+        raise BadBatch("expected at least one sample, got an empty batch")
+    ids = batch.get("ids")
+    given = named(batch) if callable(named) else batch.get("domains", named or "all")
+    domains = [given] * len(x1) if isinstance(given, str) else given
+    for what, names in (("ids", ids), ("domains", domains)):
+        if names is not None and len(names) != len(x1):
+            raise BadBatch(f"one of {what} per sample: expected {len(x1)}, got {len(names)}")
+    return Samples(
+        ids=content_ids(x1, lengths, axis) if ids is None else tuple(map(str, ids)),
+        domains=tuple(map(str, domains)),
+        rows=lambda index: rows(batch, index, len(x1)),
+        audio=batch.get("audio"),
+        rate=batch.get("rate"),
+        lengths=batch.get("audio_lengths"),
+        mask=mask,
+    )
+
+
+def rows(batch: Mapping[str, Any], index: Sequence[int], count: int) -> dict[str, Any]:
+    """The samples at `index`, of everything in the batch that has one entry per sample; the rest is kept."""
+    where = [int(i) for i in index]
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) == count:
+            return value[torch.tensor(where, device=value.device, dtype=torch.long)]
+        if isinstance(value, (list, tuple)) and len(value) == count:
+            return type(value)([value[i] for i in where])
+        return value
+
+    return {key: pick(value) for key, value in batch.items()}

@@ -1,0 +1,1 @@
+"""What layers know: BiT-C, LASP, linear probes, similarity, gradient norms."""

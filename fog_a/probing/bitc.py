@@ -1,0 +1,208 @@
+"""BiT-C: bidirectional teacher consistency of the conditioning interface.
+
+    BiT-C_m^{(l)} = cos( P_m(z^{(l)}), T_m(x) ),     z = LayerNorm(temporal mean)                          Eq. 3, 4
+    L_BiT = Σ_m λ_m E_{x∈D_m}[ 1 − BiT-C_m^{(0)} ]                                                         Eq. 5
+
+m are the domains, T_m their frozen teachers, P_m one linear head each, without bias, orthogonal at the start;
+superscript 0 is the conditioning (token) embedding. The gradient reaches that embedding (in the AG-REPA release it does
+not: there only the heads learn). λ in the release: .5 speech, 1 sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fog_a.concepts import Samples, Teacher
+from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.flows.adapters import wrap
+from fog_a.flows.frames import token_mask
+from fog_a.hooks import preserved
+from fog_a.probing.depth import Reading, read_depth
+from fog_a.probing.similarity import cosine
+from fog_a.ranks import Group, shared, total, world
+from fog_a.scoring.scores import Scores
+from fog_a.teachers.descriptors import Norm, descriptor
+from fog_a.teachers.routing import Features, Routed, Teachers, route
+
+ALL = "all"
+"""The key of the one head where one teacher serves every domain."""
+
+
+class BiTC(nn.Module):
+    """Anchors the conditioning interface to the teachers: `loss = flow.loss(batch) + bitc(batch)`.
+
+    Args:
+        flow: a wrapped model whose adapter has an `interface`.
+        teachers: domain → Teacher, or one teacher for every domain. An int in a teacher's place is the width of
+            features that are given at each call; None leaves a domain out.
+        weight: λ_m, one for all or one per domain.
+        batch: one batch, on which the interface's width is measured now; or `width`, if it is known.
+        reduction: `"domain"`: the mean over each domain's samples (on all ranks), domains summed. `"release"`: summed
+            over the samples and divided by the batch, so that a domain weighs by its share.
+        norm: `"layer"` (Eq. 3) or `"l2"`.
+        group: the process group that shares the joint batch; None: all ranks.
+
+    Its parameters and its state dict are the heads; neither the model nor the teachers are submodules. A head without
+    samples in a batch gets a zero gradient, not none: DDP goes on.
+
+    Raises:
+        Unsupported: the adapter gives no interface, or its width is not known.
+        BadBatch, BadFeatures: domains or features that do not fit.
+
+    Example:
+        >>> bitc = fog_a.BiTC(flow, {"speech": whisper, "sound": beats}, batch=batch)  # doctest: +SKIP
+        >>> optimizer = AdamW([*model.parameters(), *bitc.parameters()])               # doctest: +SKIP
+        >>> scores = fog_a.lasp(flow, batches, head=bitc)  # the layers, same heads    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        flow: Any,
+        teachers: Mapping[str, Teacher | int | None] | Teacher | int,
+        *,
+        weight: float | Mapping[str, float] = 1.0,
+        batch: Any = None,
+        width: int | None = None,
+        reduction: Literal["domain", "release"] = "domain",
+        norm: Norm = "layer",
+        group: Group = None,
+    ) -> None:
+        super().__init__()
+        if reduction not in ("domain", "release"):
+            raise Unsupported(f"reduction must be 'domain' or 'release', got {reduction!r}")
+        table: dict[str, Teacher | int | None] = dict(teachers) if isinstance(teachers, Mapping) else {ALL: teachers}
+        self.teachers = table
+        self.flow, self.reduction, self.group = wrap(flow), reduction, group
+        self.norm: Norm = norm
+        scale = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(table, float(weight))
+        if scale.keys() != table.keys():
+            raise Unsupported(f"weight= names {', '.join(scale)}; the teachers are of {', '.join(table)}")
+        self._scale = {_key(d): float(w) for d, w in scale.items()}
+        width = self._width(batch) if width is None else width
+        dims = {d: t if isinstance(t, int) else t.dim for d, t in table.items() if t is not None}
+        self.heads = nn.ModuleDict({_key(d): nn.Linear(width, dim, bias=False) for d, dim in dims.items()})
+        for head in self.heads.values():
+            nn.init.orthogonal_(cast(nn.Linear, head).weight)
+
+    @property
+    def width(self) -> int:
+        """D of the interface."""
+        return cast(nn.Linear, next(iter(self.heads.values()))).in_features
+
+    def head(self, domain: str) -> nn.Linear:
+        """P_m. Raises Unsupported for a domain without one."""
+        for name in (domain, ALL):
+            if _key(name) in self.heads:
+                return cast(nn.Linear, self.heads[_key(name)])
+        raise Unsupported(f"BiTC has no head for domain {domain!r}; it has {', '.join(self.heads)}")
+
+    def forward(
+        self, batch: Any, *, features: Features | None = None, kept: Bool[Tensor, "B"] | None = None
+    ) -> Float[Tensor, ""]:
+        """L_BiT of Eq. 5 on this batch.
+
+        Args:
+            batch: what the flow's `loss` takes.
+            features: the teachers' features, instead of asking them.
+            kept: False for samples whose condition was dropped: they do not count.
+        """
+        samples = self.flow.samples(batch)
+        c = self._interface(batch)
+        z = descriptor(c, token_mask(samples.mask, c), self.norm)
+        if z.shape[-1] != self.width:
+            raise ShapeMismatch(f"the interface is {z.shape[-1]} wide, BiTC's heads were built for {self.width}")
+        loss, weights = self._synced()
+        distance = dict.fromkeys(weights, z.new_zeros(()))
+        counts = dict.fromkeys(weights, 0)
+        for domain, routed in self._routed(samples, features).items():
+            key = _key(domain) if _key(domain) in weights else ALL
+            place = [i for i, row in enumerate(routed.rows) if kept is None or bool(kept[row])]
+            rows = [routed.rows[i] for i in place]
+            with torch.autocast(z.device.type, enabled=False):
+                bitc = cosine(z[rows] @ weights[key].float().T, routed.features[place].to(z.device))
+            distance[key] = distance[key] + (1 - bitc).sum()
+            counts[key] += len(rows)
+        sizes = total(torch.tensor([*counts.values(), len(samples)], device=z.device, dtype=torch.float), self.group)
+        for key, count in zip(weights, sizes, strict=False):
+            over = sizes[-1] if self.reduction == "release" else count.clamp(min=1)
+            loss = loss + self._scale[key] * world(self.group) * distance[key] / over
+        return loss
+
+    @torch.no_grad()
+    def curve(self, batch: Any, *, times: Any = None, seed: int = 0, features: Any = None) -> Scores:
+        """BiT-C over depth (Eq. 4): the cosine at every layer of the interface's width, samples × times × layers.
+
+        `info["interface"]` has each domain's mean at l = 0. The same as `lasp(flow, batch, head=bitc)`, bare.
+        """
+        depth = read_depth(
+            Reading(self.flow, norm=self.norm),
+            batch,
+            None if features is not None else self.asked(),
+            features=features,
+            times=times,
+            seed=seed,
+        )
+        self.check(depth.z.shape[-1])
+        values = torch.full(depth.z.shape[:3], torch.nan)
+        interface = {}
+        for domain, (rows, target) in depth.targets.items():
+            w = self.head(domain).weight.detach().float().cpu()
+            values[rows] = cosine(depth.z[rows] @ w.T, target[:, None, None])
+            if depth.interface is not None:
+                interface[domain] = float(cosine(depth.interface[rows] @ w.T, target).mean())
+        info = {"seed": seed, "head": "bitc", "interface": interface, "signature": depth.signature}
+        return Scores(values.numpy(), depth.layers, depth.times, depth.domains, depth.ids, "storage", info)
+
+    def check(self, width: int) -> None:
+        """Raises ShapeMismatch where the layers' width is not the interface's, for which the heads are made."""
+        if width != self.width:
+            raise ShapeMismatch(
+                f"the layers are {width} wide, BiTC's heads were made for an interface of {self.width}: leave "
+                "head=None, and one ridge head is fitted for all layers"
+            )
+
+    def asked(self) -> Teachers:
+        """The teachers as they were given. Raises Unsupported where of some only the width is known."""
+        numbers = [d for d, t in self.teachers.items() if isinstance(t, int)]
+        if numbers:
+            raise Unsupported(f"BiTC knows only the width of {', '.join(numbers)}, no teacher: pass features={{...}}")
+        return cast(Teachers, self.teachers.get(ALL, self.teachers))
+
+    def _synced(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """A zero that touches every head, and the heads' matrices, their gradients averaged over the ranks."""
+        matrices = [cast(nn.Linear, head).weight for head in self.heads.values()]
+        if world(self.group) == 1:
+            return torch.stack([0.0 * w.float().sum() for w in matrices]).sum(), dict(
+                zip(self.heads, matrices, strict=True)
+            )
+        zero, same = shared(list(matrices), self.group)
+        return zero, dict(zip(self.heads, same, strict=True))
+
+    def _routed(self, samples: Samples, features: Features | None) -> dict[str, Routed]:
+        return route(None if features is not None else self.asked(), samples, features=features)
+
+    def _interface(self, batch: Any) -> Float[Tensor, "B T D"]:
+        c = self.flow.interface(batch)
+        if c is None:
+            raise Unsupported(
+                f"{type(self.flow.adapter).__name__} has no conditioning interface, and BiT-C is a loss on it. Give "
+                "one: fog_a.wrap(net, ..., interface=lambda net, batch: ...), or train without BiT-C"
+            )
+        return c
+
+    def _width(self, batch: Any) -> int:
+        if batch is None:
+            raise Unsupported(
+                "BiTC's heads need the interface's width now: BiTC(flow, teachers, batch=one_batch), or width="
+            )
+        with preserved(self.flow.module, *(m for m in [self.flow.model] if isinstance(m, nn.Module))):
+            return self._interface(batch).shape[-1]
+
+
+def _key(domain: str) -> str:
+    return domain.replace(".", "_")  # a ModuleDict takes no dots

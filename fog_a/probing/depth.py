@@ -1,0 +1,229 @@
+"""What every layer of a net holds of every sample, beside what the teachers say of it.
+
+    z_i^{(l)}(t_j) = LayerNorm( mean over valid τ of h_{l,τ} )     at x_t(t_j)                                   Eq. 3
+
+for samples i, times t_j and layers l, and z_i^{(0)} at the conditioning interface. Read in one forward per batch and
+time, in eval mode and without gradient; the model is left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fog_a.batches import Forward, call, each, signature
+from fog_a.concepts import Blocks, ResidualBlock, Samples
+from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
+from fog_a.finding.blocks import find_blocks
+from fog_a.flows.adapters import Flow
+from fog_a.flows.clean import clean_input
+from fog_a.flows.frames import as_tokens, token_mask
+from fog_a.hooks import preserved, tap
+from fog_a.teachers.descriptors import Norm, descriptor
+from fog_a.teachers.routing import Features, Teachers, route
+
+STEPS = 8
+"""Times of the grid where none are asked for."""
+
+Given = Features | Sequence[Features] | Callable[[Any], Features] | None
+"""Features in the teachers' place: of the one batch, one entry for each batch, or features(batch)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model is run and its samples are told: what a probe needs besides the model.
+
+    Attributes:
+        model: a wrapped flow, or a bare module (no time axis).
+        forward: `forward(model, batch)` for a bare module that is not simply called.
+        domains, mask: of a bare module's samples, one name each, and True (B, T) where tokens are real.
+        clean: the network is given x_1 in x_t's place, with the time as it is (the release).
+        train: dropout stays on (the release).
+    """
+
+    model: nn.Module | Flow
+    forward: Forward | None = None
+    domains: Sequence[str] | None = None
+    mask: Bool[Tensor, "B T"] | None = None
+    norm: Norm = "layer"
+    clean: bool = False
+    train: bool = False
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, Flow) else self.model
+
+    def blocks(self, batch: Any, blocks: Blocks | Sequence[str] | None) -> Blocks:
+        """Those given, by name or as they are; or the main ones."""
+        if isinstance(blocks, Blocks):
+            return blocks
+        found = find_blocks(self.model, batch, forward=self.forward)
+        return found.main if blocks is None else found.named(list(blocks))
+
+    def times(self, times: int | Sequence[float] | None) -> tuple[float, ...] | None:
+        """The midpoints (j+½)/n of n times, or exactly those of a list; None for a bare module."""
+        if not isinstance(self.model, Flow):
+            if times is not None:
+                raise BadBatch(
+                    "a bare module has no time axis: wrap it, fog_a.wrap(net, x=..., t=...), or leave times out"
+                )
+            return None
+        times = STEPS if times is None else times
+        return tuple((j + 0.5) / times for j in range(times)) if isinstance(times, int) else tuple(map(float, times))
+
+    def samples(self, batch: Any, count: int, start: int) -> Samples:
+        if isinstance(self.model, Flow):
+            return self.model.samples(batch)
+        domains = tuple(self.domains or ("all",) * count)
+        if len(domains) != count:
+            raise ShapeMismatch(f"domains= names {len(domains)} samples, the batch has {count}")
+
+        def rows(_: Sequence[int]) -> Any:
+            raise BadBatch("a bare module's batch cannot be divided: wrap the model, or give it in smaller batches")
+
+        return Samples(tuple(str(start + i) for i in range(count)), domains, rows, mask=self.mask)
+
+    def tokens(self, h: Tensor, block: ResidualBlock, samples: Samples | None) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.model, Flow):
+            return self.model.tokens(h, block, samples) if samples is not None else (h, None)
+        h = as_tokens(h)
+        return h, token_mask(self.mask, h)
+
+    def run(self, batch: Any, t: float | None, seed: int) -> None:
+        if not isinstance(self.model, Flow):
+            call(self.model, batch, self.forward)
+        elif self.clean:
+            with clean_input(self.model, batch, seed):
+                self.model.velocity(batch, 0.0 if t is None else t, seed)
+        else:
+            self.model.velocity(batch, 0.0 if t is None else t, seed)
+
+    def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
+        """z^{(0)}, or None where there is no interface."""
+        c = self.model.interface(batch) if isinstance(self.model, Flow) else None
+        return None if c is None else descriptor(c, token_mask(samples.mask, c), self.norm)
+
+
+@dataclass
+class Depth:
+    """The descriptors of S samples, J times and L layers, on the CPU in float32.
+
+    Attributes:
+        z: z_i^{(l)}(t_j).
+        interface: z_i^{(0)}, or None.
+        targets: domain → (which of the S samples, their teacher's features).
+        one: whether one teacher speaks of all domains.
+    """
+
+    layers: tuple[str, ...]
+    times: tuple[float, ...] | None
+    signature: dict[str, Any]
+    z: Float[Tensor, "S J L D"] = field(default_factory=lambda: torch.empty(0))
+    interface: Float[Tensor, "S E"] | None = None
+    ids: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    targets: dict[str, tuple[list[int], Float[Tensor, "n E"]]] = field(default_factory=dict)
+    one: bool = True
+
+
+def read_depth(
+    reading: Reading,
+    batch: Any,
+    teachers: Teachers | None,
+    *,
+    features: Given = None,
+    blocks: Blocks | Sequence[str] | None = None,
+    times: int | Sequence[float] | None = None,
+    seed: int = 0,
+) -> Depth:
+    """Runs the model on every batch at every time and collects descriptors and features.
+
+    Raises:
+        ShapeMismatch: blocks of different widths. BadBatch: no batch, or a domain without a teacher.
+        NoActivations: a block that did not run. BadFeatures: features that do not fit.
+    """
+    grid = reading.times(times)
+    depth: Depth | None = None
+    found, zs, anchors = blocks, [], []
+    targets: dict[str, tuple[list[int], list[Tensor]]] = {}
+    for number, item in enumerate(each(batch)):
+        found = reading.blocks(item, found)
+        if depth is None:
+            depth = Depth(found.names, grid, signature(reading.module, found))
+        samples, z, anchor = _batch(reading, item, found, grid or (None,), seed, len(depth.ids))
+        own = _given(features, item, number)
+        depth.one = not isinstance(own if own is not None else teachers, Mapping)
+        for domain, routed in route(teachers, samples, features=own).items():
+            rows, parts = targets.setdefault(domain, ([], []))
+            rows += [len(depth.ids) + i for i in routed.rows]
+            parts.append(routed.features.cpu())
+        zs.append(z)
+        anchors.append(anchor)
+        depth.ids += samples.ids
+        depth.domains += samples.domains
+    assert depth is not None  # each() raises where there is no batch
+    depth.z = torch.cat(zs)
+    depth.interface = None if any(a is None for a in anchors) else torch.cat(anchors)
+    depth.targets = {domain: (rows, torch.cat(parts)) for domain, (rows, parts) in targets.items()}
+    return depth
+
+
+def _batch(
+    reading: Reading, batch: Any, blocks: Blocks, times: Sequence[float | None], seed: int, start: int
+) -> tuple[Samples, Float[Tensor, "B J L D"], Float[Tensor, "B E"] | None]:
+    """One batch at every time."""
+    whole = [m for m in (reading.model, getattr(reading.model, "model", None)) if isinstance(m, nn.Module)]
+    samples = reading.samples(batch, 0, 0) if isinstance(reading.model, Flow) else None
+    columns = []
+    with preserved(reading.module, *whole, seed=seed), tap(blocks) as h:
+        for part in (p for m in [reading.module, *whole] for p in m.modules()) if reading.train else ():
+            part.training = True
+        for t in times:
+            h.clear()
+            reading.run(batch, t, seed)
+            silent = [b.name for b in blocks if b.name not in h]
+            if silent:
+                raise NoActivations(
+                    f"blocks {', '.join(silent[:4])} did not run in this forward: find them on this batch"
+                )
+            layers = [descriptor(*reading.tokens(h[b.name], b, samples), reading.norm) for b in blocks]
+            columns.append(_one_width(layers, blocks))
+        z = torch.stack(columns, 1).cpu()
+        samples = samples or reading.samples(batch, len(z), start)
+        anchor = reading.interface(batch, samples)
+    if len(z) != len(samples):
+        raise ShapeMismatch(
+            f"the blocks gave {len(z)} rows for {len(samples)} samples: the adapter's tokens() must fold them"
+        )
+    return samples, z, None if anchor is None else anchor.cpu()
+
+
+def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:
+    widths = {z.shape[-1] for z in layers}
+    if len(widths) > 1:
+        of = {d: [b.name for b, z in zip(blocks, layers, strict=True) if z.shape[-1] == d] for d in sorted(widths)}
+        text = "; ".join(f"{d}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for d, names in of.items())
+        raise ShapeMismatch(
+            f"one head reads one width, but the blocks have {len(widths)}: {text}. Ask for one width at a time: "
+            f"lasp(..., blocks={next(iter(of.values()))[:3]!r})"
+        )
+    return torch.stack(layers, 1)
+
+
+def _given(features: Given, batch: Any, number: int) -> Features | None:
+    if features is None or isinstance(features, (Tensor, Mapping)):
+        if features is not None and number:
+            raise BadBatch(
+                "features= are of one batch, but there are several: give a list, one for each, or a function of it"
+            )
+        return features
+    if callable(features):
+        return features(batch)
+    if number >= len(features):
+        raise BadBatch(f"features= are there for {len(features)} batches, but there are more")
+    return features[number]

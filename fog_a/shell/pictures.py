@@ -1,0 +1,42 @@
+"""Which picture saved scores make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fog_a.errors import BadArgument
+from fog_a.scoring.scores import Scores
+from fog_a.shell.options import Picture
+from fog_a.showing.canvas import Labels
+from fog_a.showing.plot import plot_scatter, plot_scd, plot_scores
+from fog_a.showing.plot_lines import plot_curves, plot_stability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawn(kind: Picture, scores: list[Scores], files: list[Path], k: int, labels: Labels) -> Figure:
+    """The picture of this kind. Raises BadArgument where the files do not make one."""
+    if kind in (Picture.scd, Picture.scatter):
+        pair = {s.kind: s for s in scores}
+        if len(scores) != 2 or "storage" not in pair or len(pair) != 2:
+            raise BadArgument(f"--kind {kind} needs two files, one of storage (lasp) and one of contribution")
+        storage, other = pair.pop("storage"), next(s for s in scores if s.kind != "storage")
+        return plot_scd(storage, other, labels=labels) if kind is Picture.scd else plot_scatter(storage, other, k=k)
+    if kind is Picture.stability:
+        history = {_step(s, f, n): s for n, (s, f) in enumerate(zip(scores, files, strict=True))}
+        return plot_stability(history, k=k)
+    if len(scores) != 1:
+        raise BadArgument(f"--kind {kind} draws one file, got {len(scores)}; several: --kind scd, scatter or stability")
+    if kind is Picture.scores:
+        return plot_scores(scores[0], k=k, labels=labels)
+    return plot_curves(scores[0], along=kind.value, k=k)
+
+
+def _step(scores: Scores, path: Path, place: int) -> int:
+    """The training step of a checkpoint: from its info, the last number in its file name, or its place."""
+    if isinstance(scores.info.get("step"), int):
+        return int(scores.info["step"])
+    digits = "".join(c if c.isdigit() else " " for c in path.stem).split()
+    return int(digits[-1]) if digits else place

@@ -1,0 +1,93 @@
+"""BEATs as a teacher: what sounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fog_a.concepts import Samples
+from fog_a.errors import MissingDependency, NoWeights
+from fog_a.teachers.waveforms import by_length, one_of, waveforms
+from fog_a.teachers.weights import fingerprint, frozen
+
+
+class BEATsTeacher:
+    """BEATs (as speechbrain carries it): what sounds.
+
+    Args:
+        checkpoint: path of a BEATs checkpoint (`BEATs_iter3_plus_AS2M.pt`, from
+            github.com/microsoft/unilm/tree/master/beats), read with `weights_only=True`;
+            or a speechbrain `BEATs` object.
+        pool: `"real"`: the mean over the patches of real audio; `"release"`: over those of the padded batch.
+        domain: the domain it is meant for, or None.
+
+    Raises:
+        MissingDependency: speechbrain or torchaudio is absent.
+        NoWeights: no such checkpoint, or it is none.
+
+    Source: SPEC §8 (10 s: 998 fbank frames, 62 × 8 = 496 patches of 768); BEATs: arXiv 2212.09058.
+    """
+
+    rate = 16_000
+    shortest = 400 + 15 * 160  # one patch is 16 fbank frames of 25 ms every 10 ms
+
+    def __init__(
+        self, checkpoint: Any, *, pool: Literal["real", "release"] = "real", domain: str | None = None
+    ) -> None:
+        one_of("pool", pool, ("real", "release"))
+        if isinstance(checkpoint, (str, Path)):
+            self.net: nn.Module = _beats(Path(checkpoint))
+            self.name = f"beats:{Path(checkpoint).name}"
+        else:
+            self.net, self.name = checkpoint, f"beats:{type(checkpoint).__name__}"
+        config: Any = self.net.cfg
+        if config.finetuned_model:
+            self.name += ":finetuned"
+        self.dim: int = config.encoder_embed_dim
+        self.domain, self.pool = domain, pool
+        self.fingerprint = fingerprint(self.net)
+
+    def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
+        """The frames of each sample before pooling, one per 160 ms: the mean of its 8 patches in frequency."""
+        waves = waveforms(samples, self.rate, self.name)
+        if self.pool == "release":
+            waves = list(nn.utils.rnn.pad_sequence(waves, batch_first=True))
+        waves = [nn.functional.pad(w, (0, max(0, self.shortest - len(w)))) for w in waves]
+        found: dict[int, Tensor] = {}
+        with frozen(self.net, waves[0].device) as net:
+            beats: Any = net
+            for rows, audio in by_length(waves):
+                whole = torch.ones(len(rows), device=audio.device)  # speechbrain fails without lengths
+                patches = beats.extract_features(audio, whole)[0].float()  # (b, T · 8, D), time-major
+                found |= dict(zip(rows, patches.unflatten(1, (-1, 8)).mean(2), strict=True))
+        return [found[i] for i in range(len(waves))]
+
+    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
+        """The mean of the patch tokens, float32, no grad."""
+        return torch.stack([h.mean(0) for h in self.frames(samples)])
+
+
+def _beats(path: Path) -> nn.Module:
+    try:
+        import torchaudio  # noqa: F401  (speechbrain takes the fbank from it)
+        from speechbrain.lobes.models.beats import BEATs  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise MissingDependency(
+            f"BEATsTeacher needs speechbrain and torchaudio ({e}): pip install 'fog-a[beats]'; or light, "
+            "beside your torch: pip install --no-deps speechbrain hyperpyyaml && "
+            "pip install torchaudio 'ruamel.yaml<0.19' joblib requests"
+        ) from e
+    fetch = (
+        "download BEATs_iter3_plus_AS2M.pt (links at github.com/microsoft/unilm/tree/master/beats) and give its path"
+    )
+    if not path.is_file():
+        raise NoWeights(f"no BEATs checkpoint at {path}: {fetch}")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]  # speechbrain would run a pickle
+        return BEATs(ckp_path=str(path), freeze=True)
+    except Exception as e:
+        raise NoWeights(f"{path} is no BEATs checkpoint ({type(e).__name__}: {e}): {fetch}") from e

@@ -1,0 +1,124 @@
+"""Any transformers audio encoder as a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fog_a.concepts import Samples
+from fog_a.errors import Unsupported
+from fog_a.teachers.waveforms import by_length, waveforms
+from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
+
+
+class HFAudioTeacher:
+    """Any transformers audio encoder with a `last_hidden_state`: HuBERT, WavLM, wav2vec 2.0, AST, …
+
+    Args:
+        model: a hub name, a folder, or a model object (frozen and put in eval mode).
+        extractor: its feature extractor (name, folder or object); by default the one beside the weights. A model object
+            needs it: the wrong normalization gives wrong features in silence.
+        layer: which hidden state to read; None: the last.
+        pool: `"mean"`: over the real frames (masks for padded audio; AST: the patches of real audio without its two
+            special tokens); or a function (hidden (b, T, D), real audio samples (b,)) → (b, D) for encoders whose
+            tokens mean something else.
+        domain: the domain it is meant for, or None.
+
+    Raises:
+        MissingDependency: transformers is absent.
+        NoWeights: the hub is out of reach, or the folder lacks files.
+        Unsupported: a model object without an extractor, or no frames to pool.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        extractor: Any = None,
+        layer: int | None = None,
+        pool: Literal["mean"] | Callable[[Tensor, Tensor], Tensor] = "mean",
+        domain: str | None = None,
+    ) -> None:
+        transformers = transformers_for("HFAudioTeacher")
+        source = model if isinstance(model, (str, Path)) else None
+        extractor = source if extractor is None else extractor
+        if extractor is None:
+            raise Unsupported(
+                "HFAudioTeacher of a model object needs its feature extractor: "
+                "HFAudioTeacher(model, extractor=AutoFeatureExtractor.from_pretrained(...))"
+            )
+        if isinstance(extractor, (str, Path)):
+            extractor = loaded(transformers.AutoFeatureExtractor.from_pretrained, extractor, "HFAudioTeacher")
+        load = transformers.AutoModel.from_pretrained
+        self.net: Any = model if source is None else loaded(load, source, "HFAudioTeacher")
+        if self.net.config.model_type == "whisper" and not callable(pool):
+            raise Unsupported("Whisper pads every clip to 30 s, which a mean would count: type WhisperTeacher(model)")
+        self.extract, self.layer, self.domain = extractor, layer, domain
+        self.reduce = pool if callable(pool) else None
+        self.pool = getattr(pool, "__qualname__", "function") if callable(pool) else pool
+        self.pool += "" if layer is None else f"-layer{layer}"
+        self.rate: int = extractor.sampling_rate
+        self.name = f"hf:{short(source) if source else type(model).__name__}"
+        self.dim: int = self.net.config.hidden_size
+        self.fingerprint = fingerprint(self.net)
+
+    def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
+        """The real frames of each sample before pooling. Raises Unsupported where tokens are no frames."""
+        found: dict[int, Tensor] = {}
+        for rows, h, lengths, mask in self._hidden(samples):
+            if h.ndim != 3:
+                raise Unsupported(
+                    f"{self.name} gives {tuple(h.shape)}, not (b, T, D): pass pool=lambda hidden, n: ... -> (b, D)"
+                )
+            h, real = self._real(h, lengths, mask)
+            found |= {i: x[keep] for i, x, keep in zip(rows, h, real, strict=True)}
+        return [found[i] for i in range(len(samples))]
+
+    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
+        """The pooled hidden state, float32, no grad."""
+        if self.reduce is None:
+            return torch.stack([h.mean(0) for h in self.frames(samples)])
+        found: dict[int, Tensor] = {}
+        for rows, h, lengths, _ in self._hidden(samples):
+            found |= dict(zip(rows, self.reduce(h, lengths).float(), strict=True))
+        return torch.stack([found[i] for i in range(len(samples))])
+
+    def _hidden(self, samples: Samples) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor | None]]:
+        """Groups of samples: their rows, hidden states, real audio samples, and the extractor's mask."""
+        waves = waveforms(samples, self.rate, self.name)
+        device = waves[0].device
+        # An encoder that normalizes over time (HuBERT base) feels padding even under a mask: equal lengths only.
+        masked = bool(getattr(self.extract, "return_attention_mask", False))
+        options: dict[str, Any] = {"padding": True, "return_attention_mask": True} if masked else {}
+        for rows in [list(range(len(waves)))] if masked else [rows for rows, _ in by_length(waves)]:
+            with frozen(self.net, device) as net:
+                arrays = [waves[i].cpu().numpy() for i in rows]
+                inputs = self.extract(arrays, sampling_rate=self.rate, return_tensors="pt", **options)
+                dtype = self.net.dtype
+                inputs = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+                out = net(**inputs, output_hidden_states=self.layer is not None)
+            h = out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
+            yield (
+                rows,
+                h.float(),
+                torch.tensor([len(waves[i]) for i in rows], device=device),
+                inputs.get("attention_mask"),
+            )
+
+    def _real(self, h: Tensor, lengths: Tensor, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "b T"]]:
+        """The tokens as frames (b, T, D), and which of them come from real audio."""
+        config = self.net.config
+        if config.model_type == "audio-spectrogram-transformer":
+            frames = ((lengths - 400) // 160 + 1).clamp(min=config.patch_size)  # of its fbank, 25 ms every 10 ms
+            times = (config.max_length - config.patch_size) // config.time_stride + 1
+            known = (frames - config.patch_size) // config.time_stride + 1  # patches that lie in real audio
+            h = h[:, 2:].unflatten(1, (-1, times)).mean(1)  # two special tokens, then frequency by frequency
+            return h, torch.arange(times, device=h.device) < known[:, None]
+        if mask is not None and mask.shape != h.shape[:2]:
+            mask = self.net._get_feature_vector_attention_mask(h.shape[1], mask)
+        return h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask.bool()

@@ -1,0 +1,83 @@
+"""Whisper as a teacher: what is said."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fog_a.concepts import Samples
+from fog_a.errors import Unsupported
+from fog_a.teachers.waveforms import one_of, waveforms
+from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
+
+
+class WhisperTeacher:
+    """The encoder of a Whisper model (transformers), any size: what is said.
+
+    Args:
+        model: a hub name, a folder with `config.json`, `preprocessor_config.json` and `model.safetensors`, or a Whisper
+            model or encoder object (which is put in eval mode and frozen).
+        pool: `"real"`: the mean over the ceil(N / 320) frames of real audio (10 s: 500 of 1500); clips beyond the
+            encoder's 30 s are read window by window. `"release"`: the mean over all 1500 frames of the first 30 s,
+            silence included, as the AG-REPA release has it.
+        domain: the domain it is meant for, or None.
+
+    Raises:
+        MissingDependency: transformers is absent.
+        NoWeights: the hub is out of reach, or the folder lacks files.
+
+    Source: SPEC §8; Whisper: arXiv 2212.04356.
+    """
+
+    rate = 16_000
+
+    def __init__(
+        self,
+        model: Any = "openai/whisper-large-v3",
+        *,
+        pool: Literal["real", "release"] = "real",
+        domain: str | None = None,
+    ) -> None:
+        transformers = transformers_for("WhisperTeacher")
+        one_of("pool", pool, ("real", "release"))
+        source = model if isinstance(model, (str, Path)) else None
+        load = transformers.WhisperModel.from_pretrained
+        whole: Any = model if source is None else loaded(load, source, "WhisperTeacher")
+        net: Any = whole.get_encoder() if hasattr(whole, "get_encoder") else whole
+        if not hasattr(net, "config") or not hasattr(net.config, "max_source_positions"):
+            raise Unsupported(f"WhisperTeacher needs a Whisper model or its encoder, got {type(model).__name__}")
+        self.net: nn.Module = net
+        self.window: int = net.config.max_source_positions * 320  # samples; 1500 frames = 30 s
+        self.extract = transformers.WhisperFeatureExtractor(feature_size=net.config.num_mel_bins)
+        self.name = f"whisper:{short(source) if source else type(model).__name__}"
+        self.dim: int = net.config.d_model
+        self.domain, self.pool = domain, pool
+        self.fingerprint = fingerprint(net)
+
+    def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
+        """The frames of each sample before pooling, 50 a second: targets for token-wise alignment."""
+        waves = waveforms(samples, self.rate, self.name)
+        with frozen(self.net, waves[0].device) as net:
+            return [self._frames(net, wave) for wave in waves]  # one at a time: Whisper pads each to 30 s anyway
+
+    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
+        """The pooled encoder output, float32, no grad."""
+        return torch.stack([h.mean(0) for h in self.frames(samples)])
+
+    def _frames(self, net: nn.Module, wave: Float[Tensor, "N"]) -> Float[Tensor, "T D"]:
+        pieces = wave.split(self.window) if self.pool == "real" else (wave[: self.window],)
+        mel = self.extract(
+            [piece.cpu().numpy() for piece in pieces],
+            sampling_rate=self.rate,
+            max_length=self.window,
+            return_tensors="pt",
+            device=str(wave.device),
+        ).input_features
+        h = net(mel.to(wave.device, next(net.parameters()).dtype)).last_hidden_state.float()  # (windows, 1500, D)
+        real = [math.ceil(len(p) / 320) if self.pool == "real" else self.window // 320 for p in pieces]
+        return torch.cat([frames[:n] for frames, n in zip(h, real, strict=True)])
