@@ -2,7 +2,8 @@
 #   make demo    train a tiny model on the packaged clips and attribute it        make test    the whole suite
 #   make check   format, lint, types                                              make docs    build docs/ into site/
 #   make quick   the suite without its slow tests                                 make paper   examples/unified_audio, whole and small
-# OUT, DATA, STEPS, SEED go to the demo; PAPER_OUT, DATA, HOURS, ARGS to the paper.
+#   make bench   what all scores cost, beside other ways to get them
+# OUT, DATA, STEPS, SEED go to the demo; PAPER_OUT, DATA, HOURS, ARGS to the paper; ARGS to the benchmark and to pytest.
 # PIP_ARGS goes to every pip call, e.g. an index that has the CPU build of torch.
 
 VENV    ?= .venv
@@ -19,10 +20,12 @@ PAPER_OUT ?= out/paper
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: demo paper test quick check docs clean help
+BENCH_OUT ?= out/bench
+
+.PHONY: demo paper test quick check docs bench clean help
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv and pip was found (tried python3.11, python3.12, python3.13, python3, python)."; \
@@ -50,6 +53,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.build
 	$(PIP) --no-build-isolation -e '.[docs]'
 	@touch $@
 
+$(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.build
+	$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/fog-a demo --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
@@ -67,6 +74,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The attribution table of docs/performance.md, and what finding costs; benchmarks/ has two more, with their own options.
+bench: $(VENV)/.bench
+	@mkdir -p $(BENCH_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/finding.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attribution.py --json $(BENCH_OUT)/attribution.json $(ARGS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q

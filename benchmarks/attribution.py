@@ -120,7 +120,7 @@ def growth(device: str, repeats: int) -> dict[str, Any]:
         least = layers * (layers + 1) / 2
         exact = all(n == least for n in counted.values())
         report[layers] = {"least": least, "ratio": ratio, **counted}
-        print(print(f"  L = {layers:3d}: {counted['auto']:6.0f} = L(L+1)/2 {exact!s:5s}  time {ratio:.3f}"))
+        print(f"  L = {layers:3d}: {counted['auto']:6.0f}, L(L+1)/2: {exact}, time {ratio:.3f}")
     return report
 
 

@@ -26,28 +26,29 @@ from fog_a.state import preserved as preserved
 from fog_a.state import rng as rng
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """`named_modules()` under the user's own names: without `_orig_mod.`, `module.` and the like of wrappers."""
     table: dict[str, nn.Module] = {}
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    wrapped = {name for name, m in model.named_modules() if isinstance(m, parallel)}
-    for name, module in model.named_modules():
-        kept, path = [], []
-        for key in name.split(".") if name else []:
-            outer = ".".join(path)
-            path.append(key)
-            if key not in _WRAPPERS and not (key == "module" and outer in wrapped):
-                kept.append(key)
-        table[".".join(kept)] = module  # the innermost of several wrappers of one name wins
+    seen: set[nn.Module] = set()
+
+    def walk(module: nn.Module, name: str) -> None:
+        seen.add(module)
+        table[name] = module  # the innermost of several wrappers of one name wins
+        hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
+        for key, child in module._modules.items():
+            if child is not None and child not in seen:
+                walk(child, name if key in hidden else f"{name}.{key}" if name else key)
+
+    walk(model, "")
     return table
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's module inside compile, DDP and DataParallel wrappers."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    keys = [k for k in model._modules if k in _WRAPPERS or (k == "module" and isinstance(model, parallel))]
+    keys = [k for k in model._modules if k in _WRAPPERS or (k == "module" and isinstance(model, _PARALLEL))]
     inner = model._modules[keys[-1]] if keys else None
     return model if inner is None else unwrapped(inner)
 
