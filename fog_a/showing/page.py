@@ -28,9 +28,9 @@ h3 { font-size: 1rem; margin: 1.75rem 0 0.5rem; }
 p, ul, .lead { max-width: 44rem; }
 .lead { font-size: 1.1rem; color: var(--soft); margin: 0 0 1.5rem; }
 code { font: 0.9em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1px; margin: 1.5rem 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
-.facts div { background: var(--paper); padding: 0.7rem 0.9rem; }
+.facts { display: flex; flex-wrap: wrap; gap: 1px; margin: 1.5rem 0; background: var(--line);
+  border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+.facts div { flex: 1 1 11rem; background: var(--paper); padding: 0.7rem 0.9rem; }
 .facts dt { font-size: 0.78rem; color: var(--soft); }
 .facts dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .note { background: var(--note); border-left: 3px solid var(--note-line); padding: 0.6rem 0.9rem; margin: 1rem 0;
