@@ -20,7 +20,7 @@ from torch import nn
 from fog_a import cli
 from fog_a.errors import BadArgument
 from fog_a.scoring.scores import Scores
-from fog_a.shell import arguments
+from fog_a.shell import arguments, tree
 
 NETS = """
 import torch
@@ -136,6 +136,13 @@ def test_blocks_prints_a_table_per_stack(shell: Shell) -> None:
     ]
     assert all(str(own) in line for line in lines[2:5])
     assert lines[-1] == "3 blocks in 1 stack"
+
+
+def test_blocks_names_inputs_only_where_they_tell_something() -> None:
+    assert tree._needs(frozenset("abcd"), frozenset("abcd")) == "all 4 inputs"
+    assert tree._needs(frozenset("abc"), frozenset("abcd")) == "a, b, c"
+    assert tree._needs(frozenset("ab"), frozenset("ab")) == "a, b"
+    assert tree._needs(frozenset(), frozenset("ab")) == "–"
 
 
 def test_blocks_takes_options(shell: Shell) -> None:

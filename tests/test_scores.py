@@ -124,6 +124,15 @@ def test_few_samples_warn_and_say_so() -> None:
     assert "cannot promise" not in repr(enough)
 
 
+def test_an_interval_of_changes_does_not_reach_below_0() -> None:
+    """A relative change is never negative, so its mean is not either; a cosine may be."""
+    for kind in ("contribution", "gradnorm", "storage"):
+        scores = Scores(np.array([[[0.1]], [[0.3]]]), ("a",), kind=kind)
+        low = scores.interval(warn=False)[0, 0]
+        assert low < -1 if kind == "storage" else low == 0
+        assert np.array_equal(scores.curve_interval()[0], scores.interval(warn=False))
+
+
 def test_curve_interval() -> None:
     scores = make()
     interval = scores.curve_interval(domain="sound")

@@ -145,7 +145,8 @@ class Scores:
         if warn and len(part.ids) < FEW:
             warnings.warn(_few(len(part.ids), level), FewSamples, stacklevel=2)
         groups = part.domains if domain is None else None
-        return statistics.bootstrap_interval(part.per_sample(), level, groups=groups, resamples=resamples, seed=seed)
+        found = statistics.bootstrap_interval(part.per_sample(), level, groups=groups, resamples=resamples, seed=seed)
+        return self._possible(found)
 
     def curve(self, domain: str | None = None) -> Float[Array, "J L"]:
         """Mean over samples at each time."""
@@ -157,7 +158,12 @@ class Scores:
         part = self.only(domain)
         flat = part.values.reshape(len(part.ids), -1)
         groups = part.domains if domain is None else None
-        return statistics.bootstrap_interval(flat, level, groups=groups, seed=seed).reshape(*part.values.shape[1:], 2)
+        found = statistics.bootstrap_interval(flat, level, groups=groups, seed=seed)
+        return self._possible(found).reshape(*part.values.shape[1:], 2)
+
+    def _possible(self, interval: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
+        """Without the part that no mean of these scores can reach: a relative change is not below 0."""
+        return interval if self.kind == "storage" else np.maximum(interval, 0.0)
 
     # Rankings
 

@@ -9,18 +9,23 @@ from fog_a.concepts import Blocks, ResidualBlock
 
 def tree(found: Blocks) -> str:
     """One table per stack: index, name, form, definition, parameters, and the inputs its updates depend on."""
-    lines = []
+    lines, everything = [], frozenset().union(*(b.inputs for b in found))
     for stack, members in found.stacks.items():
         note = "" if all(b.main for b in members) else "  (does not see x_t: not scored unless asked for)"
         lines.append(f"{stack}  {len(members)} blocks{note}")
         rows = [
-            (f"{b.index}", b.name, b.form, b.definition, _parameters(found, b), ", ".join(sorted(b.inputs)) or "–")
+            (f"{b.index}", b.name, b.form, b.definition, _parameters(found, b), _needs(b.inputs, everything))
             for b in members
         ]
         lines += aligned(("", "name", "form", "gate 0", "parameters", "depends on"), rows, right=(0, 4))
         lines.append("")
     total = f"{len(found)} blocks in {len(found.stacks)} stack{'s' if len(found.stacks) > 1 else ''}"
     return "\n".join([*lines, total])
+
+
+def _needs(inputs: frozenset[str], everything: frozenset[str]) -> str:
+    """The inputs by name, where they tell one block from another."""
+    return f"all {len(inputs)} inputs" if len(inputs) > 3 and inputs == everything else ", ".join(sorted(inputs)) or "–"
 
 
 def _parameters(found: Blocks, block: ResidualBlock) -> str:
