@@ -180,8 +180,8 @@ class Recorder(TorchDispatchMode):
                 made.append(self._new(t, op, args, kwargs))
         if made:
             op.makes = tuple(made)
-            for v in op.reads:
-                self.trace.values[v].readers += 1
+            for v in op.reads:  # a list of pieces (chunk, split, unbind) is as many ways on
+                self.trace.values[v].readers += len(made) if len(func._schema.returns) == 1 else 1
             self.trace.ops.append(op)
         return out
 

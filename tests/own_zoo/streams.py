@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from own_zoo.case import Case, Chain, Mlp, numbered
+from own_zoo.case import WIDTH, Case, Chain, Mlp, numbered
 
 
 class Two(nn.Module):
@@ -30,6 +30,31 @@ class Swapped(Chain):
         for i, block in enumerate(self.blocks):
             b, a = (b, a) if i == off else block(a, b)
         return a + 2 * b
+
+
+class Coupled(nn.Module):
+    """A reversible block: each half is updated by the other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = Mlp(WIDTH // 2), Mlp(WIDTH // 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a = a + self.f(b)
+        return a, b + self.g(a)
+
+
+class Reversible(Chain):
+    """The halves of one tensor, from a single split."""
+
+    def __init__(self) -> None:
+        super().__init__(Coupled)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        a, b = x.chunk(2, -1)
+        for i, block in enumerate(self.blocks):
+            a, b = (a, b) if i == off else block(a, b)
+        return torch.cat([a, b], -1)
 
 
 class Many(nn.Module):
@@ -100,6 +125,7 @@ class Dicts(Chain):
 
 STREAMS = (
     Case("swapped", Swapped, numbered("blocks", 3)),
+    Case("reversible", Reversible, numbered("blocks", 3)),
     Case("resolutions", Resolutions, numbered("blocks", 3)),
     Case("states", States, numbered("blocks", 3)),
     Case("dicts", Dicts, numbered("blocks", 3)),
