@@ -42,6 +42,7 @@ from fog_a.shell.options import (
     LevelOption,
     MaxRows,
     Memory,
+    MethodOption,
     Model,
     Option,
     Out,
@@ -51,6 +52,7 @@ from fog_a.shell.options import (
     Seed,
     Steps,
     Times,
+    Way,
     Weights,
 )
 
@@ -93,6 +95,7 @@ def attribute(
     device: Device = "cpu",
     times: Times = None,
     level: LevelOption = Level.layer,
+    method: MethodOption = Way.exact,
     block: Blocked = None,
     output: Output = None,
     seed: Seed = 0,
@@ -109,7 +112,8 @@ def attribute(
     _join_ranks(device)
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     wanted = {
-        "times": arguments.times(times), "level": level.value, "blocks": block or None, "output": output, "seed": seed,
+        "times": arguments.times(times), "level": level.value, "method": method.value, "blocks": block or None,
+        "output": output, "seed": seed,
         "max_rows": max_rows, "memory": memory, "checkpoint": checkpoint,
     }  # fmt: skip
     scores = fog_a.attribute(net, arguments.batch(batch, device), **_given(fog_a.attribute, wanted))

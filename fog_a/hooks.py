@@ -32,18 +32,17 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """`named_modules()` under the user's own names: without `_orig_mod.`, `module.` and the like of wrappers."""
     table: dict[str, nn.Module] = {}
-    seen: set[nn.Module] = set()
-
-    def walk(module: nn.Module, name: str) -> None:
-        seen.add(module)
-        table[name] = module  # the innermost of several wrappers of one name wins
-        hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
-        for key, child in module._modules.items():
-            if child is not None and child not in seen:
-                walk(child, name if key in hidden else f"{name}.{key}" if name else key)
-
-    walk(model, "")
+    _name(model, "", table, set())
     return table
+
+
+def _name(module: nn.Module, name: str, table: dict[str, nn.Module], seen: set[nn.Module]) -> None:
+    seen.add(module)
+    table[name] = module  # the innermost of several wrappers of one name wins
+    hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
+    for key, child in module._modules.items():
+        if child is not None and child not in seen:
+            _name(child, name if key in hidden else f"{name}.{key}" if name else key, table, seen)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -26,7 +26,8 @@ FLOORS = {
     ],
     "finding": ["finding: trace operations streams owners passages levels blocks"],
     "methods": [
-        "ablating: calls skipping footprint layout prefix fanout variants envoys cells ablation",
+        "ablating: calls skipping footprint layout prefix fanout variants first_order envoys cells",
+        "ablating: measurement ablation",
         "probing: similarity ridge depth bitc teachings lens controls gradients storage",
     ],
     "training": ["aligning: heads schedules recipe targets listening slots width released warmup alignment"],

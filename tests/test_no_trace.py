@@ -43,18 +43,28 @@ class Messy(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last", None)
 
+    def noise(self, x: Tensor) -> Any:
+        return 0.1 * torch.randn_like(x) + random.random() + float(np.random.rand())
+
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.last = x.detach().mean()
-        h = self.norm(self.stem(x + 0.1 * torch.randn_like(x) + random.random() + float(np.random.rand())).mT).mT
+        h = self.norm(self.stem(x + self.noise(x)).mT).mT
         for block in self.blocks:
             h = block(h)
         return self.head(h)
 
 
-def messy() -> Messy:
+class Quiet(Messy):
+    """The same without random numbers in eval mode."""
+
+    def noise(self, x: Tensor) -> Any:
+        return 0.0
+
+
+def messy(kind: type[Messy] = Messy) -> Messy:
     """Trained a step, with hooks of its user's own, mixed modes, frozen and half-filled gradients."""
-    net = Messy()
+    net = kind()
     net(tokens()).square().mean().backward()
     net.blocks[0].requires_grad_(False)
     net.blocks[1].zero_grad(set_to_none=True)
@@ -166,6 +176,14 @@ def test_nothing_is_left(probe: Callable[..., Any]) -> None:
     probe(net, x)
     same(before, state_of(net))
     assert torch.equal(x, batch[0]) and (x.requires_grad, x._version) == batch[1:]
+
+
+def test_nothing_is_left_of_an_estimate() -> None:
+    net, x = messy(Quiet), tokens()
+    before, batch = state_of(net), x.clone()
+    fog_a.attribute(net, x, method="first_order", projections=2)
+    same(before, state_of(net))
+    assert torch.equal(x, batch) and not x.requires_grad
 
 
 def test_nothing_is_left_under_the_users_own_modes(probe: Callable[..., Any]) -> None:

@@ -75,7 +75,7 @@ def variants(
         else:
             run, problem = _loop(probe, blocks, values), None
         if run is not None:
-            noise = _layout(probe, blocks, shape)[0].noise if chosen == "fanout" else 0.0
+            noise = layout_of(probe, blocks, shape)[0].noise if chosen == "fanout" else 0.0
             return Variants(next(run), chosen, run, notes, noise)
         notes.append(f"{chosen} cannot be used: {problem}")
     raise Unsupported(f"{notes[0]}. Use strategy='auto' or 'loop'")
@@ -117,7 +117,7 @@ def _prefixed(
 def _fanned(
     probe: Probe, blocks: Blocks, values: tuple[float, ...], max_rows: int | None, memory: int | None, shape: Any
 ) -> tuple[Iterator[Tensor] | None, str | None]:
-    layout, fresh = _layout(probe, blocks, shape)
+    layout, fresh = layout_of(probe, blocks, shape)
     if layout.problem is None and layout.velocity is None:
         layout.problem = "the velocity is not what the network itself gives out"
     if layout.problem is not None:
@@ -156,7 +156,7 @@ def _drawing(probe: Probe, blocks: Blocks) -> str:
     return f" (in {drawn[0] or 'its own forward'})" if drawn else ""
 
 
-def _layout(probe: Probe, blocks: Blocks, shape: Any) -> tuple[Layout, Tensor | None]:
+def layout_of(probe: Probe, blocks: Blocks, shape: Any) -> tuple[Layout, Tensor | None]:
     """The layout for this model, these blocks and this shape of batch, measured when first seen."""
     table = _LAYOUTS.setdefault(probe.module, {})
     key = (blocks.names, shape)

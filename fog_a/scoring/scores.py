@@ -255,6 +255,11 @@ class Scores:
                     f"cannot concat scores whose {name} differ: {getattr(self, name)} and {getattr(other, name)}. "
                     "Measure both with the same call"
                 )
+        ways = [s.info.get("method", "exact") for s in (self, other)]
+        if ways[0] != ways[1]:
+            raise ShapeMismatch(
+                f"cannot concat scores of method {ways[0]} and of {ways[1]}. Measure both with one method"
+            )
         mine, theirs = self.info.get("signature"), other.info.get("signature")
         if mine and theirs and score_files.plain(mine) != score_files.plain(theirs):
             raise ShapeMismatch("cannot concat scores of two different models (their info['signature'] differ)")

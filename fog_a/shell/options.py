@@ -16,6 +16,13 @@ class Level(StrEnum):
     branch = "branch"
 
 
+class Way(StrEnum):
+    """How scores are got."""
+
+    exact = "exact"
+    first_order = "first_order"
+
+
 class Picture(StrEnum):
     """What `fog-a plot` draws."""
 
@@ -41,6 +48,7 @@ K = Annotated[int, typer.Option("--k", help="how many of the best layers are sho
 Files = Annotated[list[Path], typer.Argument(help="scores files (JSON)")]
 Blocked = Annotated[list[str] | None, typer.Option("--block", help="score only this block; repeatable")]
 LevelOption = Annotated[Level, typer.Option(help="whole layers, or their branches (attention, feed-forward, …)")]
+MethodOption = Annotated[Way, typer.Option(help="ablate, or estimate from a few backward passes")]
 Data = Annotated[Path | None, typer.Option(help="folder with manifest.csv; default: the packaged clips")]
 Steps = Annotated[int | None, typer.Option(help="training steps")]
 Layers = Annotated[int | None, typer.Option(help="depth of the model")]

@@ -1,0 +1,162 @@
+"""The first-order estimate: its slopes against finite differences of the gates, its scatter, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from own_zoo import CASES
+from own_zoo.case import Case, Chain
+from small_nets import Net, tokens
+from torch import Tensor, nn
+from trap_nets import CLEAR, HARD
+
+import fog_a
+from fog_a.ablating.first_order import shrinkage
+from fog_a.batches import velocity_of
+from fog_a.errors import BadArgument, ShapeMismatch, Unsupported
+
+STEP = 1e-4
+
+
+def estimated(model: Any, batch: Any, **options: Any) -> fog_a.Scores:
+    return fog_a.attribute(model, batch, method="first_order", progress=False, **options)
+
+
+def flat(batch: Any) -> tuple[Tensor, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def by_differences(model: nn.Module, batch: Any, projections: int, level: Any = "layer") -> np.ndarray:
+    """(B, L): the same projections of the same velocities, moved by hand: every gate in turn a little less open."""
+    blocks = fog_a.find_blocks(model, batch, level=level)
+    run = lambda: velocity_of(model(*flat(batch)))  # noqa: E731
+    with torch.no_grad():
+        v, slopes = run().clone(), []
+        for k in range(len(blocks)):
+            with fog_a.gate(blocks[k : k + 1], 1 - STEP):
+                slopes.append((v - run()).flatten(1) / STEP)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.stack([torch.randn(v.flatten(1).shape, generator=generator) for _ in range(projections)]).double()
+    square = torch.stack([(u * slope).sum(-1).square().mean(0) for slope in slopes])
+    return ((square.sqrt() / shrinkage(projections)) / v.flatten(1).norm(dim=1)).T.numpy()
+
+
+OVERWRITE = ("writes_slice", "in_place")
+"""These write into what their own backward pass needs: they cannot be trained either."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_slopes_are_differences_of_the_gates(case: Case) -> None:
+    model, batch = case.model().double(), case.batch().double()
+    if case.name in OVERWRITE:
+        with pytest.raises(Unsupported, match=r"the model's own fails: one of the variables .* inplace"):
+            estimated(model, batch)
+        return
+    got = estimated(model, batch, projections=3).values[:, 0]
+    np.testing.assert_allclose(got, by_differences(model, batch, 3), rtol=5e-3, atol=1e-4)
+
+
+def test_slopes_of_branches() -> None:
+    model, batch = Chain().double().eval(), torch.randn(2, 6, 16, dtype=torch.float64)
+    got = estimated(model, batch, projections=3, level="branch")
+    assert len(got.layers) == 6
+    np.testing.assert_allclose(got.values[:, 0], by_differences(model, batch, 3, "branch"), rtol=5e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLEAR)
+def test_each_sample_has_its_own_slope(name: str) -> None:
+    """Whatever the layout: where the samples lie was measured."""
+    net, batch = CLEAR[name]()
+    net, batch = net.double().eval(), tuple(x.double() if x.is_floating_point() else x for x in flat(batch))
+    got = estimated(net, batch, projections=3)
+    np.testing.assert_allclose(got.values[:, 0], by_differences(net, batch, 3), rtol=5e-3, atol=1e-4)
+
+
+class Linear(nn.Module):
+    """h_l = (I + A_l) h_{l-1}: v is linear in every gate, so that a first order is exact."""
+
+    def __init__(self, layers: int = 4, width: int = 12) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        self.out = nn.Linear(width, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.out(x)
+
+
+def test_where_a_first_order_is_exact_only_the_projections_scatter() -> None:
+    torch.manual_seed(0)
+    net, x = Linear(), torch.randn(4000, 12)
+    exact = fog_a.attribute(net, x, progress=False).values
+    for r in (1, 8):
+        ratio = estimated(net, x, projections=r).values / exact
+        off = (shrinkage(r) ** -2 - 1) ** 0.5
+        assert np.allclose(ratio.mean(0), 1, atol=4 * off / 4000**0.5)
+        assert np.allclose(ratio.std(0), off, rtol=0.1)
+
+
+def test_a_mask_is_respected() -> None:
+    net, x = Net(), tokens(4, 5)
+    mask = torch.ones(4, 5, 1, dtype=torch.bool)
+    mask[:, 3:] = False
+    other = x.clone()
+    other[:, 3:] += 1
+    assert np.array_equal(estimated(net, x, mask=mask).values, estimated(net, other, mask=mask).values)
+
+
+def test_it_is_labelled_and_not_mixed_with_exact_scores(tmp_path: Any) -> None:
+    net, x = Net(), tokens(16)
+    scores, exact = estimated(net, x), fog_a.attribute(net, x, progress=False)
+    assert scores.info["method"] == "first_order" and exact.info["method"] == "exact"
+    assert "a first-order estimate from 8 projections" in scores.table()
+    scores.save(tmp_path / "scores.json")
+    assert fog_a.Scores.load(tmp_path / "scores.json").info["method"] == "first_order"
+    with pytest.raises(ShapeMismatch, match="of method first_order and of exact"):
+        scores.concat(exact)
+    assert np.array_equal(scores.values, estimated(net, x).values)
+    assert not np.array_equal(scores.values, estimated(net, x, seed=1).values)
+
+
+class Detached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (HARD["samples talk"], {}, Unsupported, "can be told apart: its samples depend on each other. Use 'exact'"),
+    (HARD["draws"], {}, Unsupported, "can be told apart: the model draws random numbers"),
+    (lambda: (Detached(), tokens(4)), {}, Unsupported, "the velocity has no graph"),
+    (lambda: (Net(), tokens(4)), {"gate": 0.5}, BadArgument, r"got gate=\[0.5\]"),
+    (lambda: (Net(), tokens(4)), {"projections": 0}, BadArgument, "projections=0. Leave gate= out"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "error", "message"), REFUSED)
+def test_what_it_refuses(make: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model, batch = make()
+    with pytest.raises(error, match=message):
+        estimated(model.eval(), batch, **options)
+
+
+def test_other_engines_are_refused() -> None:
+    pytest.importorskip("nnsight")
+    with pytest.raises(Unsupported, match="not for sharded models or other engines"):
+        estimated(Net(), tokens(4), engine="nnsight")
+
+
+def test_an_unknown_method() -> None:
+    with pytest.raises(BadArgument, match="expected method= one of exact, first_order, got 'second_order'"):
+        fog_a.attribute(Net(), tokens(4), method="second_order")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
+def test_whatever_the_callers_grad_mode(inside: Any) -> None:
+    net, x = Net(), tokens(4)
+    want = estimated(net, x).values
+    with inside():
+        assert np.array_equal(estimated(net, x).values, want)
