@@ -2,10 +2,11 @@
 
     loop      T = (L + 1) · F
     prefix    T = (L + 1)/2 · F + L(L − 1)/2 · s         s: a block's call that is skipped
-    fan-out   T = (R + 1)/2 · F + L · (V + 1) · g        g: rows of one variant cut and put together at one call
+    fan-out   T = (L + 1)/2 · F + L(L + 1) · g           g: rows of one variant cut and put together at one call
 
-L blocks, F the time of a plain forward, V variants at once, R = L in one chunk. s and g are measured on a net so small
-that its arithmetic takes no time; the formula is then held against the net of `--case`.
+L blocks, F the time of a plain forward, all variants at once. s and g are measured on a net so small that its
+arithmetic takes no time; the formulas are then held against the nets of `--case`. Memory is counted in streams of
+B · T · D numbers.
 
     python benchmarks/constants.py --case 24x256x200x2
 """
@@ -23,6 +24,9 @@ from nets import case
 from ways import ours
 
 import fog_a
+from fog_a.ablating.layout import measure
+from fog_a.hooks import preserved
+from fog_a.probe import probe
 
 LAYERS = 24
 
@@ -49,6 +53,16 @@ def timed(layers: int, dim: int, frames: int, batch: int, repeats: int) -> dict[
     return found
 
 
+def streams(layers: int, dim: int, frames: int, batch: int) -> tuple[float, float]:
+    """What each variant adds to the memory of a forward, by the estimate that `memory=` goes by."""
+    net, x = case(layers, dim, frames, batch)
+    blocks, one = fog_a.find_blocks(net, x), probe(net, x, None, 0)
+    with preserved(net):
+        layout, _ = measure(one, blocks)
+    stream = 4 * batch * frames * dim
+    return layout.inside / stream, layout.between / stream
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The constants of docs/large-models.md.")
     parser.add_argument("--case", action="append", help="layers x width x frames x batch; several")
@@ -59,6 +73,8 @@ def main() -> None:
     small = timed(L, 16, 2, 1, a.repeats)
     s = (small["prefix"] - (L + 1) / 2 * small["forward"]) / (L * (L - 1) / 2)
     g = (small["fanout"] - small["forward"]) / (L * (L + 1))
+    inside, between = streams(24, 256, 200, 2)
+    print(f"a variant of a fan-out needs {inside:.0f} streams inside a block, {between:.0f} between blocks")
     print(f"a skipped call s = {s * 1e6:.0f} µs, a variant's rows at a call g = {g * 1e6:.0f} µs")
     for name in a.case or ("24x256x200x2",):
         L, *rest = (int(n) for n in name.split("x"))
