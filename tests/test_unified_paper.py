@@ -16,6 +16,7 @@ from unified_audio.clips import Corpus
 from unified_audio.corpora import from_manifest
 from unified_audio.items import Reader
 from unified_audio.paper import Paper, main
+from unified_audio.paper_page import verdict
 from unified_audio.paper_tables import BY_ARMS
 from unified_audio.protocol import Judges, protocol
 from unified_audio.scales import Scale
@@ -76,7 +77,10 @@ def test_the_papers_tables(done):
         assert (
             rows["foga"]["flow loss"]["mean"] == pytest.approx(sum(losses) / 2) and rows["foga"]["flow loss"]["n"] == 2
         )
-    assert tables[3]["note"] == "Not run: random, lasp, gradnorm (`--arms`)."
+    assert (
+        tables[3]["note"].endswith("Not run: random, lasp, gradnorm (`--arms`).")
+        and "No word error" in tables[2]["note"]
+    )
     assert tables[11]["rows"][0]["head parameters"] > 0 and tables[8]["rows"][0]["time, relative"]["mean"] == 1
     assert {r["probe"] for r in tables[1]["rows"]} == {"contribution (FoG-A)"}
     steps = [r["step"] for r in tables[7]["rows"]]
@@ -84,6 +88,13 @@ def test_the_papers_tables(done):
     base = tables[6]["rows"][0]
     assert base["seeds that reach it"] == "2 of 2" and base["probe, in steps"]["mean"] == 0
     assert tables[6]["rows"][1]["probe, in steps"]["mean"] > 0
+
+
+def test_the_verdict_names_arms_as_they_are_named():
+    found = {"seen": True, "difference": {"mean": -0.25}}, {"seen": False, "difference": {"mean": 1.0}}
+    metrics = {"loss": {"against base": {"foga-self": found[0], "deep": found[1]}}, "wer": {"against base": {}}}
+    said = verdict({"summary": {"metrics": metrics}, "plan": {"arms": ["base", "foga-self", "deep"]}})
+    assert said.endswith("of 2: held-out flow loss: foga-self (−0.2500); word error rate: none.")
 
 
 def test_steps_to_a_loss_are_of_the_curves(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 import torch
 from torch import nn
 
+import fog_a
 from fog_a.errors import BadArgument, BadOutput, BadScores, Unsupported
+from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.files import DiskFull, write_state
+from unified_audio.aligned import Aligned
 from unified_audio.ast_tokenizer import ASTConfig, ASTTokenizer
 from unified_audio.language_model import LanguageStage
 from unified_audio.prompts import Example, Prompt
@@ -143,6 +147,73 @@ def test_each_stage_ends_with_the_same_bits_after_kill_9(name, tmp_path):
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
         assert torch.equal(straight.average.values[key], resumed.average.values[key]), key
+
+
+def _aligned() -> Aligned:
+    """L_FM + L_BiT + AG-REPA, which probes for six steps and then chooses."""
+    torch.manual_seed(0)
+    flow = fog_a.wrap(FlowMatching(DiTConfig.tiny(layers=4, dim=16, heads=2, token_dim=16, vocab=8)))
+    taught = {d: SpectralTeacher(domain=d) for d in ("speech", "sound")}
+    first = _audio(0)
+    reg = fog_a.AGREPA(flow, taught, warmup=6, every=2, k=2, batch=first)
+    return Aligned(flow, fog_a.BiTC(flow, taught, batch=first), reg)
+
+
+def _audio(n: int) -> Any:
+    g = torch.Generator().manual_seed(n)
+    return {
+        "mel": torch.randn(4, 40, 100, generator=g), "lengths": torch.tensor([40, 40, 30, 30]),
+        "ids": [f"{n}/{i}" for i in range(4)], "tokens": torch.randint(8, (4, 20), generator=g),
+        "token_lengths": torch.tensor([20, 20, 15, 15]), "domain": torch.tensor([0, 1, 0, 1]), "rate": 16_000,
+        "audio": torch.randn(4, 7000, generator=g), "audio_lengths": torch.tensor([7000] * 4),
+    }  # fmt: skip
+
+
+def train_aligned(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Straight, and killed in either phase: losses, weights, choice."""
+    recipe, found = Recipe(steps=10, lr=3e-3, average=0.9), {}
+    for name, stops in {"straight": (None,), "killed": (3, 8, None)}.items():
+        for stop in stops:
+            model = _aligned()
+            made = fit(
+                model, lambda m, b: m(b), lambda n: _audio(world * n + rank), recipe, folder / name, cpu=True, stop=stop
+            )
+            reg: Any = model.terms[1]
+            weights = [v.flatten().tolist() for v in [*model.model.state_dict().values(), *reg.parameters()]]
+            found[name] = {"losses": made.losses, "weights": weights, "choice": str(reg.selection)}
+    return found
+
+
+def test_stage_2_trains_with_its_alignment(tmp_path):
+    """Phase I, choice and Phase II in one `fit`; a kill in either phase changes no bit; the token tables learn."""
+    before = _aligned()
+    found = train_aligned(tmp_path)
+    assert found["straight"] == found["killed"] and "λ" in found["straight"]["choice"]
+    names = list(before.model.state_dict())
+    moved = [n for n, w in zip(names, found["straight"]["weights"], strict=False)
+             if before.model.state_dict()[n].flatten().tolist() != w]  # fmt: skip
+    assert {n for n in names if n.startswith("interface.")} <= set(moved), "trap 4: frozen in the release"
+
+
+@pytest.mark.slow
+def test_stage_2_trains_under_torchrun(tmp_path):
+    """Two ranks with different clips have one model and one choice; killed or not."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, os, torch, test_unified_training as t\ntorch.set_num_threads(1)\n"
+        "rank = int(os.environ['RANK'])\nfolder = t.Path(__file__).parent\n"
+        "(folder / f'{rank}.json').write_text(json.dumps(t.train_aligned(folder, rank, 2)))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        launch, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2))
+    for name in ("straight", "killed"):
+        assert one[name]["weights"] == two[name]["weights"] and one[name]["choice"] == two[name]["choice"]
+    assert one["straight"] == one["killed"]
+    assert one["straight"]["losses"] != two["straight"]["losses"]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 from fog_a.scoring.scores import Scores
 from fog_a.showing.page import Html, Table
 from fog_a.showing.report import report
+from fog_a_adapters.dit.arms import ARMS
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.paper_tables import PaperTable, shown
 
@@ -39,7 +40,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     for metric, name in (("loss", "held-out flow loss"), ("frechet", "Fréchet distance"), ("wer", "word error rate")):
         if metric in result["summary"]["metrics"]:
             found = result["summary"]["metrics"][metric]["against base"]
-            seen = [f"{a} ({c['difference']['mean']:+.4f})".replace("-", "−") for a, c in found.items() if c["seen"]]
+            seen = [f"{a} ({_signed(c['difference']['mean'])})" for a, c in found.items() if c["seen"]]
             said.append(f"{name}: {', '.join(seen) or 'none'}")
     return (
         f"Arms whose 95 % interval of the difference from base excludes 0, of {len(result['plan']['arms']) - 1}: "
@@ -47,14 +48,23 @@ def verdict(result: Mapping[str, Any]) -> str:
     )
 
 
+def _signed(x: float) -> str:
+    return f"{x:+.4f}".replace("-", "−")
+
+
 def _table(t: PaperTable) -> Table:
-    note = f" {t.note}" if t.note else ""
-    return Table(f"Table {t.number}. {t.title}.{note}", t.columns, [[shown(x) for x in row] for row in t.rows])
+    end = "" if t.title.endswith("?") else "."
+    return Table(
+        f"Table {t.number}. {t.title}{end} {t.note}".rstrip(), t.columns, [[shown(x) for x in row] for row in t.rows]
+    )
 
 
 def sounds(folder: Path, arms: Sequence[str], clips: Mapping[str, Clip], vocoder: str) -> Table:
-    """Players: a row for the recording, its mel through the vocoder, each arm, and all stages from the text alone."""
-    names = {"real": "recording", "ceiling": "its mel, through the vocoder", **{a: a for a in arms},
+    """Players: a row for the recording, its mel through the vocoder, the arms, and all stages from the text alone.
+
+    Variants of foga sound as foga does; theirs are in the folder.
+    """
+    names = {"real": "recording", "ceiling": "its mel, through the vocoder", **{a: a for a in arms if a in ARMS},
              "all-stages": "from text: all stages"}  # fmt: skip
     rows = []
     for name, said in names.items():

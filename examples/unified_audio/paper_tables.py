@@ -38,6 +38,12 @@ BY_ARMS = {
     12: ("Whose features: the teacher's, or deeper ones of its own", ("foga", "foga-self")),
 }
 """Number → title, and the arms that are its rows."""
+COUNTED = "L1:3 is the first layer, in three seeds."
+NOTES = {
+    "layers, speech": COUNTED,
+    "time, relative": "Time of all training steps; on a CPU the processor's own, which other programs do not stretch.",
+}
+"""Column → what is to be said of it."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,10 @@ def shown(x: Cell) -> str:
     ('0.7056 ± 0.0184', '–')
     """
     if isinstance(x, Estimate):
-        half = x.high - x.mean
-        return f"{_number(x.mean)} ± {_number(half)}" if math.isfinite(half) else _number(x.mean)
+        digits = 4 if abs(x.mean) < 10 else 1
+        mean, half = f"{x.mean:.{digits}f}".replace("-", "−"), x.high - x.mean
+        return f"{mean} ± {half:.{digits}f}" if math.isfinite(half) else mean
     return "–" if x is None else str(x)
-
-
-def _number(x: float) -> str:
-    return (f"{x:.4f}" if abs(x) < 10 else f"{x:.1f}").replace("-", "−")
 
 
 class _Run:
@@ -149,8 +152,18 @@ class _Run:
             ]
             rows.append([arm, *cells, *(self.extra(name, arm) for name in more)])
         left = [a for a in arms if a not in self.arms]
-        note = f"Not run: {', '.join(left)} (`--arms`)." if left else ""
-        return PaperTable(number, title, [*columns, *more], rows, note)
+        notes = [NOTES[name] for name in more if name in NOTES] + self.absent(number)
+        notes += [f"Not run: {', '.join(left)} (`--arms`)."] if left else []
+        return PaperTable(number, title, [*columns, *more], rows, " ".join(dict.fromkeys(notes)))
+
+    def absent(self, number: int) -> list[str]:
+        """What the paper's Table 2 has and this run has not."""
+        if number != 2:
+            return []
+        deaf = (
+            [] if "wer" in self.metrics else ["No word error rate: no recognizer knows these words (`--recognizer`)."]
+        )
+        return [*deaf, "Opinion scores need listeners: unified_audio.listening_tests."]
 
     def extra(self, name: str, arm: str) -> Cell:
         """A column that is no metric."""
@@ -163,9 +176,9 @@ class _Run:
         return self.numbered(counts)
 
     def numbered(self, counts: Counter[str]) -> str:
-        """Layers and in how many seeds they were taken, in the order of the network: "L1 (3), L4 (2)"."""
+        """Layers and in how many seeds they were taken, in the order of the network: "L1:3 L4:2"."""
         order = self.scores("foga")[0].layers
-        return ", ".join(f"L{i + 1} ({counts[n]})" for i, n in enumerate(order) if counts[n])
+        return " ".join(f"L{i + 1}:{counts[n]}" for i, n in enumerate(order) if counts[n])
 
     def convergence(self) -> PaperTable:
         """Table 6: when base's last held-out loss is reached, and what the probe costs, in steps."""
@@ -180,7 +193,7 @@ class _Run:
                          estimate(probe), estimate(ratios) if ratios else None])  # fmt: skip
         columns = ("arm", "seeds that reach it", "steps", "probe, in steps", "steps and probe, relative to base")
         note = ("Steps from the start to the held-out loss that base has at its end, linear between looks; only seeds "
-                "that reach it count. The probe's wall clock over that of one step of base.")  # fmt: skip
+                "that reach it count. The probe in steps: its time over that of a step of base.")  # fmt: skip
         return PaperTable(6, "How long to a loss", columns, rows, note)
 
     def reached(self, arm: str, seed: int) -> float | None:
@@ -200,7 +213,7 @@ class _Run:
             layers = [self.numbered(Counter(n for top in tops[d] for n in top)) for d in DOMAINS]
             rows.append([step, *layers, f"{statistics.fmean(kept):.1f} of {self.k}"])
         columns = ("step", *(f"layers, {d}" for d in DOMAINS), "of the first choice kept")
-        note = "Of base, so that no alignment moves the layers. In brackets: seeds. Kept: mean over seeds and domains."
+        note = f"Of base, so that no alignment moves the layers. {COUNTED} Kept: mean over seeds and domains."
         return PaperTable(7, "Does the choice hold?", columns, rows, note)
 
 

@@ -68,6 +68,8 @@ class Leg:
         self.flow, self.schedule, self.precision = flow, schedule, precision
         self.model: nn.Module = flow.model if isinstance(flow.model, nn.Module) else flow.module
         self.device = next(self.model.parameters()).device
+        # A shared CPU's wall clock measures its other users too.
+        self.clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         self.terms = {name: term.to(self.device) for name, term in terms.items()}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, weight_decay=weight_decay)
         for term in self.terms.values():
@@ -99,10 +101,10 @@ class Leg:
         saved = time.monotonic()
         self.train()
         while progress.step < until:
-            start = time.perf_counter()
+            start = self.clock()
             loss = self.step(batch(seed, progress.step), seed, progress.step)
             progress.step += 1
-            progress.seconds += time.perf_counter() - start
+            progress.seconds += self.clock() - start
             if look is not None and progress.step in at:
                 progress.curve.append((progress.step, look()))
             if time.monotonic() - saved > SAVE_SECONDS:
