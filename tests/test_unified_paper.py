@@ -138,16 +138,40 @@ def test_the_gpu_configuration_is_the_papers():
     assert s.tokenizer(768).hidden_dim == 1024 and Scale.small().tokenizer(100).hidden_dim == 64
 
 
-def test_weights_that_are_not_there_and_arms_that_are_none(tmp_path):
+def test_weights_that_are_not_there(tmp_path):
     for part, said in {"vocos": "charactr", "beats": "BEATs_iter3", "s3": "speech_tokenizer_v1.onnx"}.items():
         with pytest.raises(NoWeights, match=said):
             weights = Weights(**{part: tmp_path / "none"})
             assert weights.vocoder() and weights.frames() and weights.speech_codes()
     with pytest.raises(NoWeights, match=r"vggish-10086976\.pth"):
         Weights(vggish=tmp_path / "none").embedder(Weights().vocoder())
-    with pytest.raises(Unsupported, match="arms are 'base' and at least one of"):
-        main(["--out", str(tmp_path), "--arms", "base,best"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "base,best"], "arms are 'base' and at least one of"),
+        (["--data", "nowhere"], "expected a folder with manifest.csv, found none at nowhere"),
+        (["--vocos", "nowhere"], "no Vocos weights at nowhere"),
+        (["--seeds", "0"], "at least one seed and more than no time, got --seeds 0"),
+        (["--hours", "-1"], "--hours -1"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "out"), *arguments])
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_another_configuration_does_not_go_on_in_this_folder(done):
+    with pytest.raises(Unsupported, match="holds a checkpoint of another configuration: weights"):
+        _paper(done, configuration="B").run()
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(Unsupported, match="holds another comparison: steps differ"):
+        _paper(done, replace(Scale.tiny(), steps=5)).run()
+    state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_protocol_wants_both_domains_and_held_out_clips(tmp_path):

@@ -218,6 +218,7 @@ def test_stage_2_trains_under_torchrun(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
+    (tmp_path / ".checkpoint.pt.00000000.part").write_bytes(b"what a kill left")
     write_state(path, {"step": 1})
 
     def full(descriptor: int) -> None:

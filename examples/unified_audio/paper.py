@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import fog_a
+from fog_a.errors import FogError
 from fog_a_adapters.dit.arms import KNOWN, check_arms
 from fog_a_adapters.dit.compare import compare, read_json
 from fog_a_adapters.dit.files import write, write_json
@@ -231,6 +232,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, what in _parts().items():
         parser.add_argument(f"--{name}", type=Path, help=what)
     args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.hours is not None and args.hours <= 0):
+        parser.error(f"at least one seed and more than no time, got --seeds {args.seeds} --hours {args.hours}")
+    try:
+        print(_asked(args).run())
+    except FogError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def _asked(args: argparse.Namespace) -> Paper:
+    """The run that the command line asks for."""
     paper = Paper(
         args.out, args.data, scale=SCALES[args.scale](), arms=tuple(args.arms.split(",")), seeds=args.seeds,
         weights=Weights(**{name: getattr(args, name) for name in _parts()}), cpu=args.cpu,
@@ -243,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             paper.scale = replace(paper.scale, warmup=found["warmup"], steps=found["steps"])
         else:
             paper.scale = _stretched(paper, args.hours)
-    print(paper.run())
+    return paper
 
 
 def _parts() -> dict[str, str]:

@@ -45,7 +45,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint to a file. Raises DiskFull."""
+    """A checkpoint to a file, which one process writes. Raises DiskFull."""
     buffer = BytesIO()  # torch.save to a full disk raises its own, wordless RuntimeError
     torch.save(state, buffer)
+    for left in path.parent.glob(f".{path.name}.*.part"):  # of a kill while writing: checkpoints are large
+        left.unlink(missing_ok=True)
     write(path, buffer.getvalue())

@@ -37,17 +37,22 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over the whole run: linear over the first tenth, then half a cosine down to a hundredth."""
+    """One cycle of the learning rate (SPEC §5): from a tenth of the peak to it in a tenth of the steps, then down to a
+    thousandth, both by half a cosine; the same as torch's OneCycleLR, but a function of the step.
+    """
 
     peak: float
     total: int
 
     def __call__(self, step: int) -> float:
-        rise = max(1, self.total // 10)
-        if step < rise:
-            return self.peak * (step + 1) / rise
-        done = (step - rise) / max(1, self.total - rise)
-        return self.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        top = max(1.0, 0.1 * (self.total + 1) - 1)
+        if step <= top:
+            return self._between(self.peak / 10, self.peak, step / top)
+        return self._between(self.peak, self.peak / 1000, min(1.0, (step - top) / (self.total - top)))
+
+    @staticmethod
+    def _between(a: float, b: float, done: float) -> float:
+        return b + (a - b) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Leg:
