@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_unified_data import captioned, librispeech
 
 from fog_a.errors import BadArgument, NoWeights, Unsupported
 from fog_a_adapters.dit.arms import KNOWN, OPTIONS, choose, options, teachers_of
-from unified_audio.clips import Corpus
-from unified_audio.corpora import from_manifest
+from unified_audio.clips import Corpus, join
+from unified_audio.corpora import from_captions, from_librispeech, from_manifest
 from unified_audio.items import Reader
 from unified_audio.paper import Paper, main
 from unified_audio.paper_page import verdict
@@ -131,6 +132,15 @@ def test_two_streams_in_bf16(tmp_path):
         assert (out / "sounds" / "all-stages-speech.wav").stat().st_size > 1000
 
 
+def test_librispeech_and_captioned_sounds_go_through_all_stages(tmp_path):
+    speech = from_librispeech(librispeech(tmp_path / "speech"))
+    sound = from_captions(*captioned(tmp_path / "sound")).held_out()
+    Paper(tmp_path / "out", join(speech, sound), scale=Scale.tiny(), arms=("base", "foga"), seeds=1, cpu=True).run()
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "speech: NORTHANGER ABBEY" in page and "sound: sound" in page and "on a corpus" in page
+
+
 def test_the_gpu_configuration_is_the_papers():
     s = Scale.gpu()
     assert (s.model.layers, s.model.dim, s.precision, s.warmup, s.clips) == (24, 1024, "bf16", 5_000, 16)
@@ -154,8 +164,9 @@ def test_weights_that_are_not_there(tmp_path):
         (["--arms", "base,best"], "arms are 'base' and at least one of"),
         (["--data", "nowhere"], "expected a folder with manifest.csv, found none at nowhere"),
         (["--vocos", "nowhere"], "no Vocos weights at nowhere"),
-        (["--seeds", "0"], "at least one seed and more than no time, got --seeds 0"),
+        (["--seeds", "0"], "expected numbers above 0, got --seeds 0"),
         (["--hours", "-1"], "--hours -1"),
+        (["--steps", "0"], "--steps 0"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys, arguments, message):

@@ -32,7 +32,7 @@ from fog_a_adapters.dit.task import Plan, Task
 from unified_audio.ast_tokenizer import ASTTokenizer
 from unified_audio.batches import FrameBatches, LanguageBatches
 from unified_audio.cache import Cache
-from unified_audio.clips import DOMAINS, Clip, Corpus
+from unified_audio.clips import DOMAINS, Clip, Corpus, Domain
 from unified_audio.corpora import from_manifest
 from unified_audio.evaluation import MelWindows, held_out_errors
 from unified_audio.fusion import Configuration, Dual
@@ -40,7 +40,7 @@ from unified_audio.items import Reader
 from unified_audio.language_model import LanguageConfig, LanguageStage
 from unified_audio.paper_page import paper_page, sounds
 from unified_audio.paper_tables import as_json, markdown, paper_tables
-from unified_audio.protocol import Judges, Size, judged, protocol
+from unified_audio.protocol import STATISTICS, Judges, Size, judged, protocol
 from unified_audio.recognizer import WordRecognizer
 from unified_audio.scales import SCALES, Scale
 from unified_audio.synthesis import Made, Studio
@@ -106,21 +106,22 @@ class Paper:
 
     def _tokenizers(self) -> Reader:
         """S3 or k-means codes for speech, a trained VQ-VAE for sound; in configuration B k-means codes beside both."""
-        s, frames, train = self.scale, self.frames, self.corpus.of("train")
-        of = {d: [self.plain.frames(c, frames) for c in train if c.domain == d] for d in DOMAINS}
+        s, frames = self.scale, self.frames
         torch.manual_seed(0)
         tokenizer = ASTTokenizer(s.tokenizer(frames.dim))
         batches = FrameBatches(self.plain, self.corpus.of("train", "sound"), s.clips, frames)
         recipe = Recipe(s.tokenizer_steps, s.rates[0], 0.01, precision=s.precision)
         fit(tokenizer, lambda m, b: m(*b).loss, batches, recipe, self.out / "tokenizer", name="tokenizer", cpu=self.cpu)
         codes: Any = {
-            "speech": self.weights.speech_codes() or KMeansCodes.fit(of["speech"], frames, s.vocab),
+            "speech": self.weights.speech_codes() or self._centres("speech"),
             "sound": ASTCodes(tokenizer.cpu(), frames),
         }
-        second: Any = None
-        if self.configuration == "B":
-            second = KMeansCodes.fit([f for d in DOMAINS for f in of[d]], frames, s.vocab, seed=1)
+        second: Any = self._centres(seed=1) if self.configuration == "B" else None
         return Reader(self.plain.cache, codes, second, self.device)
+
+    def _centres(self, domain: Domain | None = None, seed: int = 0) -> KMeansCodes:
+        clips = self.corpus.some(STATISTICS).of("train", domain)
+        return KMeansCodes.fit([self.plain.frames(c, self.frames) for c in clips], self.frames, self.scale.vocab, seed)
 
     def _language(self, reader: Reader) -> LanguageStage:
         s, codes = self.scale, reader.codes
@@ -139,15 +140,14 @@ class Paper:
 
     def _judges(self) -> Judges:
         """Those whose weights are given; else a recognizer of the corpus's words, where these are few and repeat."""
-        s, train = self.scale, self.corpus.of("train")
-        embedder = self.weights.embedder(self.vocoder) or MelWindows([self.plain.mel(c) for c in train])
+        s, some, speech = self.scale, self.corpus.some(STATISTICS).of("train"), self.corpus.of("train", "speech")
+        embedder = self.weights.embedder(self.vocoder) or MelWindows([self.plain.mel(c) for c in some])
         recognizer = self.weights.listener(self.vocoder)
-        clips = [(self.plain.mel(c), c.text) for c in train if c.domain == "speech"]
-        few = len({w for _, text in clips for w in text.split()}) <= HEARD_WORDS <= len(clips)
+        few = len({w for c in speech for w in c.text.split()}) <= HEARD_WORDS <= len(speech)
         if recognizer is None and few:
             path = self.out / "recognizer.safetensors"
             if not path.exists():
-                WordRecognizer.fit(clips).save(path)
+                WordRecognizer.fit([(self.plain.mel(c), c.text) for c in speech]).save(path)
             recognizer = WordRecognizer.load(path)
         return Judges(recognizer, embedder, self.vocoder, s.points, s.cfg)
 
@@ -224,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="a folder with manifest.csv; default: the packaged clips")
     parser.add_argument("--hours", type=float, help="about how long the arms may take together")
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser.add_argument("--warmup", type=int, help="steps of phase I; default: the scale's")
+    parser.add_argument("--steps", type=int, help="steps of each arm in phase II; default: the scale's")
     parser.add_argument("--arms", default=",".join(KNOWN), help="some of these, with commas (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--configuration", choices=("A", "B"), default="A", help="one stream of tokens, or two")
@@ -232,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, what in _parts().items():
         parser.add_argument(f"--{name}", type=Path, help=what)
     args = parser.parse_args(argv)
-    if args.seeds < 1 or (args.hours is not None and args.hours <= 0):
-        parser.error(f"at least one seed and more than no time, got --seeds {args.seeds} --hours {args.hours}")
+    numbers = {n: v for n in ("seeds", "hours", "warmup", "steps") if (v := getattr(args, n)) is not None}
+    if min(numbers.values()) <= 0:
+        parser.error(f"expected numbers above 0, got {', '.join(f'--{n} {v}' for n, v in numbers.items())}")
     try:
         print(_asked(args).run())
     except FogError as error:
@@ -242,8 +245,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _asked(args: argparse.Namespace) -> Paper:
     """The run that the command line asks for."""
+    changes = {n: v for n in ("warmup", "steps") if (v := getattr(args, n)) is not None}
+    scale = replace(SCALES[args.scale](), **changes)
     paper = Paper(
-        args.out, args.data, scale=SCALES[args.scale](), arms=tuple(args.arms.split(",")), seeds=args.seeds,
+        args.out, args.data, scale=scale, arms=tuple(args.arms.split(",")), seeds=args.seeds,
         weights=Weights(**{name: getattr(args, name) for name in _parts()}), cpu=args.cpu,
         configuration=args.configuration, dual=args.dual,
     )  # fmt: skip

@@ -43,6 +43,8 @@ from unified_audio.vocoder import Vocoder
 
 PROBED = 8
 """Training clips per domain on which layers are chosen."""
+STATISTICS = 2000
+"""Training clips per domain of which means, centres and components are taken, at most: all in memory at once."""
 HELD = 16
 """Clips per held-out batch."""
 
@@ -111,7 +113,7 @@ def protocol(
     )
     test = [c for d in DOMAINS for c in corpus.some(size.held_out, "test").of("test", d)]
     heard = [c for d in DOMAINS for c in [t for t in test if t.domain == d][: size.heard]]
-    frame = torch.cat([reader.mel(c) for c in corpus.of("train")]).mean(0)
+    frame = torch.cat([reader.mel(c) for c in corpus.some(STATISTICS).of("train")]).mean(0)
     taught = teachers or {d: SpectralTeacher(domain=d) for d in DOMAINS}
     return Task(
         name=f"unified audio, {config.layers} × {config.dim}",
