@@ -47,7 +47,7 @@ def test_everything_is_written(done):
     page = (done / "index.html").read_text(encoding="utf-8")
     assert page.count("<audio controls") == 10  # two domains of recording, ceiling, base, foga and all stages
     assert "To listen to; mel made sound by Griffin-Lim" in page and "Table 2. Which layers to align, by place" in page
-    assert "Where it is stored" not in page.split("Table 1.")[0] and "of 1: held-out flow loss: " in page
+    assert "Where it is stored" not in page.split("Table 1.")[0] and "adjusted for 1 (Holm" in page
     found = json.loads((done / "compare" / "compare.json").read_text())
     assert found["facts"]["embedder"].startswith("mel windows")
     assert {r["arm"] for r in found["results"]} == {"base", "foga"}
@@ -92,10 +92,12 @@ def test_the_papers_tables(done):
 
 
 def test_the_verdict_names_arms_as_they_are_named():
-    found = {"seen": True, "difference": {"mean": -0.25}}, {"seen": False, "difference": {"mean": 1.0}}
-    metrics = {"loss": {"against base": {"foga-self": found[0], "deep": found[1]}}, "wer": {"against base": {}}}
-    said = verdict({"summary": {"metrics": metrics}, "plan": {"arms": ["base", "foga-self", "deep"]}})
-    assert said.endswith("of 2: held-out flow loss: foga-self (−0.2500); word error rate: none.")
+    sure, unsure = ({"seen": True, "p_adjusted": p, "difference": {"mean": -0.25}} for p in (0.01, 0.2))
+    one = {"seen": False, "p_adjusted": None, "difference": {"mean": 1.0}}
+    metrics = {"loss": {"against base": {"foga-self": sure, "deep": unsure}}, "wer": {"against base": {"deep": one}}}
+    said = verdict({"summary": {"metrics": metrics, "level": 0.95}, "plan": {"arms": ["base", "foga-self", "deep"]}})
+    assert "adjusted for 2 (Holm, 5%)" in said
+    assert said.endswith("held-out flow loss: foga-self (−0.2500); word error rate: none.")
 
 
 def test_steps_to_a_loss_are_of_the_curves(tmp_path):

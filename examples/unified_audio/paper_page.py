@@ -35,16 +35,19 @@ def paper_page(
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """What the intervals say of the arms, in a sentence or two."""
+    """Which arms differ from base, by tests that know how many arms there are."""
+    alpha = 1 - result["summary"]["level"]
     said = []
     for metric, name in (("loss", "held-out flow loss"), ("frechet", "Fréchet distance"), ("wer", "word error rate")):
         if metric in result["summary"]["metrics"]:
             found = result["summary"]["metrics"][metric]["against base"]
-            seen = [f"{a} ({_signed(c['difference']['mean'])})" for a, c in found.items() if c["seen"]]
-            said.append(f"{name}: {', '.join(seen) or 'none'}")
+            sure = {a: c for a, c in found.items() if c["p_adjusted"] is not None and c["p_adjusted"] < alpha}
+            arms = [f"{a} ({_signed(c['difference']['mean'])})" for a, c in sure.items()]
+            said.append(f"{name}: {', '.join(arms) or 'none'}")
+    others = len(result["plan"]["arms"]) - 1
     return (
-        f"Arms whose 95 % interval of the difference from base excludes 0, of {len(result['plan']['arms']) - 1}: "
-        + ("; ".join(said) + ".")
+        f"Arms that differ from base, by paired t tests over seeds adjusted for {others} (Holm, {alpha:.0%}); less "
+        f"is better: {'; '.join(said)}."
     )
 
 
@@ -55,7 +58,9 @@ def _signed(x: float) -> str:
 def _table(t: PaperTable) -> Table:
     end = "" if t.title.endswith("?") else "."
     return Table(
-        f"Table {t.number}. {t.title}{end} {t.note}".rstrip(), t.columns, [[shown(x) for x in row] for row in t.rows]
+        f"Table {t.number}. {t.title}{end} {t.note}".rstrip().replace("`", ""),
+        t.columns,
+        [[shown(x) for x in row] for row in t.rows],
     )
 
 
