@@ -94,6 +94,20 @@ def test_arms_and_seeds_differ(done: tuple[dict[str, Any], Path]) -> None:
     assert len({losses[arm, 0] for arm in ARMS}) > 4 and losses["base", 0] != losses["base", 1]
 
 
+@pytest.mark.parametrize("total", [30, 100, 500])
+def test_the_learning_rate_is_one_cycle(total: int) -> None:
+    """torch's own, with the settings of SPEC §5."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.3, total_steps=total + 1, pct_start=0.1, div_factor=10, final_div_factor=100
+    )
+    for step in range(total):
+        assert Schedule(0.3, total)(step) == pytest.approx(cycle.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        cycle.step()
+    assert Schedule(0.3, 5)(0) == pytest.approx(0.03) and Schedule(0.3, 5)(1) == pytest.approx(0.3)
+
+
 def test_base_is_training_without_a_branch(task: Task, tmp_path: Path) -> None:
     """Warm-up, checkpoint, new objects, four more steps: the same bits as eight steps in one go."""
     plan = replace(PLAN, arms=("base", "shallow"), seeds=(0,), bitc=0.0)

@@ -119,6 +119,15 @@ def test_scd_marks_the_peaks() -> None:
         assert text in words
 
 
+def test_a_narrow_panel_has_its_small_print_below_its_title() -> None:
+    fig = plot_scd(make("storage", n=8), make(n=8))
+    fig.draw_without_rendering()
+    for ax in (a for a in fig.axes if a.get_title("right")):
+        both = [t.get_window_extent() for t in (ax._left_title, ax._right_title)]  # pyright: ignore[reportAttributeAccessIssue]
+        assert not both[0].overlaps(both[1]) or ax.get_title("left").endswith("\n"), ax.get_title("left")
+    assert any(ax.get_title("left").endswith("\n") for ax in fig.axes)
+
+
 def test_scd_without_time_axis_draws_bars() -> None:
     fig = plot_scd(make("storage", timed=False), make())
     assert len(meshes(fig)) == 2 and len(fig.axes[0].patches) == 12

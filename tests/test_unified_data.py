@@ -16,10 +16,11 @@ import torch
 
 from fog_a.errors import BadArgument, BadManifest, NoWeights, Unsupported
 from fog_a_adapters.dit import DiTConfig, FlowMatching
+from fog_a_adapters.dit.files import DiskFull
 from fog_a_adapters.dit.mel import MELS, frames
 from unified_audio.audio_frames import MelFrames, TeacherFrames, frames_from
 from unified_audio.batches import FrameBatches, MelBatches, Order, balanced
-from unified_audio.cache import Cache, DiskFull
+from unified_audio.cache import Cache
 from unified_audio.clips import Clip, Corpus, UnknownEvent, join
 from unified_audio.corpora import from_captions, from_librispeech, from_manifest
 from unified_audio.items import Item, Reader, collate

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -12,6 +14,8 @@ from fog_a.errors import BadArgument, BadManifest, BadScores, NoWeights
 from unified_audio import listening_tests as mos
 from unified_audio.evaluation import MelWindows, distance, held_out_errors, steps_to, word_errors, words
 from unified_audio.recognizer import WhisperRecognizer, WordRecognizer
+from unified_audio.vggish import VGGish, log_bands
+from unified_audio.vocoder import Sound
 
 pytest.importorskip("jiwer")
 
@@ -39,6 +43,80 @@ def test_distance_is_zero_to_itself_and_grows():
     assert 0 < near < far
     with pytest.raises(BadArgument, match="at least 2 embeddings on each side, got 40 real and 0"):
         distance(mels, [m[:10] for m in mels], embed)
+
+
+class Hum:
+    """A vocoder of one tone, as long as the mel."""
+
+    name = "a hum"
+
+    def __call__(self, mel: torch.Tensor) -> Sound:
+        t = torch.arange(len(mel) * 256) / 24_000
+        return Sound((2 * torch.pi * (300 + 50 * float(mel.mean())) * t).sin(), 24_000, self.name)
+
+
+def _vggish(path: Path, width: int = 4) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Six convolutions and three linear layers under the names of a PyTorch conversion, narrow."""
+    torch.manual_seed(0)
+    sizes = [(width, 1), *[(width, width)] * 5]
+    state = {}
+    for place, (out, into) in zip((0, 3, 6, 8, 11, 13), sizes, strict=True):
+        state |= {f"features.{place}.weight": torch.randn(out, into, 3, 3), f"features.{place}.bias": torch.randn(out)}
+    for place, (out, into) in zip((0, 2, 4), ((9, 24 * width), (8, 9), (7, 8)), strict=True):
+        state |= {f"embeddings.{place}.weight": torch.randn(out, into), f"embeddings.{place}.bias": torch.randn(out)}
+    state = {k: 0.3 * v for k, v in state.items()}
+    torch.save(state, path)
+    return path, state
+
+
+def test_vggish_is_the_network_of_its_weights(tmp_path):
+    """Convolutions and pools as modules, flattened time · bands · channels, no activation at the end."""
+    path, state = _vggish(tmp_path / "vggish.pth")
+    embed = VGGish(path, Hum())
+    layers: list[torch.nn.Module] = []
+    for place in (0, 3, 6, 8, 11, 13):
+        w = state[f"features.{place}.weight"]
+        conv = torch.nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1)
+        conv.load_state_dict({"weight": w, "bias": state[f"features.{place}.bias"]})
+        pool = [torch.nn.MaxPool2d(2)] if place in (0, 3, 8, 13) else []
+        layers += [conv, torch.nn.ReLU(), *pool]
+    x = torch.randn(3, 96, 64)
+    y = torch.nn.Sequential(*layers)(x[:, None])
+    y = torch.stack([torch.cat([y[n, :, t, b] for t in range(6) for b in range(4)]) for n in range(3)])
+    for place in (0, 2, 4):
+        y = y @ state[f"embeddings.{place}.weight"].T + state[f"embeddings.{place}.bias"]
+        y = y if place == 4 else y.relu()
+    torch.testing.assert_close(embed([], patches=list(x)), y)
+    mels = [torch.full((200, 100), float(i)) for i in range(3)]  # 2.1 s: two patches each
+    assert embed(mels).shape == (6, 7) and embed.name == "VGGish on a hum"
+    assert distance(mels, mels, embed) == pytest.approx(0, abs=1e-3)
+    assert distance(mels, [m + 9 for m in mels], embed) > 100 * distance(mels, mels, embed)
+
+
+def test_vggish_hears_bands_of_mel():
+    """By a Fourier sum: a window of 400 samples every 160, magnitudes, triangles over mel, log(x + 0.01)."""
+    x = torch.randn(800, generator=torch.Generator().manual_seed(0))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.stack([x[i : i + 400].double().numpy() * window for i in (0, 160, 320)])
+    waves = np.exp(-2j * np.pi * np.outer(np.arange(400), np.arange(257)) / 512)
+    mel = 1127 * np.log(1 + np.arange(257) * 16_000 / 512 / 700)
+    edges = np.linspace(*(1127 * np.log(1 + f / 700) for f in (125.0, 7500.0)), 66)
+    bands = np.stack([np.interp(mel, edges[i : i + 3], [0, 1, 0]) for i in range(64)], axis=1)
+    want = np.log(np.abs(frames @ waves) @ bands + 0.01)
+    np.testing.assert_allclose(log_bands(x).numpy(), want, atol=1e-4)
+    assert log_bands(x[:399]).shape == (0, 64)
+
+
+def test_vggish_that_is_none(tmp_path):
+    with pytest.raises(NoWeights, match=r"no VGGish weights at .*Get vggish-10086976\.pth .*give its path"):
+        VGGish(tmp_path / "none.pth", Hum())
+    path, state = _vggish(tmp_path / "v.pth")
+    torch.save({k: v for k, v in state.items() if not k.startswith("features.13")}, path)
+    with pytest.raises(NoWeights, match=r"is no VGGish .*5 convolutions and 3 linear layers, expected 6 and 3"):
+        VGGish(path, Hum())
+    path.write_bytes(b"torn")
+    with pytest.raises(NoWeights, match="is no VGGish"):
+        VGGish(path, Hum())
 
 
 def test_steps_to_a_threshold():

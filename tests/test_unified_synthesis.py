@@ -9,9 +9,9 @@ from torch import nn
 
 from fog_a.errors import BadArgument, NoWeights
 from fog_a_adapters.dit import DiTConfig, FlowMatching
+from fog_a_adapters.dit.files import DiskFull
 from fog_a_adapters.dit.mel import log_mel
 from unified_audio.audio_frames import MelFrames
-from unified_audio.cache import DiskFull
 from unified_audio.clips import UnknownEvent
 from unified_audio.corpora import from_manifest
 from unified_audio.items import Reader

@@ -10,11 +10,7 @@ tensors are computed again. The kind names what computed them (with a fingerprin
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fog_a.errors import FogError
+from fog_a_adapters.dit.files import write
 from unified_audio.clips import Clip
-
-
-class DiskFull(FogError, OSError):
-    """A file that could not be written: a full disk, a quota, a folder without permission."""
 
 
 class Cache:
@@ -59,31 +51,6 @@ class Cache:
     def path(self, clip: Clip, kind: str) -> Path:
         """Where a clip's tensors are kept."""
         return self.folder / kind / f"{hashlib.sha256(clip.id.encode()).hexdigest()[:32]}.safetensors"
-
-
-def write(path: Path, data: bytes) -> None:
-    """Bytes to a file that is whole or absent. Raises DiskFull, and then leaves no part behind."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DiskFull(
-            f"{path} ({len(data) / 2**20:.1f} MiB) could not be written: {error.strerror or error}. Free some space or "
-            "give another folder; all that was written before is whole: start again and it goes on from there"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """JSON to a file that is whole or absent. Raises DiskFull."""
-    write(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
 
 def _read(path: Path, clip: Clip, stamp: str) -> dict[str, Tensor] | None:

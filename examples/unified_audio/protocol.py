@@ -35,12 +35,16 @@ from fog_a_adapters.dit.train import new_model
 from unified_audio.batches import MelBatches
 from unified_audio.clips import DOMAINS, Clip, Corpus
 from unified_audio.evaluation import Embedder, distance, word_errors
+from unified_audio.fusion import Dual, condition
 from unified_audio.items import Item, Reader, collate
 from unified_audio.recognizer import Recognizer
+from unified_audio.training import moved
 from unified_audio.vocoder import Vocoder
 
 PROBED = 8
 """Training clips per domain on which layers are chosen."""
+STATISTICS = 2000
+"""Training clips per domain of which means, centres and components are taken, at most: all in memory at once."""
 HELD = 16
 """Clips per held-out batch."""
 
@@ -82,13 +86,17 @@ def protocol(
     size: Size | None = None,
     teachers: Mapping[str, Any] | None = None,
     keep_seed: int | None = 0,
+    dual: Dual = "interleave",
+    device: str | torch.device = "cpu",
 ) -> Task:
     """The comparison's task on a corpus.
 
     Args:
-        reader: with the tokenizers (configuration A), fitted on training clips.
+        reader: with the tokenizers, fitted on training clips; with a second stream it is configuration B.
         out: trained weights and the first held-out clip of each domain as sound are written here for `keep_seed`.
         teachers: domain → teacher; default: log-mel statistics, which know timbre but neither words nor events.
+        dual: how configuration B joins its two streams.
+        device: where the flow is trained and judged.
 
     Raises BadArgument: a corpus without test clips, or without one of the two domains.
     """
@@ -105,38 +113,48 @@ def protocol(
     )
     test = [c for d in DOMAINS for c in corpus.some(size.held_out, "test").of("test", d)]
     heard = [c for d in DOMAINS for c in [t for t in test if t.domain == d][: size.heard]]
-    frame = torch.cat([reader.mel(c) for c in corpus.of("train")]).mean(0)
+    frame = torch.cat([reader.mel(c) for c in corpus.some(STATISTICS).of("train")]).mean(0)
     taught = teachers or {d: SpectralTeacher(domain=d) for d in DOMAINS}
     return Task(
         name=f"unified audio, {config.layers} × {config.dim}",
-        build=lambda seed: _new(config, frame, seed),
-        batch=_batches(reader, corpus.of("train"), size),
-        held_out=_in_batches([reader.item(c).crop(0, 2 * size.frames) for c in test]),
-        probe=[_probe(reader, corpus, size.frames)],
+        build=lambda seed: _new(config, frame, seed, reader, dual, device),
+        batch=_batches(reader, corpus.of("train"), size, device),
+        held_out=_in_batches([reader.item(c).crop(0, 2 * size.frames) for c in test], device),
+        probe=[moved(_probe(reader, corpus, size.frames), device)],
         teachers=taught,
-        done=_Outcome(judges, heard, _in_batches([reader.item(c) for c in heard]), Path(out), keep_seed),
-        facts=_facts(corpus, reader, judges, size, len(test), taught),
+        done=_Outcome(judges, heard, _in_batches([reader.item(c) for c in heard], device), Path(out), keep_seed),
+        facts=_facts(corpus, reader, judges, size, len(test), taught)
+        | {"configuration": "A" if reader.second is None else f"B, {dual}"},
     )
 
 
-def _in_batches(items: Sequence[Item]) -> list[MelBatch]:
-    return [collate(items[i : i + HELD]) for i in range(0, len(items), HELD)]
+def _in_batches(items: Sequence[Item], device: str | torch.device) -> list[MelBatch]:
+    return [moved(collate(items[i : i + HELD]), device) for i in range(0, len(items), HELD)]
 
 
-def _new(config: DiTConfig, frame: Float[Tensor, "M"], seed: int) -> Flow:
-    model = new_model(lambda: FlowMatching(config), seed)
+def _new(
+    config: DiTConfig, frame: Float[Tensor, "M"], seed: int, reader: Reader, dual: Dual, device: str | torch.device
+) -> Flow:
+    def build() -> FlowMatching:
+        second = reader.second
+        flow = FlowMatching(config)
+        return flow if second is None else condition(flow, "B", acoustic=second.vocab, dual=dual)
+
+    model = new_model(build, seed)
     model.start_at(frame)
-    return wrap(model)
+    return wrap(model.to(device))
 
 
-def _batches(reader: Reader, clips: Sequence[Clip], size: Size) -> Callable[[int, int], MelBatch]:
+def _batches(
+    reader: Reader, clips: Sequence[Clip], size: Size, device: str | torch.device
+) -> Callable[[int, int], MelBatch]:
     """(seed, step) → batch."""
 
     @functools.lru_cache(maxsize=1)  # one seed after the other
     def of(seed: int) -> MelBatches:
         return MelBatches(reader, clips, size.clips, size.frames, seed=seed)
 
-    return lambda seed, step: of(seed)(step)
+    return lambda seed, step: moved(of(seed)(step), device)
 
 
 def _probe(reader: Reader, corpus: Corpus, frames: int) -> MelBatch:
@@ -152,7 +170,7 @@ def _facts(
         "data": f"{len(corpus.of('train'))} clips to train on, {test} held out",
         "judged": f"at most {size.heard} of each domain's held-out clips, synthesized whole from their tokens",
         "batch": f"{size.clips} crops of {size.frames} frames",
-        "tokens": ", ".join(f"{d}: {c.name}" for d, c in reader.codes.items()),
+        "tokens": ", ".join(f"{d}: {c.name}" for d, c in [*reader.codes.items(), ("both", reader.second)] if c),
         "teachers": ", ".join(f"{d}: {t.name}" for d, t in taught.items()),
         "recognizer": judges.recognizer.name if judges.recognizer else "none",
         "embedder": judges.embedder.name if judges.embedder else "none",
@@ -213,6 +231,8 @@ def judged(
     if judges.embedder is not None:
         for domain in DOMAINS:
             rows = [i for i, c in enumerate(clips) if c.domain == domain]
-            found[f"frechet/{domain}"] = distance([real[i] for i in rows], [made[i] for i in rows], judges.embedder)
+            found[f"frechet/{domain}"] = distance(
+                [real[i] for i in rows], [made[i].cpu() for i in rows], judges.embedder
+            )
         found["frechet"] = statistics.fmean(found[f"frechet/{d}"] for d in DOMAINS)
     return found

@@ -20,13 +20,14 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from fog_a.errors import BadArgument, BadScores, MissingDependency, NoWeights
 from fog_a.state import rng
+from fog_a_adapters.dit.files import write
 from fog_a_adapters.dit.interface import frame_mask
 from fog_a_adapters.dit.mel import MELS
 
@@ -126,7 +127,7 @@ class WordRecognizer:
     def save(self, path: str | Path) -> None:
         """Weights and words in one safetensors file."""
         facts = {"words": json.dumps(self.words), "width": str(self.width)}
-        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, str(path), facts)
+        write(Path(path), save({k: v.contiguous() for k, v in self.net.state_dict().items()}, facts))
 
     @classmethod
     def load(cls, path: str | Path) -> WordRecognizer:

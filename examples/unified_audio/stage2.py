@@ -27,7 +27,7 @@ FRAME_RATE = MEL_RATE / HOP
 
 
 class Average:
-    """The moving average of a model's floating-point parameters and buffers; others are copied.
+    """The moving average of a model's parameters and buffers; integers, and what changes its size, are copied.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> average = Average(net)
@@ -47,11 +47,11 @@ class Average:
         d = min(self.decay, (1 + self.count) / (10 + self.count))
         self.count += 1
         for name, value in model.state_dict().items():
-            mine = self.values[name]
-            if mine.is_floating_point():
+            mine = self.values.get(name)
+            if mine is not None and mine.is_floating_point() and mine.shape == value.shape:
                 mine.lerp_(value.to(mine), 1 - d)
-            else:
-                mine.copy_(value)
+            else:  # counters, and AG-REPA's record of its probes, which grows
+                self.values[name] = value.detach().clone()
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -71,7 +71,8 @@ class Average:
         """The inverse of `state`."""
         self.count = int(state["count"])
         for name, value in state["values"].items():
-            self.values[name].copy_(value)
+            mine = self.values.get(name)
+            self.values[name] = value.to(mine.device if mine is not None else value.device, copy=True)
 
 
 def reference_frames(new: int, share: float = REFERENCE) -> int:

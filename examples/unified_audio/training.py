@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 
 from fog_a.errors import BadArgument, BadOutput, BadScores, MissingDependency, Unsupported
 from fog_a.state import rng
+from fog_a_adapters.dit.files import write_json, write_state
 from fog_a_adapters.dit.mel import optional
-from unified_audio.cache import write, write_json
 from unified_audio.stage2 import Average
 
 
@@ -156,7 +155,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         for i in range(r.accumulation):
             number = step * r.accumulation + i
-            some = _moved(self.batch(number), self.accelerator.device)
+            some = moved(self.batch(number), self.accelerator.device)
             key = f"{r.seed}/{number}/{self.accelerator.process_index}"
             last = i == r.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model), rng(zlib.crc32(key.encode())):
@@ -203,9 +202,7 @@ class _Run:
             "average": None if self.average is None else self.average.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }  # fmt: skip
-        buffer = BytesIO()
-        torch.save(state, buffer)
-        write(self.path, buffer.getvalue())
+        write_state(self.path, state)
 
     def _load(self) -> None:
         try:
@@ -247,12 +244,12 @@ def _writer() -> Any:
     return SummaryWriter
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def moved(batch: Any, device: str | torch.device) -> Any:
     """Tensors of a batch on the device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, dict):
-        return {k: _moved(v, device) for k, v in batch.items()}
+        return {k: moved(v, device) for k, v in batch.items()}
     if isinstance(batch, tuple):
-        return tuple(_moved(v, device) for v in batch)
+        return tuple(moved(v, device) for v in batch)
     return batch

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fog_a.errors import BadArgument, MissingDependency, NoWeights
 from fog_a.state import rng
+from fog_a_adapters.dit.files import write
 from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, magnitudes, optional
-from unified_audio.cache import write
 
 PEAK = 0.99
 N_FFT = 1024

@@ -69,8 +69,10 @@ def tidy(ax: Axes, *, grid: Literal["x", "y", "both"] | None = "y") -> None:
 
 
 def title(ax: Axes, text: str, beside: str = "") -> None:
-    """A panel's title, flush left; `beside` says a detail in small print, flush right."""
-    ax.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
+    """A panel's title, flush left; `beside` says a detail in small print, flush right, below where both do not fit."""
+    room = ax.get_position().width * whole(ax).get_figwidth() * 72  # points
+    below = bool(beside) and 0.62 * 11 * len(text) + 0.55 * 8.5 * len(beside) > room
+    ax.set_title(f"{text}\n" if below else text, loc="left", fontsize=11, fontweight="bold", color=INK)
     if beside:
         ax.set_title(beside, loc="right", fontsize=8.5, color=SOFT)
 

@@ -13,7 +13,6 @@ A killed run goes on where it was: everything finished is a JSON file in `out`, 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from fog_a.probing.bitc import BiTC
 from fog_a.scoring.scores import Scores
 from fog_a.state import rng
 from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
+from fog_a_adapters.dit.files import write, write_json
 from fog_a_adapters.dit.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.measures import flow_losses
 from fog_a_adapters.dit.tables import markdown, summary
@@ -57,7 +57,7 @@ def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, pro
     report = {"task": task.name, "facts": dict(task.facts), "plan": asdict(plan), "results": results}
     report["summary"] = summary(results, plan.arms, level)
     write_json(out / "compare.json", report)
-    (out / "compare.md").write_text(markdown(report), encoding="utf-8")
+    write(out / "compare.md", markdown(report).encode())
     return report
 
 
@@ -87,7 +87,8 @@ class _Seed:
         flow = self.task.build(self.seed)
         with rng(self.seed):
             bitc = self._bitc(flow)
-        return Leg(flow, {} if bitc is None else {"bitc": bitc}, self.schedule, self.plan.weight_decay)
+        terms = {} if bitc is None else {"bitc": bitc}
+        return Leg(flow, terms, self.schedule, self.plan.weight_decay, self.plan.precision)
 
     def _bitc(self, flow: Flow) -> BiTC | None:
         if not self.plan.bitc:
@@ -110,16 +111,23 @@ class _Seed:
         """The scores at the branch, measured once."""
         names = {"foga", *(PROBE_OF[a] for a in self.plan.arms if a in PROBE_OF)}
         scores: dict[str, Scores] = {}
+        spent = read_json(self.folder / "probe-seconds.json") or {}
         for name in sorted(names):
             path = self.folder / f"scores-{name}.json"
             if not path.exists():
                 leg = self._leg()
                 leg.load(self.folder / "warmup.pt")
                 leg.model.eval()
-                made = probe(name, leg.flow, self.task.probe, self.task.teachers, leg.terms.get("bitc"), self.seed)
+                start = leg.clock()
+                made = self._probe(name, leg)
+                spent[name] = leg.clock() - start
+                write_json(self.folder / "probe-seconds.json", spent)
                 made.save(path)
             scores[name] = Scores.load(path)
         return scores
+
+    def _probe(self, name: str, leg: Leg) -> Scores:
+        return probe(name, leg.flow, self.task.probe, self.task.teachers, leg.terms.get("bitc"), self.seed)
 
     def _arm(self, arm: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Train an arm from the branch, or from where it was, and measure it."""
@@ -145,12 +153,13 @@ class _Seed:
         self.bar.update(progress.step - p.warmup)
         leg.run(
             self.task.batch, self.seed, self.last, progress, path,
-            look=lambda: flow_losses(leg.flow, self.task.held_out, p.draws), at=self.looks, tick=self._tick(arm),
+            look=lambda: self._look(arm, leg, progress.step), at=self.looks, tick=self._tick(arm),
         )  # fmt: skip
-        result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed}
+        result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed, "seconds": progress.seconds}
         if p.timing:
             result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
         if reg is not None:
+            result["head parameters"] = sum(p.numel() for p in reg.parameters())
             reg.close()
         if self.task.done is not None:
             result["metrics"] |= self.task.done(arm, self.seed, leg.flow)
@@ -158,6 +167,12 @@ class _Seed:
         write_json(self.folder / f"{arm}.json", result)
         path.unlink()
         return result
+
+    def _look(self, arm: str, leg: Leg, step: int) -> dict[str, float]:
+        """The held-out loss on the way; and, of base, which layers contribute by then."""
+        if arm == "base" and self.plan.reprobe:
+            self._probe("foga", leg).save(self.folder / f"scores-foga-step{step}.json")
+        return flow_losses(leg.flow, self.task.held_out, self.plan.draws)
 
     def _measured(self, leg: Leg, progress: Progress) -> dict[str, Any]:
         leg.model.eval()
@@ -214,11 +229,3 @@ def _claim(out: Path, task: Task, plan: Plan) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file, or None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(part, path)

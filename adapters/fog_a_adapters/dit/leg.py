@@ -8,13 +8,12 @@ ends with the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,31 +21,38 @@ from torch import nn
 from fog_a.errors import BadOutput, BadScores
 from fog_a.flows.adapters import Flow
 from fog_a.state import rng
+from fog_a_adapters.dit.files import write_state
 
 SAVE_SECONDS = 20.0
 
 
 @dataclass
 class Progress:
-    """What a leg has done: steps so far, and what was measured after which."""
+    """What a leg has done: steps so far, what was measured after which, and seconds spent on steps."""
 
     step: int
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over the whole run: linear over the first tenth, then half a cosine down to a hundredth."""
+    """One cycle of the learning rate (SPEC §5): from a tenth of the peak to it in a tenth of the steps, then down to a
+    thousandth, both by half a cosine; the same as torch's OneCycleLR, but a function of the step.
+    """
 
     peak: float
     total: int
 
     def __call__(self, step: int) -> float:
-        rise = max(1, self.total // 10)
-        if step < rise:
-            return self.peak * (step + 1) / rise
-        done = (step - rise) / max(1, self.total - rise)
-        return self.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        top = max(1.0, 0.1 * (self.total + 1) - 1)
+        if step <= top:
+            return self._between(self.peak / 10, self.peak, step / top)
+        return self._between(self.peak, self.peak / 1000, min(1.0, (step - top) / (self.total - top)))
+
+    @staticmethod
+    def _between(a: float, b: float, done: float) -> float:
+        return b + (a - b) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Leg:
@@ -57,18 +63,26 @@ class Leg:
         terms: name → module with `term(batch)`, added to the loss; each has a parameter group of its own.
         schedule: learning rate by absolute step.
         weight_decay: of AdamW.
+        precision: "bf16" runs forwards under autocast.
     """
 
-    def __init__(self, flow: Flow, terms: Mapping[str, nn.Module], schedule: Schedule, weight_decay: float) -> None:
-        self.flow, self.terms, self.schedule = flow, dict(terms), schedule
+    def __init__(
+        self, flow: Flow, terms: Mapping[str, nn.Module], schedule: Schedule, weight_decay: float,
+        precision: Literal["no", "bf16"] = "no",
+    ) -> None:  # fmt: skip
+        self.flow, self.schedule, self.precision = flow, schedule, precision
         self.model: nn.Module = flow.model if isinstance(flow.model, nn.Module) else flow.module
+        self.device = next(self.model.parameters()).device
+        # A shared CPU's wall clock measures its other users too.
+        self.clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        self.terms = {name: term.to(self.device) for name, term in terms.items()}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, weight_decay=weight_decay)
         for term in self.terms.values():
             self.optimizer.add_param_group({"params": list(term.parameters())})
 
     def add(self, name: str, term: nn.Module) -> None:
         """One more term, with a fresh optimizer state."""
-        self.terms[name] = term
+        self.terms[name] = term.to(self.device)
         self.optimizer.add_param_group({"params": list(term.parameters())})
 
     def run(
@@ -92,8 +106,10 @@ class Leg:
         saved = time.monotonic()
         self.train()
         while progress.step < until:
+            start = self.clock()
             loss = self.step(batch(seed, progress.step), seed, progress.step)
             progress.step += 1
+            progress.seconds += self.clock() - start
             if look is not None and progress.step in at:
                 progress.curve.append((progress.step, look()))
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -112,7 +128,8 @@ class Leg:
         """One optimizer step; returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(step)
-        with rng(zlib.crc32(f"{seed}/{step}".encode())):
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with rng(zlib.crc32(f"{seed}/{step}".encode())), cast:
             loss = self.flow.loss(batch)
             for term in self.terms.values():
                 loss = loss + term(batch)
@@ -125,18 +142,16 @@ class Leg:
         return loss.item()
 
     def save(self, path: Path, progress: Progress) -> None:
-        """Write everything, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        """Write everything, whole or not at all. Raises DiskFull."""
         state = {
             "model": self.model.state_dict(),
             "terms": {name: term.state_dict() for name, term in self.terms.items()},
             "optimizer": self.optimizer.state_dict(),
             "step": progress.step,
             "curve": progress.curve,
+            "seconds": progress.seconds,
         }
-        torch.save(state, part)
-        os.replace(part, path)
+        write_state(path, state)
 
     def load(self, path: Path) -> Progress:
         """The reverse of `save`; terms that the file does not know stay as they are."""
@@ -145,7 +160,7 @@ class Leg:
         for name, values in state["terms"].items():
             self.terms[name].load_state_dict(values)
         self.optimizer.load_state_dict(state["optimizer"])
-        return Progress(state["step"], state["curve"])
+        return Progress(state["step"], state["curve"], state["seconds"])
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def frechet(real: Float[Tensor, "n D"], made: Float[Tensor, "m D"]) -> float:
     values, vectors = np.linalg.eigh(ca)
     root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T  # Σ_r^{1/2}; tr (Σ_r Σ_g)^{1/2} = tr (root Σ_g root)^{1/2}
     cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(min=0)).sum()
-    return float(shift @ shift + np.trace(ca) + np.trace(cb) - 2 * cross)
+    return max(0.0, float(shift @ shift + np.trace(ca) + np.trace(cb) - 2 * cross))  # rounding may take it below
 
 
 def windows(mel: Float[Tensor, "T M"]) -> Float[Tensor, "n E"]:

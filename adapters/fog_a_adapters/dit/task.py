@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fog_a.flows.adapters import Flow
 from fog_a_adapters.dit.arms import ARMS
@@ -51,6 +51,8 @@ class Plan:
         looks: how often the held-out loss is measured after the branch.
         draws: noises and times per held-out batch.
         timing: pairs of steps for the time of a step; 0 leaves it out.
+        precision: "bf16": forwards in training run under torch.autocast; weights stay in single precision.
+        reprobe: measure FoG-A again at every look of the base arm: does the choice hold (Table 7)?
         fixed: layer names for the arm "fixed"; None: the one a third of the way.
     """
 
@@ -66,4 +68,6 @@ class Plan:
     looks: int = 5
     draws: int = 8
     timing: int = 12
+    precision: Literal["no", "bf16"] = "no"
+    reprobe: bool = False
     fixed: tuple[str, ...] | None = None
