@@ -30,7 +30,7 @@ from fog_a.batches import Forward, each, signature
 from fog_a.concepts import Blocks
 from fog_a.errors import BadBatch, BadOutput, ShapeMismatch, UnknownBlock
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.adapters import Flow
+from fog_a.flows.adapters import Flow, knows
 from fog_a.hooks import preserved
 from fog_a.scoring.scores import Scores
 
@@ -106,11 +106,11 @@ def attribute(
         (('layers.0', 'layers.1'), (4, 1, 2))
     """
     gates = _gates(gate)
-    envoys = envoys_of(engine, model, remote)
+    envoys = envoys_of(engine, model, remote, strategy=strategy, max_rows=max_rows, memory=memory)
     model = model if envoys is None else envoys.model
     run = _Run(
-        model, forward, blocks, level, output, _grid(model, times), gates, domains, mask, seed, strategy, max_rows,
-        parse_bytes(memory), checkpoint, spread, _shown(progress), envoys,
+        model, forward, blocks, level, output, _grid(model, times, forward), gates, domains, mask, seed, strategy,
+        max_rows, parse_bytes(memory), checkpoint, spread, _shown(progress), envoys,
     )  # fmt: skip
     verdict = None
     looks = _looks(batch, until, max_batches)
@@ -238,7 +238,10 @@ class _Run:
                 one, self.blocks, values=self.gates, strategy=strategy, max_rows=self.max_rows, memory=self.memory,
                 shape=probing.shape_of(batch),
             )  # fmt: skip
-        v = run.base[None] if run.base.ndim == 0 else run.base
+        v = run.base
+        if v.ndim == 0:
+            self._no_loss()
+            v = v[None]
         samples = probing.samples_of(self.model, batch, v, 0)
         keep = probing.mask_of(samples.mask if self.mask is None else self.mask, v)
         probing.checked(v, keep)
@@ -249,6 +252,15 @@ class _Run:
         if run.strategy == "fanout":  # rows of one forward may differ: by a rounding, or by a float32 sum's few
             self.floor = max(self.floor, torch.finfo(v.dtype).eps, 8 * torch.finfo(torch.float32).eps)
         return scores.reshape(len(self.blocks), len(self.gates), len(v)).transpose(1, 2, 0).astype(np.float32)
+
+    def _no_loss(self) -> None:
+        """One number is no velocity: of a model whose adapter was forgotten it is the loss."""
+        asked = self.forward is not None or self.output is not None
+        if not asked and isinstance(self.model, nn.Module) and knows(self.model):
+            raise BadBatch(
+                f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
+                "fog_a.wrap(model)"
+            )
 
     def _name(self, batch: Any, count: int) -> None:
         """Ids and domains of a batch's samples."""
@@ -333,11 +345,14 @@ def _ratio(v_k: Tensor, v: Tensor, keep: Tensor | None) -> np.ndarray:
     return torch.where(torch.isfinite(score), score, torch.full_like(score, torch.nan)).cpu().numpy()
 
 
-def _grid(model: nn.Module | Flow, times: int | Sequence[float] | None) -> tuple[float | None, ...]:
-    if not isinstance(model, Flow):
+def _grid(
+    model: nn.Module | Flow, times: int | Sequence[float] | None, forward: Forward | None
+) -> tuple[float | None, ...]:
+    if not isinstance(model, Flow) or forward is not None:
         if times is not None:
+            what = "a bare module" if forward is None else "a forward= of your own"
             raise BadBatch(
-                "a bare module has no time axis, so times= means nothing to it. "
+                f"{what} has no time axis, so times= means nothing to it. "
                 "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
             )
         return (None,)
