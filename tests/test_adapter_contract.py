@@ -166,6 +166,18 @@ def test_tokens_are_frames(case: Case, flow: fog_a.Flow) -> None:
                 assert mask.sum(1).tolist() == [-(-n // step) for n in case.lengths]
 
 
+@pytest.mark.parametrize(("kind", "count"), [("flux", 16), ("sd3", 16), ("stable_audio", 16), ("class_dit", 16)])
+def test_tokens_are_the_latents_not_the_text(kind: str, count: int) -> None:
+    """FLUX's single blocks join text and image and cut them again: both then depend on x_t."""
+    case = CASES[kind]()
+    flow = fog_a.wrap(case.model)
+    blocks, samples = find_blocks(flow, case.batch).main, flow.samples(case.batch)
+    with preserved(flow.module), tap(blocks) as heard:
+        flow.velocity(case.batch, 0.4, 0)
+        for block in blocks:
+            assert flow.tokens(heard[block.name], block, samples)[0].shape == (3, count, 32), block.name
+
+
 def test_interface_has_a_graph(case: Case, flow: fog_a.Flow) -> None:
     c = flow.interface(case.batch)
     if c is not None:
