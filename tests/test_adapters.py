@@ -17,6 +17,7 @@ import fog_a
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
 from fog_a.flows import adapters
 from fog_a.flows.adapters import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
+from fog_a.flows.dicts import moved
 from fog_a.flows.draws import content_ids, noise, spans, uniform
 from fog_a.flows.frames import token_mask
 
@@ -134,6 +135,19 @@ def test_unknown_name_and_path() -> None:
         wrap(Net(), "no.such:Thing")
     with pytest.raises(Unsupported, match="Net is no adapter: it lacks module, velocity, samples"):
         wrap(Net(), Net())
+
+
+def test_an_adapter_of_another_model_says_what_it_is_for() -> None:
+    text = r"F5TTSAdapter cannot read a Net: 'Net' object has no attribute 'transformer'\. It is for F5-TTS and E2-TTS"
+    with pytest.raises(Unsupported, match=text):
+        wrap(Net(), "f5_tts")
+
+
+def test_the_batch_follows_the_model_at_every_depth() -> None:
+    x = torch.zeros(2, 4)
+    there = moved({"x1": x, "rotary": (x, [x]), "names": ["a", "b"]}, Net().to("meta"), "x1")
+    assert there["x1"].is_meta and there["rotary"][0].is_meta and there["rotary"][1][0].is_meta
+    assert there["names"] == ["a", "b"] and isinstance(there["rotary"], tuple) and not x.is_meta
 
 
 def test_another_version_warns_with_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     Raises:
         UnknownAdapter: no adapter for this class or of this name.
         MissingDependency: the adapter does not import.
-        Unsupported: what was given is no adapter.
+        Unsupported: what was given is no adapter, or cannot read this model.
 
     Warns:
         UserWarning: the model's package is of another version than the adapter was read at.
@@ -106,7 +106,13 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
     if isinstance(adapter, type):
-        adapter = adapter(inner, **options)
+        kind = adapter
+        try:
+            adapter = kind(inner, **options)
+        except AttributeError as error:
+            raise Unsupported(
+                f"{kind.__name__} cannot read a {type(inner).__name__}: {error}. It is for {_reads(kind)}"
+            ) from error
     elif options:
         raise Unsupported(f"options ({', '.join(options)}) are for an adapter's class; an object has its own already")
     missing = [part for part in PARTS if not hasattr(adapter, part)]
@@ -193,8 +199,7 @@ def adapter_table() -> list[dict[str, str | None]]:
             row["package"], row["version"] = package or checkout, getattr(kind, "version", None)
             here = "on the path" if checkout and importlib.util.find_spec(checkout) else None
             row["installed"] = _installed(package) or here
-            told = inspect.getmodule(kind).__doc__ or kind.__doc__ or ""
-            row["reads"] = told.strip().partition("\n")[0].rstrip(".")
+            row["reads"] = _reads(kind)
         table.append(row)
     return table
 
@@ -240,6 +245,12 @@ def _unknown(model: Any, broken: dict[str, Exception]) -> str:
 
 def _from(entry: importlib.metadata.EntryPoint) -> str:
     return f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+
+
+def _reads(kind: type) -> str:
+    """What an adapter is for: the first line of its module's docstring, or of its own."""
+    told = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
+    return told.partition("\n")[0].rstrip(".")
 
 
 def _installed(package: str | None) -> str | None:

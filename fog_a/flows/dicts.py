@@ -43,14 +43,16 @@ def moved(batch: Mapping[str, Any], module: nn.Module, *data: str) -> dict[str, 
     )
     if weight is None:
         return dict(batch)
-    if not torch.is_autocast_enabled(weight.device.type):
-        for key in data:
-            x = batch.get(key)
-            if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != weight.dtype:
-                raise BadBatch(
-                    f"the batch's {key!r} is {x.dtype}, the model's weights are {weight.dtype}. "
-                    f"Type batch[{key!r}] = batch[{key!r}].to({weight.dtype}), or run under torch.autocast"
-                )
+    given = {key: batch.get(key) for key in data}
+    odd = [
+        (k, x) for k, x in given.items() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != weight.dtype
+    ]
+    if odd and not torch.is_autocast_enabled(weight.device.type):
+        key, x = odd[0]
+        raise BadBatch(
+            f"the batch's {key!r} is {x.dtype}, the model's weights are {weight.dtype}. "
+            f"Type batch[{key!r}] = batch[{key!r}].to({weight.dtype}), or run under torch.autocast"
+        )
     return replaced(dict(batch), {path: x.to(weight.device) for path, x in leaves(batch) if x.device != weight.device})
 
 
