@@ -245,11 +245,15 @@ def compare(
     k: Annotated[int | None, typer.Option("--k", help="how many layers are aligned per domain")] = None,
     layers: Layers = None,
     dim: Dim = None,
+    task: Annotated[str | None, typer.Option(help="module:factory of a Task: another flow, its data, teachers")] = None,
 ) -> None:
     """Train with alignment of layers chosen by FoG-A, by other rules, and without; compare on held-out data."""
+    from fog_a.shell import arguments
+
     wanted = {"data": data, "out": out, "steps": steps, "warmup": warmup, "seeds": seeds, "k": k, "layers": layers}
     run = _bundled("bundled_task")
-    run(**_given(run, {**wanted, "dim": dim, "arms": arm or None}))
+    other = None if task is None else arguments.made(task, "--task")
+    run(**_given(run, {**wanted, "dim": dim, "arms": arm or None, "task": other}))
 
 
 def _bundled(name: str) -> Callable[..., Any]:
@@ -272,15 +276,13 @@ def _bundled(name: str) -> Callable[..., Any]:
 
 @app.command()
 def adapters() -> None:
-    """List the adapters: the package each one reads, the version it was read at, and what is installed."""
+    """List the adapters: what each one reads, of which package, at which version, and what is installed."""
     from fog_a.flows.adapters import adapter_table
     from fog_a.shell.tree import aligned
 
-    rows = [
-        (row["name"] or "", row["package"] or "–", row["version"] or "–", row["installed"] or "–", row["problem"] or "")
-        for row in adapter_table()
-    ]
-    typer.echo("\n".join(aligned(("name", "package", "read at", "installed", "problem"), rows)))
+    columns = ("name", "package", "version", "installed")
+    rows = [(*(row[c] or "–" for c in columns), row["problem"] or row["reads"] or "") for row in adapter_table()]
+    typer.echo("\n".join(aligned(("name", "package", "read at", "installed", "reads"), rows)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

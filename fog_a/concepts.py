@@ -106,6 +106,8 @@ class ResidualBlock:
     def envoy(self, model: Any) -> Any:
         """This block in a model that is wrapped in nnsight: `blocks[3].envoy(nn_model)`.
 
+        Of a layer that has no module of its own, its container: `parts` name the modules that are called.
+
         Raises:
             NotResidual: no such module there.
         """

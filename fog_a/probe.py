@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fog_a.batches import Forward, call, model_tensors, velocity_of
 from fog_a.concepts import Blocks, Inputs, Samples
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock
-from fog_a.flows.adapters import Flow
+from fog_a.flows.adapters import Flow, knows
 from fog_a.hooks import hooked, named_modules, rng, unwrapped
 from fog_a.leaves import leaves
 from fog_a.state import rng_state
@@ -88,20 +88,33 @@ def probe(
         taken = model.model if isinstance(model, Flow) else model if forward is not None else module
 
         def run() -> Any:
-            return call(taken, batch, forward)
+            return _bare(taken, batch) if forward is None else call(taken, batch, forward)
 
-    given = Given(batch)
+    given, whole = Given(batch), model.model if isinstance(model, Flow) else model
+    holder = whole if forward is not None and isinstance(whole, nn.Module) else module  # what `forward` calls
 
     def seeded() -> Tensor:
         with rng(seed):
             try:
-                v = velocity_of(run()) if output is None else _caught(module, output, run)
+                v = velocity_of(run()) if output is None else _caught(holder, output, run)
                 return v.clone() if given.holds(v) else v
             finally:
                 given.put_back()
 
-    whole = model.model if isinstance(model, Flow) else model
     return Probe(module, seeded, whole if isinstance(whole, nn.Module) and whole is not module else None)
+
+
+def _bare(model: nn.Module, batch: Any) -> Any:
+    """The output of a model without an adapter; where it cannot be called and has one, that was forgotten."""
+    try:
+        return call(model, batch)
+    except TypeError as error:
+        if not knows(model):
+            raise
+        raise BadBatch(
+            f"{type(model).__name__} cannot be called on the batch itself ({error}). An adapter reads it: type "
+            "fog_a.wrap(model)"
+        ) from error
 
 
 def _caught(module: nn.Module, name: str, run: Callable[[], Any]) -> Tensor:

@@ -17,6 +17,7 @@ import fog_a
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
 from fog_a.flows import adapters
 from fog_a.flows.adapters import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
+from fog_a.flows.dicts import moved
 from fog_a.flows.draws import content_ids, noise, spans, uniform
 from fog_a.flows.frames import token_mask
 
@@ -136,6 +137,19 @@ def test_unknown_name_and_path() -> None:
         wrap(Net(), Net())
 
 
+def test_an_adapter_of_another_model_says_what_it_is_for() -> None:
+    text = r"F5TTSAdapter cannot read a Net: 'Net' object has no attribute 'transformer'\. It is for F5-TTS and E2-TTS"
+    with pytest.raises(Unsupported, match=text):
+        wrap(Net(), "f5_tts")
+
+
+def test_the_batch_follows_the_model_at_every_depth() -> None:
+    x = torch.zeros(2, 4)
+    there = moved({"x1": x, "rotary": (x, [x]), "names": ["a", "b"]}, Net().to("meta"), "x1")
+    assert there["x1"].is_meta and there["rotary"][0].is_meta and there["rotary"][1][0].is_meta
+    assert there["names"] == ["a", "b"] and isinstance(there["rotary"], tuple) and not x.is_meta
+
+
 def test_another_version_warns_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
     class Read(Theirs):
         package, version = "numpy", "0.1"
@@ -152,7 +166,22 @@ def test_table_tells_what_is_installed() -> None:
     table = {row["name"]: row for row in adapter_table()}
     assert table["diffusers"]["installed"] == importlib.metadata.version("diffusers")
     assert table["f5_tts"]["package"] == "f5-tts" and table["f5_tts"]["version"] == "1.1.22"
-    assert table["cosyvoice"]["package"] is None and table["cosyvoice"]["installed"] is None
+    assert table["cosyvoice"]["package"] == "cosyvoice" and table["cosyvoice"]["version"] == "ace7c47"
+    assert table["f5_tts"]["reads"] == "F5-TTS and E2-TTS: `CFM` around DiT, UNetT or MMDiT"
+    assert all(row["reads"] for row in table.values())
+
+
+def test_table_knows_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "cosyvoice").is_dir()])
+    monkeypatch.delitem(sys.modules, "cosyvoice", raising=False)
+
+    def installed() -> Any:
+        return next(row["installed"] for row in adapter_table() if row["name"] == "cosyvoice")
+
+    assert installed() is None
+    (tmp_path / "cosyvoice").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed() == "on the path"
 
 
 def test_wrapping_imports_no_model_package() -> None:
@@ -163,6 +192,21 @@ def test_wrapping_imports_no_model_package() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_an_adapter_gets_what_is_inside_ddp_and_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x1 = Foreign(), torch.ones(2, 4)
+    both = nn.DataParallel(model), torch.compile(model, backend="eager")  # before: it loads entry points of its own
+    register(monkeypatch, theirs=f"{__name__}:Theirs")
+    v = wrap(model).velocity({"x1": x1}, 0.5)
+    for outside in both:
+        for given in (None, "theirs"):
+            flow = wrap(outside, given)
+            assert flow.module is model and flow.model is outside
+            assert torch.equal(flow.velocity({"x1": x1}, 0.5), v)
+    assert (
+        wrap(nn.DataParallel(Masked()), x="x_t", t="t").velocity({"x1": x1[:, None], "mask": x1[:, :1] > 0}, 0.5).any()
+    )
 
 
 # ---------------------------------------------------------------- the generic adapter
@@ -201,6 +245,13 @@ def test_generic_reads_mask_domains_and_audio() -> None:
     assert tokens is not None and tokens.tolist() == [[True] * 3, [True, True, False]]
 
 
+def test_a_smaller_batch_has_what_is_shared_whole() -> None:
+    batch = {"x1": torch.randn(2, 4), "label": torch.arange(2), "positions": torch.zeros(2, 9), "pair": (1, 2)}
+    fewer = wrap(Net(), x="x_t", t="t", shared=("positions", "pair")).samples(batch).rows([1])
+    assert fewer["x1"].shape == (1, 4) and fewer["label"].tolist() == [1]
+    assert fewer["positions"] is batch["positions"] and fewer["pair"] == (1, 2)
+
+
 def test_generic_takes_a_path_of_ones_own_and_channels_first() -> None:
     def back(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return t * x0 + (1 - t) * x1, x0 - x1
@@ -223,8 +274,14 @@ def test_generic_says_what_is_wrong() -> None:
     with pytest.raises(Unsupported, match='channels is "first" or "last"'):
         wrap(Net(), x="x_t", t="t", channels="middle")
     flow = wrap(Net(), x="x_t", t="t")
-    with pytest.raises(BadBatch, match=r"the batch lacks x1 \(it has mel\).*change it by data="):
+    with pytest.raises(BadBatch, match=r"the adapter of Net: the batch lacks x1 \(it has mel\).*x_1 is under 'x1'"):
         flow.velocity({"mel": torch.zeros(2, 4)}, 0.5)
+    with pytest.raises(BadBatch, match=r"Net does not run on this batch: .*lacks c; it gives besides spam"):
+        flow.velocity({"x1": torch.zeros(2, 4), "spam": 1}, 0.5)
+    with pytest.raises(BadBatch, match=r"Masked does not run on this batch: .*lacks mask"):
+        wrap(Masked(), x="x_t", t="t").velocity(torch.zeros(2, 3, 4), 0.5)
+    with pytest.raises(ShapeMismatch, match=r"expected one time, or one for each of 2 samples, got \(3,\)"):
+        flow.velocity(torch.zeros(2, 4), torch.tensor([0.1, 0.2, 0.3]))
     with pytest.raises(BadBatch, match="got an empty batch"):
         flow.velocity({"x1": torch.zeros(0, 4)}, 0.5)
     with pytest.raises(BadBatch, match="one of domains per sample: expected 2, got 3"):

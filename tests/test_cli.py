@@ -88,6 +88,12 @@ def fails():
 
 ready = Net()
 number = 3
+
+
+def a_task():
+    from fog_a_adapters.dit.task import Task
+
+    return Task("a task", build=None, batch=None, held_out=[], probe=[], teachers=None)
 """
 
 
@@ -275,12 +281,19 @@ def test_compare_hands_its_options_on(shell: Shell, monkeypatch: pytest.MonkeyPa
         seen.update(data=data, out=out, arms=arms, seeds=seeds, steps=steps, layers=layers)
 
     real = set(inspect.signature(bundled_task.run).parameters)
-    assert {"data", "out", "arms", "seeds", "warmup", "steps", "k", "layers", "dim"} <= real
+    assert {"data", "out", "arms", "seeds", "warmup", "steps", "k", "layers", "dim", "task"} <= real
     monkeypatch.setattr(bundled_task, "run", run)
     assert shell("compare", "--data", "clips", "--arm", "base", "--arm", "foga", "--seeds", "2").code == 0
     assert seen == {"data": Path("clips"), "out": "d", "arms": ["base", "foga"], "seeds": 2, "steps": 1, "layers": 8}
     code, _, err = shell("compare", "--warmup", "3")
     assert code == 2 and "--warmup: run has no such option in this version" in err
+
+
+def test_compare_takes_another_task(shell: Shell) -> None:
+    code, _, err = shell("compare", "--task", "nets:number")
+    assert code == 2 and "a task is a fog_a_adapters.dit.task.Task, or a factory of one; got int" in err
+    code, _, err = shell("compare", "--task", "nets:a_task", "--layers", "3")
+    assert code == 2 and "a task has its own data and model: leave out --data, --layers and --dim" in err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import flow_cases
 import pytest
 import torch
+from own_zoo import CASES as ZOO
 from torch import Tensor, nn
 
 import fog_a
@@ -86,6 +87,19 @@ def test_agrees_on_flows(name: str, nnsight: Any) -> None:
     torch.testing.assert_close(torch.tensor(theirs.values), torch.tensor(ours.values), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
+def test_agrees_on_our_zoo(case: Any, nnsight: Any) -> None:
+    net, batch = case.model(), case.batch()
+    ours = fog_a.attribute(net, batch, strategy="loop", progress=False)
+    if any(site.times > 1 for block in fog_a.find_blocks(net, batch).main for site in block.sites):
+        with pytest.raises(Unsupported, match="times in one forward, and an envoy stands for one call"):
+            fog_a.attribute(nnsight.NNsight(net), batch, engine="nnsight", progress=False)
+    else:
+        theirs = fog_a.attribute(nnsight.NNsight(net), batch, engine="nnsight", progress=False)
+        assert theirs.layers == ours.layers
+        torch.testing.assert_close(torch.tensor(theirs.values), torch.tensor(ours.values), rtol=0, atol=1e-5)
+
+
 def test_leaves_the_model_as_it_was(nnsight: Any) -> None:
     net, x = encoder().train(), torch.randn(2, 5, 8)
     state = torch.get_rng_state()
@@ -153,6 +167,9 @@ def test_refusals(nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         fog_a.attribute(Twice(), torch.randn(2, 5, 8), engine="nnsight")
     with pytest.raises(Unsupported, match="engine is 'hooks' or 'nnsight', got 'spam'"):
         fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="spam")  # pyright: ignore
+    for option in ({"strategy": "fanout"}, {"max_rows": 8}, {"memory": "1GiB"}):
+        with pytest.raises(Unsupported, match=rf"one ablation at a time: leave out {next(iter(option))}="):
+            fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="nnsight", **option)
     with torch.device("meta"):
         empty = encoder()
     with pytest.raises(Unsupported, match="load the weights, with dispatch=True"):

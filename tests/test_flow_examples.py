@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 from torch.utils.data import Dataset
 
 import fog_a
+from fog_a.cli import main
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = ("f5_tts", "voicebox", "cosyvoice")
@@ -75,13 +77,19 @@ def test_the_marked_lines_are_three(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compare_runs_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user types it; the tables' numbers are of clips that were not trained on."""
     example(name, monkeypatch)
-    compare: Any = importlib.import_module("compare_flows")
-    corpus = compare.load_corpus(audio=True)
-    task = compare.task(name, corpus, builder(name).get("build"))
-    plan = compare.Plan(arms=compare.ARMS, seeds=(0, 1), warmup=6, steps=4, k=2, looks=1, draws=1)
-    report = compare.compare(task, plan, tmp_path, progress=False)
-    assert {(r["arm"], r["seed"]) for r in report["results"]} == {(a, s) for a in compare.ARMS for s in (0, 1)}
+    tasks: Any = importlib.import_module("compare_flows")
+    made = tasks.task(name, **builder(name))
+    seen = {clip for step in range(4) for clip in made.batch(0, step).get("ids") or made.batch(0, step)["utts"]}
+    assert not seen & {clip for batch in made.held_out for clip in batch.get("ids") or batch["utts"]}
+    monkeypatch.setattr(tasks, name, lambda: made)
+    words = f"compare --task compare_flows:{name} --arm base --arm shallow --arm foga --k 2 --seeds 2 --warmup 4"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*words.split(), "--steps", "3", "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "compare.json").read_text())
+    arms = ("base", "shallow", "foga")
+    assert {(r["arm"], r["seed"]) for r in report["results"]} == {(a, s) for a in arms for s in (0, 1)}
     assert all(0 < r["metrics"]["loss"] < 100 for r in report["results"])
     layers = {r["arm"]: r["layers"] for r in report["results"]}
     assert layers["base"] == {} and set(layers["foga"]) == {"speech", "sound"}

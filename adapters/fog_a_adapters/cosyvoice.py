@@ -10,7 +10,6 @@ noise and the reference prefix sample by sample from its seed; classifier-free d
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.concepts import ResidualBlock, Samples
-from fog_a.errors import Unsupported
+from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.adapters import is_a
-from fog_a.flows.dicts import described, moved, need, rows
+from fog_a.flows.dicts import described, moved, need
 from fog_a.flows.draws import noise, uniform
 from fog_a.flows.frames import along, real, token_mask
 from fog_a.flows.generic import times
@@ -40,8 +39,8 @@ class CosyVoiceAdapter:
         streaming: the chunked attention of versions 2 and 3, which training switches on for half of its batches.
     """
 
-    package = None
-    version = None
+    checkout = "cosyvoice"
+    version = "ace7c47"
     t = "t"  # the argument of the network that holds the flow time
 
     def __init__(self, model: Any, streaming: bool = False) -> None:
@@ -91,8 +90,9 @@ class CosyVoiceAdapter:
         feat, lengths = found["speech_feat"], self._lengths(found)
         about = {"ids": batch["utts"], **batch} if "utts" in batch else batch
         mask = along(real(lengths, feat.shape[1]), 3, 2)
-        samples = described(about, feat, lengths=lengths.tolist(), mask=mask)
-        return replace(samples, rows=lambda index: trimmed(rows(batch, index, len(feat))))
+        # the masks of the flow's forward are as long as the longest sample
+        padded = {"speech_token": (1, "speech_token_len"), "speech_feat": (1, "speech_feat_len")}
+        return described(about, feat, lengths=lengths.tolist(), mask=mask, padded=padded)
 
     def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
         """μ: the encoded speech tokens at mel length."""
@@ -136,20 +136,16 @@ class CosyVoiceAdapter:
         else:
             h, _ = model.encoder(token, size, streaming=self.streaming)
             h = model.encoder_proj(h)
-        mask = real(self._lengths(found), h.shape[1])
+        frames = found["speech_feat"].shape[1]
+        if h.shape[1] != frames:
+            raise ShapeMismatch(
+                f"the tokens stand for {h.shape[1]} frames, speech_feat has {frames}: cut the longer one"
+            )
+        mask = real(self._lengths(found), frames)
         return h.transpose(1, 2).contiguous(), speaker, mask.to(h)[:, None]
 
     def _read(self, batch: Any) -> dict[str, Any]:
         need(
             batch, KEYS, "CosyVoice", "Its processor's padding gives them; whisper_feat alone has to be tokenized first"
         )
-        return moved({key: batch[key] for key in KEYS}, self.module, "speech_feat")
-
-
-def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Without what is padding in every sample: the flow's masks are as long as the longest sample."""
-    tokens, frames = batch["speech_token_len"], batch["speech_feat_len"]
-    if not len(tokens):
-        return batch
-    token, feat = batch["speech_token"][:, : int(max(tokens))], batch["speech_feat"][:, : int(max(frames))]
-    return {**batch, "speech_token": token, "speech_feat": feat}
+        return moved({key: batch[key] for key in KEYS}, self.module, "speech_feat", "embedding")

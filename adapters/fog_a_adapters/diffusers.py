@@ -24,7 +24,7 @@ from fog_a.concepts import ResidualBlock, Samples
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.adapters import is_a
 from fog_a.flows.frames import as_tokens, token_mask
-from fog_a.flows.generic import GenericAdapter, takes
+from fog_a.flows.generic import GenericAdapter, arguments
 
 # What a flow transformer's pipeline gives as timestep at τ = 1.
 FLOWS = {
@@ -36,6 +36,7 @@ FLOWS = {
     "AuraFlowTransformer2DModel": 1,
     "QwenImageTransformer2DModel": 1,
 }
+SHARED = ("img_ids", "txt_ids", "rotary_embedding", "image_rotary_emb")
 EMBEDDERS = ("context_embedder", "cross_attention_proj", "txt_in")
 
 
@@ -68,14 +69,14 @@ class DiffusersAdapter(GenericAdapter):
                 f"pipeline divides t by 1000. Known: {', '.join(FLOWS)}, StableAudioDiTModel, DiTTransformer2DModel"
             )
         channels = "first" if self.prefix else "last"
-        super().__init__(net, None, None, path=path, data="hidden_states", channels=channels, **options)
+        super().__init__(net, None, None, path=path, data="hidden_states", channels=channels, shared=SHARED, **options)
 
     @staticmethod
     def matches(model: object) -> bool:
         """True for a diffusers model with these arguments, and for a pipeline whose transformer is one."""
         net = getattr(model, "transformer", model) if is_a(model, "diffusers", "DiffusionPipeline") else model
         names = ("hidden_states", "timestep")
-        return isinstance(net, nn.Module) and is_a(net, "diffusers", "ModelMixin") and all(takes(net, n) for n in names)
+        return isinstance(net, nn.Module) and is_a(net, "diffusers", "ModelMixin") and set(names) <= set(arguments(net))
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
         """The model's own embedding of `encoder_hidden_states`; None for a model without text."""
@@ -91,11 +92,9 @@ class DiffusersAdapter(GenericAdapter):
         return h, token_mask(samples.mask, h)
 
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        if self.mask in cond and not takes(self.module, self.mask):
-            cond = {key: value for key, value in cond.items() if key != self.mask}
         step = (1 - t) * (self.scale or 1)
         step = step.round().long() if self.path is noise_prediction else step
-        v = self.module(hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
+        v = self._run(hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
         if self.path is noise_prediction and v.shape[1] == 2 * x_t.shape[1]:
             v = v.chunk(2, dim=1)[0]  # the other half is the learned variance
         if v.shape != x_t.shape:

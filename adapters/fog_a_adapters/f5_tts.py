@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +20,10 @@ from torch import Tensor, nn
 
 from fog_a.concepts import ResidualBlock, Samples
 from fog_a.flows.adapters import is_a
-from fog_a.flows.dicts import described, moved, need, rows
+from fog_a.flows.dicts import described, moved, need
 from fog_a.flows.draws import noise, spans, uniform
 from fog_a.flows.frames import along, real, token_mask
-from fog_a.flows.generic import linear, times
+from fog_a.flows.generic import arguments, linear, times
 
 KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"
@@ -85,17 +83,16 @@ class F5TTSAdapter:
         """Ids made of the mel (or given under `ids`), and the mask of real frames (B, T, 1)."""
         x1, lengths, _ = self._read(batch, text=False)
         mask = along(real(lengths, x1.shape[1]), 3, 1)
-        samples = described(batch, x1, lengths=lengths.tolist(), mask=mask)
-        return replace(samples, rows=lambda index: trimmed(rows(batch, index, len(x1))))
+        # the text embedding is as long as the longest sample
+        return described(batch, x1, lengths=lengths.tolist(), mask=mask, padded={"mel": (2, "mel_lengths")})
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"]:
         """The text embedding: at mel length (DiT, UNetT) or at its own (MMDiT)."""
         x1, lengths, text = self._read(batch)
-        kind = type(self.module).__name__
-        if kind == "MMDiT":
-            return self.module.text_embed(text, drop_text=False)  # pyright: ignore[reportCallIssue]
-        size = lengths if kind == "DiT" else x1.shape[1]
-        return self.module.text_embed(text, seq_len=size, drop_text=False)  # pyright: ignore[reportCallIssue]
+        embed: Any = self.module.text_embed
+        if "seq_len" not in arguments(embed):  # MMDiT
+            return embed(text)
+        return embed(text, seq_len=lengths if is_a(self.module, "f5_tts", "DiT") else x1.shape[1])
 
     def tokens(
         self, h: Float[Tensor, "B R D"], block: ResidualBlock, samples: Samples
@@ -131,9 +128,3 @@ class F5TTSAdapter:
         draw = random.Random(seed)
         audio, both = draw.random() < self.model.audio_drop_prob, draw.random() < self.model.cond_drop_prob
         return (self.drop and (audio or both), self.drop and both)
-
-
-def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Without frames that are padding in every sample: the text embedding is as long as the longest sample."""
-    lengths: Sequence[int] = batch["mel_lengths"]
-    return {**batch, "mel": batch["mel"][..., : int(max(lengths))]} if len(lengths) else batch

@@ -93,7 +93,7 @@ class MatchaAdapter:
     def _read(self, batch: Any) -> dict[str, Any]:
         if not self.whole:
             need(batch, DECODER[:3], "Matcha's CFM", "These are the arguments of CFM.compute_loss")
-            return moved({key: batch.get(key) for key in DECODER}, self.module, "x1")
+            return moved({key: batch.get(key) for key in DECODER}, self.module, "x1", "mask", "mu")
         need(batch, TEXT[:4], "Matcha-TTS", "Its TextMelBatchCollate gives them")
         found = moved({key: batch.get(key) for key in TEXT}, self.module, "y")
         mask = real(found["y_lengths"], found["y"].shape[-1]).to(found["y"])[:, None]

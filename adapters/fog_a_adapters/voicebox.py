@@ -74,15 +74,13 @@ class VoiceboxAdapter:
 
     def samples(self, batch: Any) -> Samples:
         """Ids made of x1 (or given under `ids`), audio where x1 is audio, the mask (B, T, 1)."""
-        batch = {"x1": batch} if isinstance(batch, Tensor) else batch
-        found = self._read(batch)
+        found, batch = self._read(batch), named(batch)
         mask = found.get("mask")
         lengths = None if mask is None else mask.sum(1).tolist()
-        masked = None if mask is None else along(mask, 3, 1)
-        samples = described(batch, found["x1"], lengths=lengths, mask=masked)
-        if batch["x1"].ndim == 2 and samples.audio is None:
+        samples = described(batch, found["x1"], lengths=lengths, mask=None if mask is None else along(mask, 3, 1))
+        if is_audio(batch["x1"]) and samples.audio is None:
             rate = batch.get("input_sampling_rate") or self.module.audio_enc_dec.sampling_rate
-            samples = replace(samples, audio=batch["x1"], rate=rate)
+            samples = replace(samples, audio=batch["x1"].flatten(1), rate=rate)
         return samples
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
@@ -103,8 +101,7 @@ class VoiceboxAdapter:
         flags = [(m, m.training) for m in self.module.modules()]
         try:
             if self.model is not self.module:
-                batch = {"x1": batch} if isinstance(batch, Tensor) else batch
-                return self.model(**{key: batch[key] for key in KEYWORDS if key in batch})
+                return self.model(**{key: value for key, value in named(batch).items() if key in KEYWORDS})
             found = self._read(batch)
             x0, t = torch.randn_like(found["x1"]), torch.rand(len(found["x1"])).to(found["x1"])
             inputs, target = self._inputs(found, x0, t)
@@ -139,19 +136,26 @@ class VoiceboxAdapter:
         return tokens
 
     def _read(self, batch: Any) -> dict[str, Any]:
-        batch = {"x1": batch} if isinstance(batch, Tensor) else batch
+        batch = named(batch)
         need(batch, ("x1",), "Voicebox", HINT)
-        found = moved({key: batch[key] for key in KEYWORDS if key in batch}, self.module.to_pred, "x1")
-        rate = found.get("input_sampling_rate")
-        for key in ("x1", "cond"):
-            if isinstance(found.get(key), Tensor) and found[key].ndim == 2:
-                found[key] = self._encoded(found[key], rate)
-        return found
+        found = moved({key: batch[key] for key in KEYWORDS if key in batch}, self.module.to_pred, "x1", "cond")
+        audio = {key: found[key] for key in ("x1", "cond") if is_audio(found.get(key))}
+        return {**found, **{key: self._encoded(x, found.get("input_sampling_rate")) for key, x in audio.items()}}
 
-    def _encoded(self, audio: Float[Tensor, "B N"], rate: int | None) -> Float[Tensor, "B T D"]:
+    def _encoded(self, audio: Tensor, rate: int | None) -> Float[Tensor, "B T D"]:
         codec = self.module.audio_enc_dec
         if codec is None:
             raise BadBatch("x1 is audio (B, N), and this VoiceBox has no audio_enc_dec: give features (B, T, D)")
         theirs = sys.modules[next(c for c in type(self.module).__mro__ if c.__name__ == "VoiceBox").__module__]
         with torch.no_grad():
             return codec.encode(theirs.resample(audio, rate or codec.sampling_rate, codec.sampling_rate))
+
+
+def named(batch: Any) -> Any:
+    """x1 alone is a batch too, in training."""
+    return {"x1": batch} if isinstance(batch, Tensor) else batch
+
+
+def is_audio(x: Any) -> bool:
+    """(B, N) or (B, 1, N), as the wrapper decides it."""
+    return isinstance(x, Tensor) and (x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1))

@@ -102,12 +102,12 @@ def attribute(
         (('layers.0', 'layers.1'), (4, 1, 2))
     """
     gates = _gates(gate)
-    envoys = envoys_of(engine, model, remote)
+    envoys = envoys_of(engine, model, remote, strategy=strategy, max_rows=max_rows, memory=memory)
     model = model if envoys is None else envoys.model
     _check_method(method, projections, gates)
     run = Measurement(
-        model, forward, blocks, level, output, _grid(model, times), gates, domains, mask, seed, strategy, max_rows,
-        parse_bytes(memory), checkpoint, spread, _shown(progress), envoys, method, projections,
+        model, forward, blocks, level, output, _grid(model, times, forward), gates, domains, mask, seed, strategy,
+        max_rows, parse_bytes(memory), checkpoint, spread, _shown(progress), envoys, method, projections,
     )  # fmt: skip
     verdict = None
     looks = _looks(batch, until, max_batches)
@@ -124,11 +124,14 @@ def attribute(
     return found[0]
 
 
-def _grid(model: nn.Module | Flow, times: int | Sequence[float] | None) -> tuple[float | None, ...]:
-    if not isinstance(model, Flow):
+def _grid(
+    model: nn.Module | Flow, times: int | Sequence[float] | None, forward: Forward | None
+) -> tuple[float | None, ...]:
+    if not isinstance(model, Flow) or forward is not None:
         if times is not None:
+            what = "a bare module" if forward is None else "a forward= of your own"
             raise BadBatch(
-                "a bare module has no time axis, so times= means nothing to it. "
+                f"{what} has no time axis, so times= means nothing to it. "
                 "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
             )
         return (None,)

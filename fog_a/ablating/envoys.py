@@ -149,9 +149,12 @@ def _restore() -> Callable[[], None]:
     return restore
 
 
-def envoys_of(engine: str, model: Any, remote: bool = False) -> Envoys | None:
-    """The model as nnsight sees it where `engine` says so, None for our own hooks."""
+def envoys_of(engine: str, model: Any, remote: bool = False, **ours: Any) -> Envoys | None:
+    """The model as nnsight sees it where `engine` says so, None for our own hooks; `ours` are options of these."""
     if engine == "nnsight":
+        asked = [name for name, value in ours.items() if value not in (None, "auto", "loop")]
+        if asked:
+            raise Unsupported(f"nnsight traces one ablation at a time: leave out {', '.join(f'{a}=' for a in asked)}")
         return Envoys(model, remote)
     if engine != "hooks":
         raise Unsupported(f"engine is 'hooks' or 'nnsight', got {engine!r}")

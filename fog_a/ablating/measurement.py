@@ -20,9 +20,9 @@ from fog_a.ablating.first_order import note, slopes
 from fog_a.ablating.variants import Strategy, layout_of, variants
 from fog_a.batches import Forward, signature
 from fog_a.concepts import Blocks
-from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock, Unsupported
+from fog_a.errors import BadBatch, BadOutput, ShapeMismatch, UnknownBlock, Unsupported
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.adapters import Flow
+from fog_a.flows.adapters import Flow, knows
 from fog_a.hooks import preserved
 from fog_a.scoring.scores import Scores
 
@@ -145,8 +145,8 @@ class Measurement:
                 one, self.blocks, values=self.gates, strategy=strategy, max_rows=self.max_rows, memory=self.memory,
                 shape=probing.shape_of(batch),
             )  # fmt: skip
+        keep = self._counts(batch, run.base)
         v = run.base[None] if run.base.ndim == 0 else run.base
-        keep = self._counts(batch, v)
         scores = np.stack([_ratio(v_k, v, keep) for v_k in run])
         self.strategies.add(run.strategy)
         self.notes += [n for n in run.notes if n not in self.notes]
@@ -169,10 +169,22 @@ class Measurement:
 
     def _counts(self, batch: Any, v: Tensor) -> Tensor | None:
         """Where v counts, (B, n); the base velocity is checked on the way."""
+        if v.ndim == 0:
+            self._no_loss()
+            v = v[None]
         samples = probing.samples_of(self.model, batch, v, 0)
         keep = probing.mask_of(samples.mask if self.mask is None else self.mask, v)
         probing.checked(v, keep)
         return keep
+
+    def _no_loss(self) -> None:
+        """One number is no velocity: of a model whose adapter was forgotten it is the loss."""
+        asked = self.forward is not None or self.output is not None
+        if not asked and isinstance(self.model, nn.Module) and knows(self.model):
+            raise BadBatch(
+                f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
+                "fog_a.wrap(model)"
+            )
 
     def _name(self, batch: Any, count: int) -> None:
         """Ids and domains of a batch's samples."""

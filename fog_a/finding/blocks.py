@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import itertools
 import re
 import warnings
 from collections import Counter
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fog_a.batches import Forward
-from fog_a.concepts import Blocks, LeafPath, ResidualBlock, Site, Spot
+from fog_a.concepts import Blocks, LeafPath, Passage, ResidualBlock, Site, Spot
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.levels import Branch, Layer, Levels, pattern
 from fog_a.finding.owners import own
@@ -83,6 +84,7 @@ class Finder:
         self.owned = own(self.flow)
         self.levels = Levels(self.flow, self.owned)
         self.target = self._target(bits)
+        self.begins: dict[int, int] = {}
 
     def _target(self, bits: dict[int, int]) -> int:
         """The bits of the inputs that may be x_t: floating ones with the velocity's shape."""
@@ -140,7 +142,7 @@ class Finder:
         if layer.call is not None:
             me = self.trace.calls[layer.call]
             name = me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
-            spots = [self._spot(me, "output", p, me.outputs[p]) for p in self._by_main(layer.call, list(passages))]
+            spots = [self._spot(me, "output", p, me.outputs[p]) for p in self._by_main(me, passages)]
         else:
             name, spots = layer.name, self._spots(layer.branches[-1], layer.name)
         return ResidualBlock(
@@ -197,12 +199,32 @@ class Finder:
         size = max((prod(self.trace.values[v].shape) for v in me.outputs.values()), default=0)
         return Site(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
 
-    def _by_main(self, call_id: int, paths: list[Any]) -> list[Any]:
-        """A call's output streams, the one that begins with x_t first."""
-        if not paths:
-            paths = [p for p, v in self.trace.calls[call_id].outputs.items() if self.trace.values[v].floating][:1]
-        origin, outs = self.flow.origin, self.trace.calls[call_id].outputs
-        return sorted(paths, key=lambda p: not origin[outs[p]] & self.target)
+    def _by_main(self, me: Call, passages: dict[LeafPath, Passage]) -> list[LeafPath]:
+        """A call's output streams, the one that begins with x_t first. Streams that are joined and cut again (FLUX's
+        single blocks) depend on each other: each begins where its own elements do."""
+        for path, passage in passages.items():
+            bits = 0
+            for source in self._used(me, passage):
+                bits |= self._begin(me.inputs[source])
+            self.begins[me.outputs[path]] = bits
+        paths = list(passages) or [p for p, v in me.outputs.items() if self.trace.values[v].floating][:1]
+        return sorted(paths, key=lambda p: not self._begin(me.outputs[p]) & self.target)
+
+    def _begin(self, v: int) -> int:
+        """The model inputs that a stream begins with, as bits."""
+        return self.begins.get(v, self.flow.origin[v])
+
+    def _used(self, me: Call, passage: Passage) -> list[LeafPath]:
+        """The sources that a passage has elements of."""
+        if passage.index is None:
+            return list(passage.sources)
+        ends = list(itertools.accumulate(prod(self.trace.values[me.inputs[s]].shape) for s in passage.sources))
+        starts = [0, *ends[:-1]]
+        return [
+            source
+            for source, start, end in zip(passage.sources, starts, ends, strict=True)
+            if bool(((passage.index > start) & (passage.index <= end)).any())
+        ]
 
     def _spots(self, b: Branch, name: str) -> list[Spot]:
         """Where the sum of a parent's addition can be read: the first call that gives it out or takes it in; if that is

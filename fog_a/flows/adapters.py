@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import warnings
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 from fog_a.concepts import Adapter, ResidualBlock, Samples
 from fog_a.errors import FogError, MissingDependency, UnknownAdapter, Unsupported
 from fog_a.flows.generic import GenericAdapter as GenericAdapter
+from fog_a.flows.generic import arguments
+from fog_a.hooks import unwrapped
 
 GROUP = "fog_a.adapters"
 PARTS = ("module", "velocity", "samples", "interface", "tokens", "loss")
@@ -78,14 +81,15 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     """A third party's flow-matching model, ready for fog_a.
 
     Args:
-        model: the model object as its own code made it.
+        model: the model object as its own code made it. Of DistributedDataParallel or torch.compile the adapter gets
+            what is inside, so `flow.loss` goes past the wrapper: train through its forward.
         adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a class, or an object.
         options: for the adapter. With `x=` and `t=` and no adapter: the generic one, for `net(x_t, t, **cond)`.
 
     Raises:
         UnknownAdapter: no adapter for this class or of this name.
         MissingDependency: the adapter does not import.
-        Unsupported: what was given is no adapter.
+        Unsupported: what was given is no adapter, or cannot read this model.
 
     Warns:
         UserWarning: the model's package is of another version than the adapter was read at.
@@ -96,12 +100,19 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     """
     if isinstance(model, Flow):
         return model if adapter is None and not options else wrap(model.model, adapter, **options)
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if adapter is None:
-        adapter = GenericAdapter if {"x", "t"} & set(options) else _matching(model)
+        adapter = GenericAdapter if {"x", "t"} & set(options) else _matching(inner)
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
     if isinstance(adapter, type):
-        adapter = adapter(model, **options)
+        kind = adapter
+        try:
+            adapter = kind(inner, **options)
+        except AttributeError as error:
+            raise Unsupported(
+                f"{kind.__name__} cannot read a {type(inner).__name__}: {error}. It is for {_reads(kind)}"
+            ) from error
     elif options:
         raise Unsupported(f"options ({', '.join(options)}) are for an adapter's class; an object has its own already")
     missing = [part for part in PARTS if not hasattr(adapter, part)]
@@ -120,6 +131,14 @@ def is_a(model: Any, package: str, *names: str) -> bool:
     True
     """
     return any(kind.__name__ in names and kind.__module__.split(".")[0] == package for kind in type(model).__mro__)
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether a registered adapter reads this model: `wrap(model)` needs no more."""
+    try:
+        return bool(_matching(unwrapped(model)))
+    except UnknownAdapter:
+        return False
 
 
 def adapter_names() -> list[str]:
@@ -159,21 +178,28 @@ def get_adapter(name: str) -> type:
 
 
 def adapter_table() -> list[dict[str, str | None]]:
-    """For each registered adapter: `name`, `package`, `version` it was read at, `installed` version or None, `problem`.
+    """What is known of each registered adapter.
+
+    Returns:
+        For each: `name`, what it `reads` in a line, `package`, `version` it was read at, `installed`: the package's
+        version, "on the path" for a checkout, None for neither; `problem` of one that does not import.
 
     Nothing here imports a model's package: an adapter does so only when it must.
     """
     table: list[dict[str, str | None]] = []
     for name in adapter_names():
-        row: dict[str, str | None] = dict.fromkeys(("name", "package", "version", "installed", "problem"))
+        row: dict[str, str | None] = dict.fromkeys(("name", "reads", "package", "version", "installed", "problem"))
         row["name"] = name
         try:
             kind = get_adapter(name)
         except FogError as error:
             row["problem"] = str(error)
         else:
-            row["package"], row["version"] = getattr(kind, "package", None), getattr(kind, "version", None)
-            row["installed"] = _installed(row["package"])
+            package, checkout = getattr(kind, "package", None), getattr(kind, "checkout", None)
+            row["package"], row["version"] = package or checkout, getattr(kind, "version", None)
+            here = "on the path" if checkout and importlib.util.find_spec(checkout) else None
+            row["installed"] = _installed(package) or here
+            row["reads"] = _reads(kind)
         table.append(row)
     return table
 
@@ -207,10 +233,7 @@ def _unknown(model: Any, broken: dict[str, Exception]) -> str:
         p for part in (*kind.__module__.split("."), kind.__name__) for p in (part.lower(), *part.lower().split("_"))
     ]
     near = next((words[m] for p in parts for m in difflib.get_close_matches(p, words, n=1, cutoff=0.7)), None)
-    if isinstance(model, nn.Module):
-        names = [name for name, p in inspect.signature(model.forward).parameters.items() if p.kind.name[:3] != "VAR"]
-    else:
-        names = []
+    names = arguments(model) if isinstance(model, nn.Module) else []
     text = f"no adapter knows {kind.__module__}.{kind.__name__}. Registered: {', '.join(adapter_names())}."
     if near:
         text += f' Nearest: "{near}", type fog_a.wrap(model, "{near}") to force it.'
@@ -222,6 +245,12 @@ def _unknown(model: Any, broken: dict[str, Exception]) -> str:
 
 def _from(entry: importlib.metadata.EntryPoint) -> str:
     return f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+
+
+def _reads(kind: type) -> str:
+    """What an adapter is for: the first line of its module's docstring, or of its own."""
+    told = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
+    return told.partition("\n")[0].rstrip(".")
 
 
 def _installed(package: str | None) -> str | None:

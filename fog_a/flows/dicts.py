@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fog_a.concepts import Samples
 from fog_a.errors import BadBatch
 from fog_a.flows.draws import content_ids
+from fog_a.leaves import leaves, replaced
 
 ABOUT = ("ids", "domains", "audio", "rate", "audio_lengths")
 """Keys of a batch that tell of its samples and are not given to the network."""
@@ -31,21 +32,28 @@ def need(batch: Any, keys: Sequence[str], reader: str, hint: str) -> None:
         raise BadBatch(f"{reader}: the batch lacks {', '.join(missing)} (it has {got}). {hint}")
 
 
-def moved(batch: Mapping[str, Any], module: nn.Module, data: str) -> dict[str, Any]:
-    """The batch's tensors on the module's device, as every trainer does; a data tensor of another dtype is refused."""
+def moved(batch: Mapping[str, Any], module: nn.Module, *data: str) -> dict[str, Any]:
+    """The batch with its tensors on the module's device, as every trainer does.
+
+    Raises:
+        BadBatch: a tensor under one of the keys `data` is of another floating dtype than the weights.
+    """
     weight = (
         next((p for p in module.parameters() if p.is_floating_point()), None) if isinstance(module, nn.Module) else None
     )
     if weight is None:
         return dict(batch)
-    x1 = batch[data]
-    autocast = torch.is_autocast_enabled(weight.device.type)
-    if isinstance(x1, Tensor) and x1.dtype != weight.dtype and not autocast:
+    given = {key: batch.get(key) for key in data}
+    odd = [
+        (k, x) for k, x in given.items() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != weight.dtype
+    ]
+    if odd and not torch.is_autocast_enabled(weight.device.type):
+        key, x = odd[0]
         raise BadBatch(
-            f"the batch's {data!r} is {x1.dtype}, the model's weights are {weight.dtype}. "
-            f"Type batch[{data!r}] = batch[{data!r}].to({weight.dtype}), or run under torch.autocast"
+            f"the batch's {key!r} is {x.dtype}, the model's weights are {weight.dtype}. "
+            f"Type batch[{key!r}] = batch[{key!r}].to({weight.dtype}), or run under torch.autocast"
         )
-    return {k: v.to(weight.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return replaced(dict(batch), {path: x.to(weight.device) for path, x in leaves(batch) if x.device != weight.device})
 
 
 def described(
@@ -56,8 +64,16 @@ def described(
     axis: int = 1,
     mask: Bool[Tensor, "B ..."] | None = None,
     named: str | Callable[[Any], Sequence[str]] | None = None,
+    shared: Sequence[str] = (),
+    padded: Mapping[str, tuple[int, str]] | None = None,
 ) -> Samples:
-    """The Samples of a dict whose data is x1 (B, …): what its keys `ids`, `domains`, `audio`, … tell, and `rows`."""
+    """The Samples of a dict whose data is x1 (B, …): what its keys `ids`, `domains`, `audio`, … tell, and `rows`.
+
+    Args:
+        lengths, axis: valid entries of each sample of x1, and the axis along which the others are padding.
+        named: the domain, where the batch tells none.
+        shared, padded: as `rows` takes them.
+    """
     if len(x1) == 0:
         raise BadBatch("expected at least one sample, got an empty batch")
     ids = batch.get("ids")
@@ -69,7 +85,7 @@ def described(
     return Samples(
         ids=content_ids(x1, lengths, axis) if ids is None else tuple(map(str, ids)),
         domains=tuple(map(str, domains)),
-        rows=lambda index: rows(batch, index, len(x1)),
+        rows=lambda index: rows(batch, index, len(x1), shared, padded or {}),
         audio=batch.get("audio"),
         rate=batch.get("rate"),
         lengths=batch.get("audio_lengths"),
@@ -77,8 +93,20 @@ def described(
     )
 
 
-def rows(batch: Mapping[str, Any], index: Sequence[int], count: int) -> dict[str, Any]:
-    """The samples at `index`, of everything in the batch that has one entry per sample; the rest is kept."""
+def rows(
+    batch: Mapping[str, Any],
+    index: Sequence[int],
+    count: int,
+    shared: Sequence[str] = (),
+    padded: Mapping[str, tuple[int, str]] | None = None,
+) -> dict[str, Any]:
+    """The samples at `index`, of everything in the batch that has one entry per sample; the rest is kept.
+
+    Args:
+        shared: keys of what belongs to no sample, though it may have as many entries.
+        padded: key → (its axis of frames, key of the lengths): cut to the longest sample that is left, for models that
+            size their masks and embeddings by the lengths.
+    """
     where = [int(i) for i in index]
 
     def pick(value: Any) -> Any:
@@ -88,4 +116,7 @@ def rows(batch: Mapping[str, Any], index: Sequence[int], count: int) -> dict[str
             return type(value)([value[i] for i in where])
         return value
 
-    return {key: pick(value) for key, value in batch.items()}
+    fewer = {key: value if key in shared else pick(value) for key, value in batch.items()}
+    for key, (axis, lengths) in (padded or {}).items() if where else ():
+        fewer[key] = fewer[key].narrow(axis, 0, int(max(fewer[lengths])))
+    return fewer

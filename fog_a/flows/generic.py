@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.concepts import ResidualBlock, Samples
-from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.dicts import ABOUT, described, moved, need
 from fog_a.flows.draws import noise
 from fog_a.flows.frames import along, as_tokens, token_mask
@@ -37,6 +37,7 @@ class GenericAdapter:
         sigma: standard deviation of the noise x_0.
         data: key of the batch that holds x_1 (B, …).
         mask: key of a bool mask (B, T) or (B, T, …), True = real; given to the network only if its forward names it.
+        shared: keys of the batch that belong to no sample, such as positions: a smaller batch has them whole.
         domains: one name for all samples, or a function `batch -> names`; by default the batch's key `domains`.
         channels: the axis of D in x_1 and in block outputs of three axes: `"last"` (B, T, D) or `"first"` (B, D, T).
         interface: a function `(net, batch) -> (B, T, D)`, the conditioning embedding with its graph, for BiT-C.
@@ -62,6 +63,7 @@ class GenericAdapter:
         sigma: float = 1.0,
         data: str = "x1",
         mask: str = "mask",
+        shared: Sequence[str] = (),
         domains: str | Callable[[Any], Sequence[str]] | None = None,
         channels: str = "last",
         interface: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -71,7 +73,7 @@ class GenericAdapter:
         if channels not in ("first", "last"):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
         self.module = net
-        self.x, self.t, self.data, self.mask = x, t, data, mask
+        self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
         self.path: Path = path if callable(path) else linear
         self.sigma, self.channels, self.domains, self._interface = sigma, channels, domains, interface
 
@@ -90,7 +92,8 @@ class GenericAdapter:
         if mask is not None:
             axis = 1 if self.channels == "last" else x1.ndim - 1
             mask = mask.bool() if mask.ndim == x1.ndim else along(mask.bool(), x1.ndim, axis)
-        return described(batch if isinstance(batch, Mapping) else {self.data: batch}, x1, mask=mask, named=self.domains)
+        batch = batch if isinstance(batch, Mapping) else {self.data: batch}
+        return described(batch, x1, mask=mask, named=self.domains, shared=self.shared)
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
         """What the option `interface` gives, or None."""
@@ -114,14 +117,12 @@ class GenericAdapter:
 
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch
-        need(batch, (self.data,), "GenericAdapter", f"x_1 is under {self.data!r}: change it by data=")
+        need(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
         return moved({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        if self.mask in cond and not takes(self.module, self.mask):
-            cond = {k: v for k, v in cond.items() if k != self.mask}
-        named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
-        v = self.module(*(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **named, **cond)
+        given = [(name, value) for name, value in ((self.x, x_t), (self.t, t)) if name is not None]
+        v = self._run(*(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **dict(given), **cond)
         if not isinstance(v, Tensor) or v.shape != x_t.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ShapeMismatch(
@@ -129,6 +130,23 @@ class GenericAdapter:
                 "Wrap a module that returns the velocity tensor"
             )
         return v
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output; where it does not run on the batch, the error names the arguments that it lacks."""
+        names = arguments(self.module)
+        if self.mask not in names:
+            kwargs.pop(self.mask, None)
+        try:
+            return self.module(*args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            lacking = [name for name in names[len(args) :] if kwargs.get(name) is None]
+            extra = [name for name in kwargs if name not in names]
+            if not lacking and not extra:
+                raise
+            raise BadBatch(
+                f"{type(self.module).__name__} does not run on this batch: {error}. Of its arguments the batch lacks "
+                f"{', '.join(lacking) or 'none'}; it gives besides {', '.join(extra) or 'none'}"
+            ) from error
 
 
 def linear(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,9 +156,13 @@ def linear(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 def times(t: float | Tensor, like: Tensor) -> Float[Tensor, "B"]:
     """One time per sample, in the dtype and on the device of `like`."""
-    return torch.as_tensor(t, device=like.device).to(like.dtype).expand(len(like))
+    t = torch.as_tensor(t, device=like.device).to(like.dtype)
+    if t.ndim > 1 or t.numel() not in (1, len(like)):
+        raise ShapeMismatch(f"expected one time, or one for each of {len(like)} samples, got {tuple(t.shape)}")
+    return t.expand(len(like))
 
 
-def takes(net: Any, name: str) -> bool:
-    """Whether the network's forward has an argument of this name."""
-    return name in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+def arguments(net: Any) -> list[str]:
+    """The names of the arguments of a network's forward, without `*args` and `**kwargs`."""
+    parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+    return [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -2,7 +2,7 @@
 
 `run` is what `fog-a compare` calls. The default teacher is the clip's log-mel statistics (SpectralTeacher): it knows
 timbre and loudness, neither words nor events, so a comparison with it is about the machinery. Whisper and BEATs are
-given as `teachers=`; any other flow as a `Task` of its own to `compare`.
+given as `teachers=`; any other flow as a `Task` of its own: `fog-a compare --task my_module:my_task`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fog_a.errors import Unsupported
 from fog_a.flows.adapters import Flow, wrap
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.compare import compare
@@ -88,12 +89,22 @@ def run(
     warmup: int = 200,
     steps: int = 300,
     k: int = 3,
-    layers: int = 8,
-    dim: int = 64,
+    layers: int | None = None,
+    dim: int | None = None,
+    task: Task | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """`fog-a compare` on the bundled model; call it again after a kill. Returns what compare.json holds."""
-    task = bundled_task(data, config=DiTConfig.tiny(layers=layers, dim=dim))
+    """`fog-a compare` on the bundled model, or on another task; call it again after a kill. Returns compare.json's.
+
+    Raises:
+        Unsupported: what is given as a task is none, or brings its own data and sizes.
+    """
+    if task is None:
+        task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64))
+    elif not isinstance(task, Task):
+        raise Unsupported(f"a task is a fog_a_adapters.dit.task.Task, or a factory of one; got {type(task).__name__}")
+    elif data is not None or layers is not None or dim is not None:
+        raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim")
     chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k)
     plan = chosen if arms is None else Plan(**{**chosen.__dict__, "arms": tuple(arms)})
     report = compare(task, plan, out, progress=progress)
