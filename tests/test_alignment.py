@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,8 +244,27 @@ def test_a_domain_that_no_batch_has_is_waited_for() -> None:
     for step in range(8):
         batch = a_batch(seed=step, domains=("speech", "sound") if step == 6 else ("speech",))
         flow.loss(batch)
-        reg(batch)
+        if step == 3:  # the warm-up is over
+            with pytest.warns(UserWarning, match=r"had a sample of 'sound': nothing is aligned .*'sound': None"):
+                reg(batch)
+        else:
+            reg(batch)
         assert (reg.selection is None) == (step < 6)
+
+
+def test_heads_that_no_optimizer_has_are_noticed() -> None:
+    for trained in (True, False):
+        flow, reg, batch = aligned()
+        optimizer = torch.optim.SGD([*flow.module.parameters(), *(reg.parameters() if trained else [])], lr=1e-3)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(25):
+                optimizer.zero_grad()
+                loss = flow.loss(batch)
+                (loss + reg(batch)).backward()
+                optimizer.step()
+        assert len(said) == (0 if trained else 1)
+    assert "AdamW([*model.parameters(), *reg.parameters()])" in str(said[0].message)
 
 
 def test_an_untrained_model_at_the_end_of_the_warmup_is_refused_and_nothing_is_lost() -> None:
@@ -531,8 +551,37 @@ class TestRefusals:
             flow.loss(batch)
             if reg._listening.blocks is None:
                 assert reg(batch) == 0
-        with pytest.raises(ShapeMismatch, match="is 16 wide, but its head was built for 9"):
+        with pytest.raises(ShapeMismatch, match=r"layers are 16 wide, but the heads were built for 9.*width=16"):
             reg(batch)
+
+    def test_what_would_fail_after_the_warmup_fails_at_the_first_call(self) -> None:
+        cases: list[tuple[dict[str, Any], Any, str]] = [
+            ({"width": 9}, ShapeMismatch, "layers are 16 wide, but the heads were built for 9"),
+            ({"k": 9}, Unsupported, "k = 9 layers per domain, but the model has 4"),
+            ({"blocks": ["blocks.7"]}, UnknownBlock, "blocks.7"),
+        ]
+        for options, error, message in cases:
+            flow, batch = a_flow(), a_batch()
+            reg = AGREPA(flow, Statistics(), **options)
+            flow.loss(batch)
+            with pytest.raises(error, match=message):
+                reg(batch)
+
+    def test_a_state_of_another_model(self) -> None:
+        _, reg, _ = aligned()
+        other = AGREPA(a_flow(scales=(1.0, 2.0)), two_teachers(), k=2)
+        with pytest.raises(BadScores, match=r"saved with another model: it aligns 'blocks\.3'"):
+            other.slots.heads.clear()  # the heads' own sizes are torch's to compare
+            other.set_extra_state(reg.get_extra_state())
+        assert other.step == 0 and other.selection is None
+
+    def test_no_layer_and_no_teacher(self) -> None:
+        with pytest.raises(UnknownBlock, match="no layer is named for speech, sound"):
+            AGREPA(a_flow(), two_teachers(), [])
+        with pytest.raises(Unsupported, match=r"'speech' must be an object .* got 'openai/whisper-small'"):
+            AGREPA(a_flow(), {"speech": "openai/whisper-small"})
+        with pytest.raises(UnknownBlock, match=r"for domain 'all', only for speech, sound: .*teachers=\{'speech'"):
+            AGREPA(a_flow(), Statistics(), CHOSEN)
 
     def test_options(self) -> None:
         with pytest.raises(Unsupported, match="did you mean warmup"):

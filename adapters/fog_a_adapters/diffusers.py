@@ -90,12 +90,12 @@ class DiffusersAdapter(GenericAdapter):
         h = as_tokens(h)[:, self.prefix :]
         return h, token_mask(samples.mask, h)
 
-    def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        if self.mask in cond and not takes(self.module, self.mask):
+    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        if self.mask in cond and not takes(net, self.mask):
             cond = {key: value for key, value in cond.items() if key != self.mask}
         step = (1 - t) * (self.scale or 1)
         step = step.round().long() if self.path is noise_prediction else step
-        v = self.module(hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
+        v = net(hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
         if self.path is noise_prediction and v.shape[1] == 2 * x_t.shape[1]:
             v = v.chunk(2, dim=1)[0]  # the other half is the learned variance
         if v.shape != x_t.shape:

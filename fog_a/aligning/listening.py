@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fog_a.aligning.targets import Tokens
 from fog_a.concepts import Blocks, ResidualBlock, Samples, Spot
-from fog_a.errors import NoActivations, ShapeMismatch
+from fog_a.errors import BadScores, NoActivations, ShapeMismatch
 from fog_a.flows.adapters import Flow
-from fog_a.hooks import hooked, tap, unwrapped
+from fog_a.hooks import hooked, named_modules, tap, unwrapped
 
 
 class Listening:
@@ -43,7 +43,7 @@ class Listening:
         if self.blocks is not None and self._tap is None:
             self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
             if isinstance(getattr(self.flow.adapter, "t", None), str):
-                self._entrance.enter_context(hooked(self.flow.module, before=self._time))
+                self._entrance.enter_context(hooked(unwrapped(self.flow.module), before=self._time))
             if "torch._dynamo" in sys.modules:
                 torch.compiler.reset()  # code compiled before the hooks were there would never call them
 
@@ -90,7 +90,7 @@ class Listening:
 
     def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if worth_recording(self.flow):
-            bound = inspect.signature(self.flow.module.forward).bind(*args, **kwargs).arguments
+            bound = inspect.signature(unwrapped(self.flow.module).forward).bind(*args, **kwargs).arguments
             t = bound.get(getattr(self.flow.adapter, "t", ""))
             self.t = t.detach() if isinstance(t, Tensor) else None
 
@@ -105,14 +105,20 @@ class Listening:
         ]
 
     def restore(self, state: Sequence[dict[str, Any]] | None) -> None:
-        """The reverse of `state`."""
+        """The reverse of `state`. Raises BadScores where the model has no such modules."""
         self.close()
         self.blocks = None
         if state is None:
             return
-        blocks = []
+        blocks, there = [], named_modules(self.flow.module)
         for entry in state:
             spots = tuple(_spot(s) for s in entry["outputs"])
+            missing = [s.module for spot in spots for s in (spot, spot.plus) if s is not None and s.module not in there]
+            if missing:
+                raise BadScores(
+                    f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
+                    f"{missing[0]!r}. Load it beside the model that it was trained with, or start AGREPA anew"
+                )
             rest = {**entry, "outputs": spots}
             blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **rest))
         self.open(Blocks(blocks, unwrapped(self.flow.module)))

@@ -48,6 +48,11 @@ class Flow:
         """The velocity network: where the blocks are."""
         return self.adapter.module
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The network, and the model around it where that is a module: whose state a probe leaves as it was."""
+        return [m for m in (self.module, self.model) if isinstance(m, nn.Module)]
+
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
         """v(x_t, t, c) at t in [0, 1], with the noise that `seed` draws."""
         return self.adapter.velocity(batch, t, seed)

@@ -22,6 +22,7 @@ from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.dicts import ABOUT, described, moved, need
 from fog_a.flows.draws import noise
 from fog_a.flows.frames import along, as_tokens, token_mask
+from fog_a.hooks import unwrapped
 
 Path = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -81,7 +82,7 @@ class GenericAdapter:
         x1, samples = cond.pop(self.data), self.samples(batch)
         t = times(t, x1)
         x_t, _ = self.path(self.sigma * noise(x1, samples.ids, seed), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        return self._call(x_t, t, cond)
+        return self._call(_alone(self.module), x_t, t, cond)
 
     def samples(self, batch: Any) -> Samples:
         """Ids (by default made of the data), domains, audio, the mask under the key `mask`, and `rows`."""
@@ -109,7 +110,7 @@ class GenericAdapter:
         x1, mask = cond.pop(self.data), self.samples(batch).mask
         t = torch.rand(len(x1), device=x1.device, dtype=x1.dtype)
         x_t, target = self.path(self.sigma * torch.randn_like(x1), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        error = (self._call(x_t, t, cond) - target).square()
+        error = (self._call(self.module, x_t, t, cond) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
 
     def _read(self, batch: Any) -> dict[str, Any]:
@@ -117,15 +118,15 @@ class GenericAdapter:
         need(batch, (self.data,), "GenericAdapter", f"x_1 is under {self.data!r}: change it by data=")
         return moved({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
-    def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        if self.mask in cond and not takes(self.module, self.mask):
+    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        if self.mask in cond and not takes(net, self.mask):
             cond = {k: v for k, v in cond.items() if k != self.mask}
         named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
-        v = self.module(*(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **named, **cond)
+        v = net(*(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **named, **cond)
         if not isinstance(v, Tensor) or v.shape != x_t.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ShapeMismatch(
-                f"the velocity has the shape of x_t, {tuple(x_t.shape)}; {type(self.module).__name__} gave {got}. "
+                f"the velocity has the shape of x_t, {tuple(x_t.shape)}; {type(net).__name__} gave {got}. "
                 "Wrap a module that returns the velocity tensor"
             )
         return v
@@ -141,6 +142,11 @@ def times(t: float | Tensor, like: Tensor) -> Float[Tensor, "B"]:
     return torch.as_tensor(t, device=like.device).to(like.dtype).expand(len(like))
 
 
+def _alone(net: nn.Module) -> nn.Module:
+    """The network without DDP around it: a probe may run on one rank, where DDP's forward would wait for the others."""
+    return net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
+
+
 def takes(net: Any, name: str) -> bool:
-    """Whether the network's forward has an argument of this name."""
-    return name in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+    """Whether the network's forward has an argument of this name, whatever wrappers are around it."""
+    return name in inspect.signature(unwrapped(net).forward if isinstance(net, nn.Module) else net).parameters
