@@ -148,12 +148,14 @@ class _Seed:
             look=lambda: flow_losses(leg.flow, self.task.held_out, p.draws), at=self.looks, tick=self._tick(arm),
         )  # fmt: skip
         result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed}
-        if self.task.done is not None:
-            result["metrics"] |= self.task.done(arm, self.seed, leg.flow)
-        if p.timing:  # last: it trains further
-            result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
         if reg is not None:
             reg.close()
+        if self.task.done is not None:
+            result["metrics"] |= self.task.done(arm, self.seed, leg.flow)
+        if reg is not None:
+            reg.open()
+        if p.timing:  # last: it trains further
+            result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
         result["layers"] = {} if chosen is None else {d: chosen.weights(d) for d in chosen.domains}
         write_json(self.folder / f"{arm}.json", result)
         path.unlink()
