@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_flow import TEACHER, WIDTH, Net, Statistics, a_batch, a_flow, two_teachers
+from small_flow import TEACHER, WIDTH, Block, Net, Statistics, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 
 import fog_a
@@ -414,6 +414,30 @@ def test_self_alignment_reads_a_deeper_block_and_stops_its_gradient() -> None:
     value.backward()
     assert all(p.grad is None for p in flow.module.blocks[3].parameters())
     assert all(p.grad is not None for p in flow.module.blocks[0].parameters())
+
+
+def test_a_self_teacher_of_another_width() -> None:
+    class Wider(Net):
+        """Two blocks of one width, then two of twice that."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(1.0, w) for w in (WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH))
+            self.out = nn.Linear(2 * WIDTH, 6)
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            h, e = self.into(x_t), self.time(t[:, None, None])
+            for i, block in enumerate(self.blocks):
+                if i == 2:
+                    h, e = torch.cat([h, h], -1), torch.cat([e, e], -1)
+                h = block(h, e)
+            return self.out(h)
+
+    flow, batch = fog_a.wrap(Wider(), x="x_t", t="t"), a_batch()
+    reg = AGREPA(flow, SelfTeacher("blocks.3"), "blocks.0", batch=batch)
+    flow.loss(batch)
+    assert float(reg(batch).detach()) > 0
+    assert [p.shape[0] for n, p in reg.named_parameters() if "outer.weight" in n] == [2 * WIDTH]
 
 
 def test_weights_and_heads_by_flow_time() -> None:

@@ -266,14 +266,19 @@ class AGREPA(nn.Module):
         """K heads per domain, as wide as the streams are."""
         chosen = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
         k = {d: self.recipe.k if chosen is None else len(chosen[d]) for d in self.domains}
+        own: dict[str, int] = {}  # of the blocks that SelfTeachers read
         if batch is not None:
-            table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
+            blocks = self._warmup.blocks(batch)
+            table = measured_widths(self.flow, batch, blocks)
+            own = {d: table[t.block_of(blocks).name] for d, t in self.teachers.items() if isinstance(t, SelfTeacher)}
             widths = {d: slot_widths(table, k[d], None if chosen is None else chosen[d]) for d in self.domains}
         else:
             width = width or stream_width(self.flow.module)
             widths = {d: [width] * k[d] for d in self.domains}
         dims = {
-            d: t if isinstance(t, int) else t.dim or widths[d][0] for d, t in self.teachers.items() if t is not None
+            d: t if isinstance(t, int) else own.get(d) or t.dim or widths[d][0]
+            for d, t in self.teachers.items()
+            if t is not None
         }
         return Slots(widths, dims, self.recipe)
 
