@@ -193,6 +193,35 @@ def test_it_owns_its_heads_and_nothing_else() -> None:
     assert float(reg(batch).detach()) > 0
 
 
+def test_an_ema_of_the_model_is_not_listened_to() -> None:
+    """A deep copy carries the hooks of the model along; what it computes is its own."""
+    flow, reg, batch = aligned()
+    ema, values = copy.deepcopy(flow.module), []
+    for run_ema in (False, True):
+        torch.manual_seed(0)
+        flow.loss(batch)
+        if run_ema:
+            with torch.no_grad():
+                ema(2 * batch["x1"], torch.rand(6))
+        values.append(float(reg(batch).detach()))
+    assert values[0] == values[1]
+
+
+def test_a_copy_listens_to_the_copy_of_its_model() -> None:
+    """As a whole module that holds both is copied, for an average of the weights."""
+    flow, reg, batch = aligned()
+    same = copy.deepcopy(reg)
+    same.open()
+    values = []
+    for r in (reg, same):
+        torch.manual_seed(0)
+        r.flow.loss(batch)
+        values.append(r(batch))
+    assert same.flow.module is not flow.module and torch.equal(values[0], values[1])
+    values[1].backward()
+    assert all(p.grad is None for p in flow.module.parameters())
+
+
 def test_one_forward_a_step_and_nothing_kept_after_it() -> None:
     flow, reg, batch = aligned()
     calls = []

@@ -134,6 +134,21 @@ class TestLightning:
         assert len(list(whole.parameters())) == len(list(again.parameters())) > len(list(whole.net.parameters()))
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
+    def test_a_checkpoint_is_validated_elsewhere(self, tmp_path: Path) -> None:
+        import lightning.pytorch as pl
+
+        from fog_a.integrations.lightning import AlignmentCallback
+
+        module, _, _ = self.fit(tmp_path, 1)
+        again, reg, _ = self.fit(tmp_path / "b", 0)
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, callbacks=[AlignmentCallback(reg)], enable_progress_bar=False
+        )
+        loader = DataLoader(rows(), batch_size=4, collate_fn=collate)
+        trainer.validate(again, loader, ckpt_path=str(tmp_path / "end.ckpt"), verbose=False)
+        assert reg.step == 4 and unhooked(again.net)
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+
     def test_the_name_is_not_taken_from_another(self) -> None:
         import lightning.pytorch as pl
 
