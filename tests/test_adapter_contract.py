@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -303,8 +302,9 @@ def test_another_dtype_is_refused_with_what_to_type(case: Case, flow: fog_a.Flow
 # ---------------------------------------------------------------- alignment
 
 
-def test_agrepa_lowers_its_loss(case: Case) -> None:
-    case = copy.deepcopy(case)
+def test_agrepa_lowers_its_loss(name: str) -> None:
+    with rng(0):  # a model of its own; some keep tensors of an earlier forward, which cannot be copied
+        case = CASES[name]()
     flow = fog_a.wrap(case.model.train(), **case.options)
     names = [case.blocks[0], case.blocks[len(case.blocks) // 2], case.blocks[-1]]
     reg = fog_a.AGREPA(flow, 8, names, batch=case.batch)
