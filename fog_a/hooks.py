@@ -80,10 +80,18 @@ def hooked(
 
 
 def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
+    def ours(m: nn.Module) -> bool:
+        """A deep copy (an EMA) carries the hooks along, but is a module of its own; a DataParallel replica is not."""
+        return m is module or getattr(m, "_is_replica", False)
+
     if before is not None:
-        yield module.register_forward_pre_hook(lambda m, args, kwargs: before(args, kwargs), with_kwargs=True)
+        yield module.register_forward_pre_hook(
+            lambda m, args, kwargs: before(args, kwargs) if ours(m) else None, with_kwargs=True
+        )
     if after is not None:
-        yield module.register_forward_hook(lambda m, args, kwargs, out: after(args, kwargs, out), with_kwargs=True)
+        yield module.register_forward_hook(
+            lambda m, args, kwargs, out: after(args, kwargs, out) if ours(m) else None, with_kwargs=True
+        )
 
 
 class gate(contextlib.AbstractContextManager["gate"]):

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_flow import WIDTH, Net, a_batch, a_flow, two_teachers
+from small_flow import CHANNELS, WIDTH, Net, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.scoring.selection import Choice, Selection
 
@@ -132,6 +133,35 @@ def warmup(rank: int, wrapped: bool = False) -> tuple[str, list[list[float]]]:
     ]
 
 
+class Buffered(Net):
+    """With a buffer, which DDP broadcasts at each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1, 1, CHANNELS))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x_t + self.shift, t)
+
+
+def around(rank: int) -> tuple[str, list[list[float]]]:
+    """The choice and the gradients where the flow was wrapped around DDP, not inside it."""
+    torch.manual_seed(0)
+    ddp = DistributedDataParallel(Buffered())
+    flow = fog_a.wrap(ddp, x="x_t", t="t")
+    reg = AGREPA(flow, two_teachers(), k=1, warmup=2, every=1)
+    for step in range(3):
+        torch.manual_seed(step)
+        batch = part({**a_batch(8, seed=step), "domains": DOMAINS}, rank)
+        ddp.zero_grad()
+        reg.zero_grad()
+        loss = flow.loss(batch)
+        (loss + reg(batch)).backward()
+    assert reg.selection is not None
+    gradients = [p.grad for p in [*ddp.parameters(), *reg.parameters()]]
+    return reg.selection.model_dump_json(), [[] if g is None else g.flatten().tolist() for g in gradients]
+
+
 class Whole(nn.Module):
     """Model and regularizer in one module, for one DDP around both (as Lightning does)."""
 
@@ -214,6 +244,7 @@ def everything(rank: int) -> dict[str, Any]:
         "accumulated": gradients(rank, accumulate=2),
         "warmup": warmup(rank),
         "warmup, wrapped": warmup(rank, wrapped=True),
+        "around": around(rank),
         "failing": failing(rank),
         "joined": joined(rank),
         "sharded": sharded(rank, "before"),

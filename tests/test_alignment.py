@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_flow import TEACHER, WIDTH, Net, Statistics, a_batch, a_flow, two_teachers
+from small_flow import TEACHER, WIDTH, Block, Net, Statistics, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 
 import fog_a
@@ -192,6 +193,35 @@ def test_it_owns_its_heads_and_nothing_else() -> None:
     assert float(reg(batch).detach()) > 0
 
 
+def test_an_ema_of_the_model_is_not_listened_to() -> None:
+    """A deep copy carries the hooks of the model along; what it computes is its own."""
+    flow, reg, batch = aligned()
+    ema, values = copy.deepcopy(flow.module), []
+    for run_ema in (False, True):
+        torch.manual_seed(0)
+        flow.loss(batch)
+        if run_ema:
+            with torch.no_grad():
+                ema(2 * batch["x1"], torch.rand(6))
+        values.append(float(reg(batch).detach()))
+    assert values[0] == values[1]
+
+
+def test_a_copy_listens_to_the_copy_of_its_model() -> None:
+    """As a whole module that holds both is copied, for an average of the weights."""
+    flow, reg, batch = aligned()
+    same = copy.deepcopy(reg)
+    same.open()
+    values = []
+    for r in (reg, same):
+        torch.manual_seed(0)
+        r.flow.loss(batch)
+        values.append(r(batch))
+    assert same.flow.module is not flow.module and torch.equal(values[0], values[1])
+    values[1].backward()
+    assert all(p.grad is None for p in flow.module.parameters())
+
+
 def test_one_forward_a_step_and_nothing_kept_after_it() -> None:
     flow, reg, batch = aligned()
     calls = []
@@ -243,8 +273,27 @@ def test_a_domain_that_no_batch_has_is_waited_for() -> None:
     for step in range(8):
         batch = a_batch(seed=step, domains=("speech", "sound") if step == 6 else ("speech",))
         flow.loss(batch)
-        reg(batch)
+        if step == 3:  # the warm-up is over
+            with pytest.warns(UserWarning, match=r"had a sample of 'sound': nothing is aligned .*'sound': None"):
+                reg(batch)
+        else:
+            reg(batch)
         assert (reg.selection is None) == (step < 6)
+
+
+def test_heads_that_no_optimizer_has_are_noticed() -> None:
+    for trained in (True, False):
+        flow, reg, batch = aligned()
+        optimizer = torch.optim.SGD([*flow.module.parameters(), *(reg.parameters() if trained else [])], lr=1e-3)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(25):
+                optimizer.zero_grad()
+                loss = flow.loss(batch)
+                (loss + reg(batch)).backward()
+                optimizer.step()
+        assert len(said) == (0 if trained else 1)
+    assert "AdamW([*model.parameters(), *reg.parameters()])" in str(said[0].message)
 
 
 def test_an_untrained_model_at_the_end_of_the_warmup_is_refused_and_nothing_is_lost() -> None:
@@ -396,6 +445,30 @@ def test_self_alignment_reads_a_deeper_block_and_stops_its_gradient() -> None:
     assert all(p.grad is not None for p in flow.module.blocks[0].parameters())
 
 
+def test_a_self_teacher_of_another_width() -> None:
+    class Wider(Net):
+        """Two blocks of one width, then two of twice that."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(1.0, w) for w in (WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH))
+            self.out = nn.Linear(2 * WIDTH, 6)
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            h, e = self.into(x_t), self.time(t[:, None, None])
+            for i, block in enumerate(self.blocks):
+                if i == 2:
+                    h, e = torch.cat([h, h], -1), torch.cat([e, e], -1)
+                h = block(h, e)
+            return self.out(h)
+
+    flow, batch = fog_a.wrap(Wider(), x="x_t", t="t"), a_batch()
+    reg = AGREPA(flow, SelfTeacher("blocks.3"), "blocks.0", batch=batch)
+    flow.loss(batch)
+    assert float(reg(batch).detach()) > 0
+    assert [p.shape[0] for n, p in reg.named_parameters() if "outer.weight" in n] == [2 * WIDTH]
+
+
 def test_weights_and_heads_by_flow_time() -> None:
     """t comes from the network's own call, because the adapter names that argument; given, it must be the same."""
     flow, reg, batch = aligned(time_weight=TimeWeight("hard", tau=0.5), time_bins=2)
@@ -531,8 +604,37 @@ class TestRefusals:
             flow.loss(batch)
             if reg._listening.blocks is None:
                 assert reg(batch) == 0
-        with pytest.raises(ShapeMismatch, match="is 16 wide, but its head was built for 9"):
+        with pytest.raises(ShapeMismatch, match=r"layers are 16 wide, but the heads were built for 9.*width=16"):
             reg(batch)
+
+    def test_what_would_fail_after_the_warmup_fails_at_the_first_call(self) -> None:
+        cases: list[tuple[dict[str, Any], Any, str]] = [
+            ({"width": 9}, ShapeMismatch, "layers are 16 wide, but the heads were built for 9"),
+            ({"k": 9}, Unsupported, "k = 9 layers per domain, but the model has 4"),
+            ({"blocks": ["blocks.7"]}, UnknownBlock, "blocks.7"),
+        ]
+        for options, error, message in cases:
+            flow, batch = a_flow(), a_batch()
+            reg = AGREPA(flow, Statistics(), **options)
+            flow.loss(batch)
+            with pytest.raises(error, match=message):
+                reg(batch)
+
+    def test_a_state_of_another_model(self) -> None:
+        _, reg, _ = aligned()
+        other = AGREPA(a_flow(scales=(1.0, 2.0)), two_teachers(), k=2)
+        with pytest.raises(BadScores, match=r"saved with another model: it aligns 'blocks\.3'"):
+            other.slots.heads.clear()  # the heads' own sizes are torch's to compare
+            other.set_extra_state(reg.get_extra_state())
+        assert other.step == 0 and other.selection is None
+
+    def test_no_layer_and_no_teacher(self) -> None:
+        with pytest.raises(UnknownBlock, match="no layer is named for speech, sound"):
+            AGREPA(a_flow(), two_teachers(), [])
+        with pytest.raises(Unsupported, match=r"'speech' must be an object .* got 'openai/whisper-small'"):
+            AGREPA(a_flow(), {"speech": "openai/whisper-small"})
+        with pytest.raises(UnknownBlock, match=r"for domain 'all', only for speech, sound: .*teachers=\{'speech'"):
+            AGREPA(a_flow(), Statistics(), CHOSEN)
 
     def test_options(self) -> None:
         with pytest.raises(Unsupported, match="did you mean warmup"):

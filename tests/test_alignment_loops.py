@@ -173,3 +173,18 @@ def test_names_are_the_users_own_in_data_parallel() -> None:
     reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch)
     flow.loss(batch)
     assert float(reg(batch).detach()) > 0
+
+
+def test_flow_times_and_masks_pass_through_wrappers() -> None:
+    """What a network's forward takes is read from the network, not from the wrapper around it."""
+
+    class Masked(Net):
+        def forward(self, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+            assert mask is not None
+            return super().forward(x_t, t)
+
+    flow = fog_a.wrap(nn.DataParallel(Masked()), x="x_t", t="t")
+    batch = {**a_batch(), "mask": torch.ones(6, 7, dtype=torch.bool)}
+    reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch, time_bins=2)
+    flow.loss(batch)
+    assert float(reg(batch).detach()) > 0

@@ -48,6 +48,11 @@ def test_all_ranks_choose_the_same_and_stay_in_sync(ranks: list[dict[str, Any]],
     assert mine == theirs
 
 
+def test_a_flow_around_ddp(ranks: list[dict[str, Any]]) -> None:
+    """The first rank probes alone, without waiting in DDP's forward for the others."""
+    assert ranks[0]["around"] == ranks[1]["around"]
+
+
 def test_model_and_regularizer_in_one_ddp(ranks: list[dict[str, Any]]) -> None:
     """In the warm-up no head is in the loss, which DDP would not forgive."""
     assert ranks[0]["joined"] == ranks[1]["joined"]

@@ -48,6 +48,14 @@ def test_scores_are_of_held_out_clips_per_domain_over_t(made: demo.Demo, few: Pa
     assert bool((s.values > 0).all())
 
 
+def test_the_ranking_and_the_loss_are_followed_through_training(made: demo.Demo) -> None:
+    assert sorted(made.history) == [5, 10, 15, 20]
+    assert all(s.layers == made.scores.layers and s.domain_names == ("speech", "sound") for s in made.history.values())
+    (steps, without), (same, aligned) = made.runs["without"], made.runs["with AG-REPA"]
+    assert list(steps) == list(same) == [6, 7, 8, 9, 10, 11]  # after 20 // 4 steps of warm-up
+    assert list(without) != list(aligned)
+
+
 def test_every_file_can_be_read_back(made: demo.Demo) -> None:
     assert fog_a.Scores.load(made.files["foga.json"]) == made.scores
     assert fog_a.Scores.load(made.files["lasp.json"]) == made.storage
@@ -61,7 +69,8 @@ def test_every_file_can_be_read_back(made: demo.Demo) -> None:
 
 def test_the_page_is_one_file_that_says_what_was_measured(made: demo.Demo) -> None:
     page = made.files["index.html"].read_text()
-    assert page.count("data:image/png;base64,") >= 6
+    assert page.count("data:image/png;base64,") >= 8
+    assert "The ranking during training, on 4 held-out clips" in page and "without and with AG-REPA" in page
     assert "Where it is stored, and where it acts" in page and "neither words nor events" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#|https://arxiv\.org)""", page), (
         "something outside the page is needed"

@@ -119,6 +119,18 @@ def test_base_is_training_without_a_branch(task: Task, tmp_path: Path) -> None:
     assert values(report)["base", 0] == sum(losses.values()) / len(losses)
 
 
+def test_what_is_done_with_an_arm_is_done_with_the_model_that_was_measured(task: Task, tmp_path: Path) -> None:
+    """Timing steps train further: an arm must not be judged after them."""
+
+    def judge(arm: str, seed: int, flow: fog_a.Flow) -> dict[str, float]:
+        losses = flow_losses(flow, task.held_out, PLAN.draws)
+        return {"again": sum(losses.values()) / len(losses)}
+
+    plan = replace(PLAN, arms=("base", "shallow"), seeds=(0,))
+    report = compare(replace(task, done=judge), plan, tmp_path, progress=False)
+    assert values(report, "again") == values(report)
+
+
 class Killed(BaseException):
     """What a kill is to Python code."""
 

@@ -134,6 +134,21 @@ class TestLightning:
         assert len(list(whole.parameters())) == len(list(again.parameters())) > len(list(whole.net.parameters()))
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
+    def test_a_checkpoint_is_validated_elsewhere(self, tmp_path: Path) -> None:
+        import lightning.pytorch as pl
+
+        from fog_a.integrations.lightning import AlignmentCallback
+
+        module, _, _ = self.fit(tmp_path, 1)
+        again, reg, _ = self.fit(tmp_path / "b", 0)
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, callbacks=[AlignmentCallback(reg)], enable_progress_bar=False
+        )
+        loader = DataLoader(rows(), batch_size=4, collate_fn=collate)
+        trainer.validate(again, loader, ckpt_path=str(tmp_path / "end.ckpt"), verbose=False)
+        assert reg.step == 4 and unhooked(again.net)
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+
     def test_the_name_is_not_taken_from_another(self) -> None:
         import lightning.pytorch as pl
 
@@ -184,6 +199,51 @@ class TestTrainer:
             mine = [*flow.module.parameters(), *reg.parameters()]
             theirs = [*again.module.parameters(), *other.parameters()]
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    @pytest.mark.parametrize("labels", [False, True])
+    def test_accumulation_does_not_change_its_weight(self, tmp_path: Path, labels: bool) -> None:
+        """Also where the model divides its own loss by the number of items, and the Trainer divides no more."""
+        from transformers import TrainerCallback, TrainingArguments
+
+        from fog_a.integrations.transformers import AlignedTrainer
+
+        class Items(Loss):
+            def forward(self, labels: Any = None, num_items_in_batch: Any = None, **batch: Any) -> dict[str, Tensor]:
+                each = self.net(batch["x1"], torch.zeros(len(batch["x1"]))).square().mean((1, 2))
+                return {"loss": each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch}
+
+        def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
+            return collate(items) | ({"labels": torch.zeros(len(items), dtype=torch.long)} if labels else {})
+
+        def gradient(calls: int) -> Tensor:
+            flow = a_flow()
+            reg = AGREPA(flow, two_teachers(), "blocks.1", batch=collate(rows(4)))
+            found: list[Tensor] = []
+
+            class Look(TrainerCallback):
+                def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                    whole = [*flow.module.parameters(), *reg.parameters()]
+                    found.append(torch.cat([p.grad.flatten() for p in whole if p.grad is not None]))
+
+            args = TrainingArguments(
+                str(tmp_path),
+                max_steps=1,
+                per_device_train_batch_size=8 // calls,
+                gradient_accumulation_steps=calls,
+                max_grad_norm=0.0,
+                train_sampling_strategy="sequential",
+                remove_unused_columns=False,
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+                disable_tqdm=True,
+            )
+            AlignedTrainer(
+                Items(flow), args, train_dataset=rows(8), data_collator=collated, reg=reg, callbacks=[Look()]
+            ).train()
+            return found[0]
+
+        assert torch.allclose(gradient(1), gradient(2), atol=1e-6)
 
     def test_a_checkpoint_without_it_is_refused(self, tmp_path: Path) -> None:
         _, _, trainer = self.trainer(tmp_path, 3)

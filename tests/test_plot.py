@@ -188,6 +188,10 @@ def test_training_curves() -> None:
     fig = plot_training({"base": (steps, [1.0, 0.6, 0.5]), "AG-REPA": seeds})
     assert np.allclose(fig.axes[0].lines[1].get_ydata(), [1.0, 0.6, 0.4])
     assert "AG-REPA (3 seeds)" in texts(fig) and "95% interval over seeds" in texts(fig)
+    same = plot_training({name: seeds for name in ("base", "AG-REPA")})
+    assert "95% interval over 3 seeds" in texts(same) and "AG-REPA (3 seeds)" not in texts(same)
+    long = plot_training({"base": ([0, 20_000], [1.0, 0.6])})
+    assert [t.get_text() for t in long.axes[0].get_xticklabels()][-2] == "20k"
     with pytest.raises(ShapeMismatch, match="the seeds of 'base' have different steps"):
         plot_training({"base": [(steps, [1.0, 0.5, 0.4]), ([0, 10], [1.0, 0.5])]})
 
@@ -198,6 +202,25 @@ def test_labels_at_line_ends_do_not_touch() -> None:
     fig.draw_without_rendering()
     boxes = sorted((t.get_window_extent() for t in fig.axes[0].texts), key=lambda b: b.y0)
     assert len(boxes) == 4 and all(a.y1 <= b.y0 + 1 for a, b in pairwise(boxes))
+    below = fig.axes[0].get_window_extent().y0 - boxes[0].height / 2 - 1
+    assert boxes[0].y0 >= below, "a label lies over those of the axis"
+
+
+def test_titles_and_legends_of_narrow_panels_do_not_touch() -> None:
+    names = tuple(f"transformer_blocks.{i}" for i in range(4))
+    pair = [
+        Scores(np.random.default_rng(i).random((8, 2, 4)), names, times=(0.3, 0.7), domains=("speech",) * 8, kind=kind)
+        for i, kind in enumerate(("storage", "contribution"))
+    ]
+    fig = plot_scd(pair[0], pair[1])
+    fig.draw_without_rendering()
+    left, right = fig.axes[:2]
+    assert left.xaxis.label.get_window_extent().x1 < right.xaxis.label.get_window_extent().x0
+    for ax in (left, right):  # few samples: the small print is long
+        text, beside = ax._left_title, ax._right_title  # pyright: ignore[reportAttributeAccessIssue]
+        assert "level not held" in beside.get_text()
+        lines = text.get_text().count("\n") + 1
+        assert lines == 2 or text.get_window_extent().x1 < beside.get_window_extent().x0
 
 
 def test_cell_borders() -> None:

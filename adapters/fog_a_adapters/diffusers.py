@@ -91,10 +91,10 @@ class DiffusersAdapter(GenericAdapter):
         h = as_tokens(h)[:, self.prefix :]
         return h, token_mask(samples.mask, h)
 
-    def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         step = (1 - t) * (self.scale or 1)
         step = step.round().long() if self.path is noise_prediction else step
-        v = self._run(hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
+        v = self._run(net, hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
         if self.path is noise_prediction and v.shape[1] == 2 * x_t.shape[1]:
             v = v.chunk(2, dim=1)[0]  # the other half is the learned variance
         if v.shape != x_t.shape:

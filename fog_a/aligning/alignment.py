@@ -26,14 +26,17 @@ from fog_a.aligning.targets import Target, merged, targets
 from fog_a.aligning.warmup import Warmup, identity
 from fog_a.aligning.width import measured_widths, slot_widths, stream_width
 from fog_a.concepts import Blocks, Samples
-from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+from fog_a.errors import BadBatch, ShapeMismatch
 from fog_a.flows.adapters import Flow, wrap
 from fog_a.ranks import Group, inside_ddp, total, world
 from fog_a.scoring.scores import Scores
 from fog_a.scoring.selection import Selection
+from fog_a.teachers.routing import check_teachers
 from fog_a.teachers.weightless import SelfTeacher
 
 log = logging.getLogger("fog_a")
+STILL = 20
+"""Aligned steps after which heads that have not moved are taken to be in no optimizer; a GradScaler may skip a few."""
 
 
 class AGREPA(nn.Module):
@@ -50,7 +53,7 @@ class AGREPA(nn.Module):
         selection: the layers: a Selection, layer names, or domain → layer names. None: the first `warmup` steps are
             probed, then it chooses by itself.
         batch: one batch of the training, on which blocks and widths are measured now. Without it the heads are built
-            for the width that the model's weights suggest (checked at the first forward), and with `selection=` the
+            for the width that the model's weights suggest (checked at the first call), and with `selection=` the
             first call only looks for the blocks.
         width: of the streams, where neither is wanted.
         blocks: names of the candidates; default: the main blocks.
@@ -93,8 +96,7 @@ class AGREPA(nn.Module):
         self._one = not isinstance(teachers, Mapping)
         self.teachers: dict[str, Any] = {"all": teachers} if self._one else dict(teachers)
         self.domains = tuple(d for d, teacher in self.teachers.items() if teacher is not None)
-        if not self.domains:
-            raise Unsupported("AGREPA needs at least one teacher: AGREPA(flow, teachers={'speech': teacher})")
+        check_teachers(self.teachers)
         names = blocks.names if isinstance(blocks, Blocks) else blocks
         self._features, self._group = features, group
         self._listening = Listening(self.flow)
@@ -168,6 +170,8 @@ class AGREPA(nn.Module):
             return loss
         samples = self.flow.samples(batch)
         samples = merged(samples) if self._one else samples
+        if not self._calls and self._selection is None:
+            self._check(batch)
         if self.weight > 0 and self._listening.blocks is None:
             log.info("fog_a: the blocks are found now; alignment starts with the next step (batch= starts it at once)")
             self._listen(batch)
@@ -199,6 +203,7 @@ class AGREPA(nn.Module):
         if self.recipe.schedule.kind == "saturated":
             self._saturate(wanted, dict(zip(self.domains, joint, strict=True)))
         self._aligned += 1
+        self.slots.watch(STILL * self.recipe.accumulation)
         return loss
 
     def _times(self, t: Tensor | None, count: int, device: torch.device) -> Tensor | None:
@@ -241,6 +246,12 @@ class AGREPA(nn.Module):
             self._selection = chosen
             self._listen(batch)
 
+    def _check(self, batch: Any) -> None:
+        """Before a warm-up of thousands of steps: that there are layers to choose, and heads that fit them."""
+        self._warmup.refuse_sharded()
+        table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
+        self.slots.check(slot_widths(table, self.recipe.k, None)[0])
+
     def _listen(self, batch: Any) -> None:
         """Find the chosen layers' blocks and hook them, from the next forward on."""
         assert self._selection is not None
@@ -255,14 +266,19 @@ class AGREPA(nn.Module):
         """K heads per domain, as wide as the streams are."""
         chosen = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
         k = {d: self.recipe.k if chosen is None else len(chosen[d]) for d in self.domains}
+        own: dict[str, int] = {}  # of the blocks that SelfTeachers read
         if batch is not None:
-            table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
+            blocks = self._warmup.blocks(batch)
+            table = measured_widths(self.flow, batch, blocks)
+            own = {d: table[t.block_of(blocks).name] for d, t in self.teachers.items() if isinstance(t, SelfTeacher)}
             widths = {d: slot_widths(table, k[d], None if chosen is None else chosen[d]) for d in self.domains}
         else:
             width = width or stream_width(self.flow.module)
             widths = {d: [width] * k[d] for d in self.domains}
         dims = {
-            d: t if isinstance(t, int) else t.dim or widths[d][0] for d, t in self.teachers.items() if t is not None
+            d: t if isinstance(t, int) else own.get(d) or t.dim or widths[d][0]
+            for d, t in self.teachers.items()
+            if t is not None
         }
         return Slots(widths, dims, self.recipe)
 
@@ -283,9 +299,9 @@ class AGREPA(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """The reverse: goes on where it was, also in the middle of the warm-up."""
         saved = json.loads(bytes(state.cpu().tolist()).decode())
+        self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._calls, self._aligned = saved["calls"], saved["aligned"]
         self._selection = None if saved["selection"] is None else Selection.model_validate(saved["selection"])
         self.slots.bound, self._own = saved["bound"], saved["own"]
         self._warmup.restore(saved["warmup"])
         self._plateau.restore(saved["plateau"])
-        self._listening.restore(saved["blocks"])

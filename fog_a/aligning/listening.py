@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fog_a.aligning.targets import Tokens
 from fog_a.concepts import Blocks, ResidualBlock, Samples, Spot
-from fog_a.errors import NoActivations, ShapeMismatch
+from fog_a.errors import BadScores, NoActivations, ShapeMismatch
 from fog_a.flows.adapters import Flow
-from fog_a.hooks import hooked, tap, unwrapped
+from fog_a.hooks import hooked, named_modules, tap, unwrapped
 
 
 class Listening:
@@ -35,6 +35,14 @@ class Listening:
         self._tap: tap | None = None
         self._entrance = contextlib.ExitStack()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a regularizer listens to the copy of its model, once it is opened there."""
+        return {"flow": self.flow, "at": self.state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["flow"])
+        self.blocks = self._blocks(state["at"])
+
     def open(self, blocks: Blocks | None = None) -> None:
         """Listen to these blocks, or again to those of before. Without harm when open already."""
         if blocks is not None:
@@ -42,8 +50,11 @@ class Listening:
             self.blocks = blocks
         if self.blocks is not None and self._tap is None:
             self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
-            if isinstance(getattr(self.flow.adapter, "t", None), str):
-                self._entrance.enter_context(hooked(self.flow.module, before=self._time))
+            network, name = unwrapped(self.flow.module), getattr(self.flow.adapter, "t", None)
+            arguments = list(inspect.signature(network.forward).parameters)
+            if name in arguments:
+                place = arguments.index(name)
+                self._entrance.enter_context(hooked(network, before=lambda a, k: self._time(a, k, name, place)))
             if "torch._dynamo" in sys.modules:
                 torch.compiler.reset()  # code compiled before the hooks were there would never call them
 
@@ -88,10 +99,9 @@ class Listening:
             found[block.name] = (tokens, mask)
         return found
 
-    def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, place: int) -> None:
         if worth_recording(self.flow):
-            bound = inspect.signature(self.flow.module.forward).bind(*args, **kwargs).arguments
-            t = bound.get(getattr(self.flow.adapter, "t", ""))
+            t = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
             self.t = t.detach() if isinstance(t, Tensor) else None
 
     def state(self) -> list[dict[str, Any]] | None:
@@ -105,17 +115,26 @@ class Listening:
         ]
 
     def restore(self, state: Sequence[dict[str, Any]] | None) -> None:
-        """The reverse of `state`."""
+        """The reverse of `state`. Raises BadScores where the model has no such modules."""
         self.close()
-        self.blocks = None
+        self.blocks = self._blocks(state)
+        self.open()
+
+    def _blocks(self, state: Sequence[dict[str, Any]] | None) -> Blocks | None:
         if state is None:
-            return
-        blocks = []
+            return None
+        blocks, there = [], named_modules(self.flow.module)
         for entry in state:
             spots = tuple(_spot(s) for s in entry["outputs"])
+            missing = [s.module for spot in spots for s in (spot, spot.plus) if s is not None and s.module not in there]
+            if missing:
+                raise BadScores(
+                    f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
+                    f"{missing[0]!r}. Load it beside the model that it was trained with, or start AGREPA anew"
+                )
             rest = {**entry, "outputs": spots}
             blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **rest))
-        self.open(Blocks(blocks, unwrapped(self.flow.module)))
+        return Blocks(blocks, unwrapped(self.flow.module))
 
 
 def worth_recording(flow: Flow) -> bool:

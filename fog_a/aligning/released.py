@@ -11,18 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fog_a.aligning.recipe import Recipe
 from fog_a.concepts import Blocks
 from fog_a.errors import Unsupported
 from fog_a.flows.adapters import Flow
 from fog_a.hooks import gate, preserved
-
-
-def whole(flow: Flow) -> list[nn.Module]:
-    """The network and the model around it, where that is a module too."""
-    return [m for m in (flow.module, flow.model) if isinstance(m, nn.Module)]
 
 
 def as_released(flow: Flow, batch: Any, blocks: Blocks, t: float, seed: int, recipe: Recipe) -> Tensor:
@@ -34,7 +29,7 @@ def as_released(flow: Flow, batch: Any, blocks: Blocks, t: float, seed: int, rec
         v = flow.adapter.velocity(batch, t, seed, **extra).float()
         return v if mask is None else v * mask
 
-    with preserved(*whole(flow), seed=seed):
+    with preserved(*flow.modules, seed=seed):
         if recipe.probe_mode == "train":  # the network alone: the release drops no condition while it probes
             flow.module.train()
         try:

@@ -6,6 +6,7 @@ Optimizers, OneCycle schedules, DDP and checkpoints want their parameters once a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -45,6 +46,7 @@ class Slots(nn.Module):
                     for _ in range(recipe.time_bins)
                 )
         self.heads = nn.ModuleDict(heads)
+        self._calls, self._start = 0, torch.empty(0)
 
     def bind(self, selection: Selection, domains: Sequence[str]) -> None:
         """Give each chosen layer a slot. Raises ShapeMismatch where a domain has more layers than slots."""
@@ -59,6 +61,28 @@ class Slots(nn.Module):
             slots += [None] * (len(names) - len(slots))
             fresh = iter([n for n in names if n not in slots])
             self.bound[domain] = [n if n is not None else next(fresh, "") for n in slots]
+
+    def check(self, width: int) -> None:
+        """Raises ShapeMismatch where the streams are not as wide as the heads were built for."""
+        for head in self.modules():
+            if isinstance(head, Head):
+                _fits(head, width)
+
+    def watch(self, calls: int) -> None:
+        """Warn where after so many calls the heads are still what they were at the first: no optimizer has them."""
+        self._calls += 1
+        if self._calls not in (1, calls):
+            return
+        biases = [h.outer.bias.detach() for h in self.modules() if isinstance(h, Head) and h.outer.bias.requires_grad]
+        now = torch.cat([self._start[:0], *(b.cpu() for b in biases if type(b) is Tensor)])  # a sharded one: not asked
+        if self._calls == 1:
+            self._start = now
+        elif len(now) and torch.equal(now, self._start):
+            warnings.warn(
+                "the heads of AGREPA have not changed since alignment began: they are in no optimizer. Type "
+                "AdamW([*model.parameters(), *reg.parameters()])",
+                stacklevel=4,
+            )
 
     def weights(self, group: Group = None) -> tuple[Tensor, dict[str, Tensor]]:
         """A zero to start the loss from, and the heads' weights; on many ranks their gradients come out in sync."""
@@ -134,11 +158,7 @@ class Slots(nn.Module):
         """The cosines through one head, pooled or averaged over tokens as the target asks."""
         (h, mask), head = heard, self._of(domain)[index]
         assert isinstance(head, Head)
-        if h.shape[-1] != head.width:
-            raise ShapeMismatch(
-                f"the aligned layer is {h.shape[-1]} wide, but its head was built for {head.width}: type "
-                f"AGREPA(..., batch=one_training_batch) or width={h.shape[-1]}"
-            )
+        _fits(head, h.shape[-1])
         prefix = f"heads.{_key(domain)}.{index}."
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
 
@@ -160,6 +180,14 @@ class Slots(nn.Module):
         heads = self.heads[_key(domain)]
         assert isinstance(heads, nn.ModuleList)
         return heads
+
+
+def _fits(head: Head, width: int) -> None:
+    if width != head.width:
+        raise ShapeMismatch(
+            f"the layers are {width} wide, but the heads were built for {head.width}: type "
+            f"AGREPA(..., batch=one_training_batch) or width={width}"
+        )
 
 
 def _key(domain: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from fog_a.ablating.ablation import attribute
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.released import as_released, whole
+from fog_a.aligning.released import as_released
+from fog_a.aligning.width import few
 from fog_a.batches import signature
 from fog_a.concepts import Blocks, Samples
 from fog_a.errors import BadOutput, FogError, ShapeMismatch, Unsupported
@@ -65,6 +67,7 @@ class Warmup:
         self.counts = dict.fromkeys(self.domains, 0)
         self.layers: tuple[str, ...] = ()
         self.rows: Rows = []
+        self._told = False
 
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
         """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
@@ -75,7 +78,11 @@ class Warmup:
         if self.due:
             self.add(self.shared(batch, samples))
         wait = self.recipe.warmup if first else self.recipe.refresh or math.inf
-        if self.due or not self.rows or step - self.chosen_at < wait:
+        if step - self.chosen_at < wait:
+            return None
+        if self.due:
+            self._tell(step)
+        if self.due or not self.rows:
             return None
         r, scores = self.recipe, self.scores(identity(self.blocks(batch)))
         chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
@@ -83,10 +90,21 @@ class Warmup:
         log.info("fog_a: layers chosen at step %d\n%s", step, chosen.explain())
         return chosen
 
+    def _tell(self, step: int) -> None:
+        """Warn, once, that the choice waits."""
+        if not self._told:
+            self._told = True
+            missing = self.due[0]
+            warnings.warn(
+                f"step {step}: the layers are to be chosen now, but no batch (of the first process) since the last "
+                f"probe had a sample of {missing!r}: nothing is aligned until one has. Where the data has none, leave "
+                f"it out: teachers={{..., {missing!r}: None}}",
+                stacklevel=2,
+            )
+
     def blocks(self, batch: Any) -> Blocks:
         """The candidates, found on two samples of the batch."""
-        samples = self.flow.samples(batch)
-        return self._candidates(samples.rows(list(range(min(2, len(samples))))))
+        return self._candidates(few(self.flow, batch))
 
     def _candidates(self, batch: Any) -> Blocks:
         blocks = find_blocks(self.flow, batch).main
@@ -114,7 +132,7 @@ class Warmup:
                 if not index:
                     continue
                 t = self.time(count, slot)
-                with preserved(*whole(self.flow)):  # the parts around the network too: they may drop conditions
+                with preserved(*self.flow.modules):  # the parts around the network too: they may drop conditions
                     layers, values = self._scores(samples.rows(index), count, t, self._seed(count, slot))
                 for i, a in zip(index, values.tolist(), strict=True):
                     finite = [x if math.isfinite(x) else None for x in a]
@@ -123,11 +141,7 @@ class Warmup:
 
     def shared(self, batch: Any, samples: Samples) -> dict[str, Any]:
         """`measure` on the first rank, its result on all of them; a failure there is raised everywhere."""
-        if any(type(p).__name__ == "DTensor" for p in self.flow.module.parameters()):
-            raise Unsupported(
-                "probing during training runs on one rank, and a sharded model (FSDP2) needs all ranks for a forward. "
-                "Attribute first, select(scores).save(path), and pass AGREPA(..., selection=Selection.load(path))"
-            )
+        self.refuse_sharded()
         if world(self.group) == 1:
             return self.measure(batch, samples)
         failure: Exception | None = None
@@ -143,6 +157,14 @@ class Warmup:
         if "failed" in result:
             raise FogError(f"the probe failed on the first rank: {result['failed']}")
         return result
+
+    def refuse_sharded(self) -> None:
+        """Raises Unsupported for a model that one rank cannot run."""
+        if any(type(p).__name__ == "DTensor" for p in self.flow.module.parameters()):
+            raise Unsupported(
+                "probing during training runs on one rank, and a sharded model (FSDP2) needs all ranks for a forward. "
+                "Attribute first, select(scores).save(path), and pass AGREPA(..., selection=Selection.load(path))"
+            )
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take what `measure` gave, here or on another rank."""

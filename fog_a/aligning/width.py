@@ -16,10 +16,17 @@ from fog_a.hooks import preserved, tap
 
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
     """D of each block's tokens, from one forward that leaves nothing behind."""
+    batch = few(flow, batch)
     samples = flow.samples(batch)
-    with preserved(flow.module), tap(blocks) as h:
+    with preserved(*flow.modules), tap(blocks) as h:
         flow.velocity(batch, 0.5, 0)
         return {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
+
+
+def few(flow: Flow, batch: Any) -> Any:
+    """Two samples of a batch: enough to find blocks and measure widths."""
+    samples = flow.samples(batch)
+    return samples.rows(list(range(min(2, len(samples)))))
 
 
 def slot_widths(table: Mapping[str, int], k: int, chosen: Sequence[str] | None) -> list[int]:
@@ -35,6 +42,8 @@ def slot_widths(table: Mapping[str, int], k: int, chosen: Sequence[str] | None) 
             "be built before the layers are chosen. Select first, selection=select(attribute(flow, batch)), or keep to "
             "blocks of one width: blocks=[names]"
         )
+    if k > len(table):
+        raise Unsupported(f"k = {k} layers per domain, but the model has {len(table)} to choose from: type k=")
     return [next(iter(table.values()))] * k
 
 

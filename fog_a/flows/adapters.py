@@ -51,6 +51,11 @@ class Flow:
         """The velocity network: where the blocks are."""
         return self.adapter.module
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The network, and the model around it where that is a module: whose state a probe leaves as it was."""
+        return [m for m in (self.module, self.model) if isinstance(m, nn.Module)]
+
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
         """v(x_t, t, c) at t in [0, 1], with the noise that `seed` draws."""
         return self.adapter.velocity(batch, t, seed)
@@ -108,7 +113,7 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     if isinstance(adapter, type):
         kind = adapter
         try:
-            adapter = kind(inner, **options)
+            adapter = kind(model if kind is GenericAdapter else inner, **options)
         except AttributeError as error:
             raise Unsupported(
                 f"{kind.__name__} cannot read a {type(inner).__name__}: {error}. It is for {_reads(kind)}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fog_a.flows.adapters import Flow
-from fog_a.hooks import hooked
+from fog_a.hooks import hooked, unwrapped
 from fog_a.leaves import leaf, leaves, replaced
 
 
@@ -35,7 +35,7 @@ def clean_input(flow: Flow, batch: Any, seed: int) -> Iterator[None]:
         now = replaced(now, new)
         return now["args"], now["kwargs"]
 
-    with hooked(flow.module, before=grab):
+    with hooked(unwrapped(flow.module), before=grab):
         flow.velocity(batch, 1.0, seed)
-    with hooked(flow.module, before=put):
+    with hooked(unwrapped(flow.module), before=put):
         yield

@@ -22,6 +22,7 @@ from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.dicts import ABOUT, described, moved, need
 from fog_a.flows.draws import noise
 from fog_a.flows.frames import along, as_tokens, token_mask
+from fog_a.hooks import unwrapped
 
 Path = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -72,7 +73,8 @@ class GenericAdapter:
             raise Unsupported(f'path is "linear" or a function (x_0, x_1, t) -> (x_t, v*), got {path!r}')
         if channels not in ("first", "last"):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
-        self.module = net
+        self.net = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
+        self.module = unwrapped(net)
         self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
         self.path: Path = path if callable(path) else linear
         self.sigma, self.channels, self.domains, self._interface = sigma, channels, domains, interface
@@ -83,7 +85,7 @@ class GenericAdapter:
         x1, samples = cond.pop(self.data), self.samples(batch)
         t = times(t, x1)
         x_t, _ = self.path(self.sigma * noise(x1, samples.ids, seed), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        return self._call(x_t, t, cond)
+        return self._call(self.module, x_t, t, cond)
 
     def samples(self, batch: Any) -> Samples:
         """Ids (by default made of the data), domains, audio, the mask under the key `mask`, and `rows`."""
@@ -112,7 +114,7 @@ class GenericAdapter:
         x1, mask = cond.pop(self.data), self.samples(batch).mask
         t = torch.rand(len(x1), device=x1.device, dtype=x1.dtype)
         x_t, target = self.path(self.sigma * torch.randn_like(x1), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        error = (self._call(x_t, t, cond) - target).square()
+        error = (self._call(self.net, x_t, t, cond) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
 
     def _read(self, batch: Any) -> dict[str, Any]:
@@ -120,24 +122,24 @@ class GenericAdapter:
         need(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
         return moved({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
-    def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        given = [(name, value) for name, value in ((self.x, x_t), (self.t, t)) if name is not None]
-        v = self._run(*(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **dict(given), **cond)
+    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
+        v = self._run(net, *(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **named, **cond)
         if not isinstance(v, Tensor) or v.shape != x_t.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ShapeMismatch(
-                f"the velocity has the shape of x_t, {tuple(x_t.shape)}; {type(self.module).__name__} gave {got}. "
+                f"the velocity has the shape of x_t, {tuple(x_t.shape)}; {type(net).__name__} gave {got}. "
                 "Wrap a module that returns the velocity tensor"
             )
         return v
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, net: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The network's output; where it does not run on the batch, the error names the arguments that it lacks."""
         names = arguments(self.module)
         if self.mask not in names:
             kwargs.pop(self.mask, None)
         try:
-            return self.module(*args, **kwargs)
+            return net(*args, **kwargs)
         except (TypeError, AttributeError) as error:
             lacking = [name for name in names[len(args) :] if kwargs.get(name) is None]
             extra = [name for name in kwargs if name not in names]

@@ -36,13 +36,12 @@ class AlignmentCallback(Callback):
         self.reg, self.every = reg, every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         if getattr(pl_module, self.name, self.reg) is not self.reg:
             raise Unsupported(f"{type(pl_module).__name__} has another attribute {self.name!r}: rename that one")
-        self.reg.accumulate(trainer.accumulate_grad_batches)
-        pl_module.add_module(self.name, self.reg)
-        self.reg.open()
+        pl_module.add_module(self.name, self.reg)  # at every stage, so that a checkpoint of the fit fits
+        if stage == "fit":
+            self.reg.accumulate(trainer.accumulate_grad_batches)
+            self.reg.open()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

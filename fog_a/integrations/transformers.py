@@ -67,8 +67,20 @@ class Aligned:
         """The trainer's loss plus the alignment of the batch that was just run; in evaluation that is 0."""
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
         loss: Tensor = found[0] if return_outputs else found
-        loss = loss + self.reg(inputs) if torch.is_grad_enabled() and model.training else loss
+        if torch.is_grad_enabled() and model.training:
+            loss = loss + self.reg(inputs) / self._undivided(num_items_in_batch)
         return (loss, found[1]) if return_outputs else loss
+
+    def _undivided(self, num_items_in_batch: Any) -> int:
+        """By what the Trainer will not divide the loss: a model that was told the number of items of all the
+        micro-batches of a step has divided its own part by it already."""
+        trainer: Any = self
+        divided = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if divided is None:
+            told = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+            divided = told or trainer.compute_loss_func is not None
+        calls = getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+        return calls if divided else 1
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The trainer's optimizer with the heads as one more group, without weight decay."""

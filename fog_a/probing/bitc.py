@@ -27,7 +27,7 @@ from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
 from fog_a.scoring.scores import Scores
 from fog_a.teachers.descriptors import Norm, descriptor
-from fog_a.teachers.routing import Features, Routed, Teachers, route
+from fog_a.teachers.routing import Features, Routed, Teachers, check_teachers, route
 
 ALL = "all"
 """The key of the one head where one teacher serves every domain."""
@@ -76,6 +76,7 @@ class BiTC(nn.Module):
         if reduction not in ("domain", "release"):
             raise Unsupported(f"reduction must be 'domain' or 'release', got {reduction!r}")
         table: dict[str, Teacher | int | None] = dict(teachers) if isinstance(teachers, Mapping) else {ALL: teachers}
+        check_teachers(table)
         self.teachers = table
         self.flow, self.reduction, self.group = wrap(flow), reduction, group
         self.norm: Norm = norm
@@ -200,7 +201,7 @@ class BiTC(nn.Module):
             raise Unsupported(
                 "BiTC's heads need the interface's width now: BiTC(flow, teachers, batch=one_batch), or width="
             )
-        with preserved(self.flow.module, *(m for m in [self.flow.model] if isinstance(m, nn.Module))):
+        with preserved(*self.flow.modules):
             return self._interface(batch).shape[-1]
 
 

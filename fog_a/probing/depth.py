@@ -177,11 +177,11 @@ def _batch(
     reading: Reading, batch: Any, blocks: Blocks, times: Sequence[float | None], seed: int, start: int
 ) -> tuple[Samples, Float[Tensor, "B J L D"], Float[Tensor, "B E"] | None]:
     """One batch at every time."""
-    whole = [m for m in (reading.model, getattr(reading.model, "model", None)) if isinstance(m, nn.Module)]
+    whole = reading.model.modules if isinstance(reading.model, Flow) else [reading.model]
     samples = reading.samples(batch, 0, 0) if isinstance(reading.model, Flow) else None
     columns = []
-    with preserved(reading.module, *whole, seed=seed), tap(blocks) as h:
-        for part in (p for m in [reading.module, *whole] for p in m.modules()) if reading.train else ():
+    with preserved(*whole, seed=seed), tap(blocks) as h:
+        for part in (p for m in whole for p in m.modules()) if reading.train else ():
             part.training = True
         for t in times:
             h.clear()

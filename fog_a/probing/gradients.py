@@ -90,8 +90,7 @@ def gradnorm(
 
 def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[float]:
     """‖∂L/∂θ_l‖₂ of one sample, for every block."""
-    whole = [flow.module, *(m for m in [flow.model] if isinstance(m, nn.Module))]
-    with preserved(*whole, grad=True), rng(seed), tap(blocks) as h:
+    with preserved(*flow.modules, grad=True), rng(seed), tap(blocks) as h:
         loss = flow.loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise BadOutput(f"the adapter's loss(batch) must be one number, got {getattr(loss, 'shape', loss)}")

@@ -80,6 +80,9 @@ class Selection(BaseModel):
     ) -> Selection:
         """Layers named by hand, equally weighted: the same for every domain, or a mapping domain → layers."""
         table = layers if isinstance(layers, Mapping) else dict.fromkeys(domains, layers)
+        empty = [domain for domain, names in table.items() if not names]
+        if empty or not table:
+            raise UnknownBlock(f"no layer is named for {', '.join(empty) or 'any domain'}: name one, ['blocks.3']")
         return cls(
             domains={
                 domain: tuple(Choice(layer=n, depth=i, weight=total / len(names)) for i, n in enumerate(names))
@@ -107,7 +110,10 @@ class Selection(BaseModel):
     def weights(self, domain: str) -> dict[str, float]:
         """λ_k of the domain's layers; a selection over all samples ("all") answers for any domain."""
         if domain not in self.domains and set(self.domains) != {"all"}:
-            raise UnknownBlock(f"no layers were selected for domain {domain!r}, only for {', '.join(self.domains)}")
+            raise UnknownBlock(
+                f"no layers were selected for domain {domain!r}, only for {', '.join(self.domains)}: give those their "
+                f"teachers, teachers={{{next(iter(self.domains))!r}: ...}}, or select on scores of {domain!r}"
+            )
         return {c.layer: c.weight for c in self.domains.get(domain, self.domains.get("all", ()))}
 
     def check(self, signature: Mapping[str, Any]) -> Self:

@@ -68,11 +68,15 @@ def tidy(ax: Axes, *, grid: Literal["x", "y", "both"] | None = "y") -> None:
         ax.set_axisbelow(True)
 
 
+def room(ax: Axes, size: float) -> float:
+    """About how many letters of this size fit along the axes."""
+    return ax.get_position().width * whole(ax).get_figwidth() * 72 / (0.55 * size)
+
+
 def title(ax: Axes, text: str, beside: str = "") -> None:
-    """A panel's title, flush left; `beside` says a detail in small print, flush right, below where both do not fit."""
-    room = ax.get_position().width * whole(ax).get_figwidth() * 72  # points
-    below = bool(beside) and 0.62 * 11 * len(text) + 0.55 * 8.5 * len(beside) > room
-    ax.set_title(f"{text}\n" if below else text, loc="left", fontsize=11, fontweight="bold", color=INK)
+    """A panel's title, flush left; `beside` says a detail in small print, flush right, below where it would touch."""
+    touch = len(text) / room(ax, 12) + len(beside) / room(ax, 8.5) > 1
+    ax.set_title(text + "\n" * bool(beside and touch), loc="left", fontsize=11, fontweight="bold", color=INK)
     if beside:
         ax.set_title(beside, loc="right", fontsize=8.5, color=SOFT)
 
@@ -83,6 +87,12 @@ def axis(ax: Axes, x: str | None = None, y: str | None = None) -> None:
         ax.set_xlabel(x, fontsize=9.5, color=INK)
     if y is not None:
         ax.set_ylabel(y, fontsize=9.5, color=INK)
+
+
+def step_axis(ax: Axes) -> None:
+    """Training steps along x: 100k rather than 100000."""
+    axis(ax, "training step")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:,g}")
 
 
 def layer_labels(layers: Sequence[str], labels: Labels) -> list[str]:
@@ -109,11 +119,12 @@ def layer_ticks(ax: Axes, layers: Sequence[str], labels: Labels, always: Sequenc
                 label.set_fontsize(7.5)  # neighbors must not touch
 
 
-def legend_of(layers: Sequence[str]) -> str:
-    """What `L1` … stand for: `L1 = blocks.0 … L24 = blocks.23`."""
+def legend_of(layers: Sequence[str], ax: Axes) -> str:
+    """What `L1` … stand for, in two lines where one is too long: `L1 = blocks.0 … L24 = blocks.23`."""
     if len(layers) == 1:
         return f"layer (L1 = {layers[0]})"
-    return f"layer (L1 = {layers[0]} … L{len(layers)} = {layers[-1]})"
+    first, last = f"layer (L1 = {layers[0]} …", f"L{len(layers)} = {layers[-1]})"
+    return f"{first} {last}" if len(first) + len(last) < room(ax, 9.5) else f"{first}\n{last}"
 
 
 def edges(times: Sequence[float]) -> np.ndarray:
@@ -170,6 +181,7 @@ def spread_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     order = np.argsort(y)
     placed = y[order].copy()
     for _ in range(200):
+        placed[0], placed[-1] = max(placed[0], low), min(placed[-1], high)  # not over the labels below
         close = np.diff(placed) < gap - 1e-9 * abs(high - low)
         if not close.any():
             break

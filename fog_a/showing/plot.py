@@ -128,7 +128,7 @@ def plot_scores(
             if column == len(domains) - 1:
                 colorbar(lowest, mesh, UNIT.get(scores.kind, ""), over=[lowest])
         layer_ticks(lowest, scores.layers, labels, best)
-        axis(lowest, legend_of(scores.layers) if labels == "number" else "")
+        axis(lowest, legend_of(scores.layers, lowest) if labels == "number" else "")
     axis(grid[0, 0], y=UNIT.get(scores.kind, scores.kind))
     if timed:
         axis(grid[1, 0], y="flow time t")
@@ -175,7 +175,7 @@ def plot_scd(
     Raises: ShapeMismatch where layers or domains do not fit.
     """
     domains = _paired(storage, contribution, domain)
-    width = min(max(4.2, 0.19 * len(storage.layers) + 1.8), 9.0)
+    width = min(max(4.8, 0.19 * len(storage.layers) + 1.8), 9.0)
     fig = figure(2 * width, 2.35 * len(domains) + 0.7)
     grid = fig.subplots(len(domains), 2, squeeze=False, sharex="col")
     for side, scores in enumerate((storage, contribution)):
@@ -195,7 +195,7 @@ def plot_scd(
         if mesh is not None:
             colorbar(column[-1], mesh, UNIT.get(scores.kind, ""), over=list(column))
         layer_ticks(column[-1], scores.layers, labels, sorted(set(peaks)))
-        axis(column[-1], legend_of(scores.layers) if labels == "number" else "")
+        axis(column[-1], legend_of(scores.layers, column[-1]) if labels == "number" else "")
     if heading:
         fig.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     return fig

@@ -24,6 +24,7 @@ from fog_a.showing.canvas import (
     panel_name,
     small_print,
     spread_labels,
+    step_axis,
     tidy,
     title,
 )
@@ -95,7 +96,7 @@ def _depth(scores: Scores, domains: Sequence[str], level: float) -> Figure:
     spread_labels(ax, ends)
     title(ax, NAME.get(scores.kind, scores.kind))
     layer_ticks(ax, scores.layers, "number")
-    axis(ax, legend_of(scores.layers), UNIT.get(scores.kind, ""))
+    axis(ax, legend_of(scores.layers, ax), UNIT.get(scores.kind, ""))
     return fig
 
 
@@ -132,7 +133,7 @@ def plot_stability(
     right.set_ylim(min(0.0, float(np.nanmin(agreements))) - 0.05, 1.05)
     right.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
     title(right, f"agreement with step {last:,}")
-    axis(right, "training step", "")
+    step_axis(right)
     return fig
 
 
@@ -154,7 +155,8 @@ def _ranks(ax: Axes, scores: Sequence[Scores], steps: Sequence[int], k: int, dom
     ax.set_ylim(lowest + 0.6, 0.4)
     ax.set_yticks(sorted({1, k, lowest}))
     title(ax, "rank of the layers" if domain is None else f"rank of the layers · {domain}", f"shaded: the best {k}")
-    axis(ax, "training step", "rank")
+    step_axis(ax)
+    axis(ax, y="rank")
 
 
 def plot_training(
@@ -172,19 +174,21 @@ def plot_training(
     fig = figure(6.6, 3.8)
     ax = fig.subplots()
     ends: list[tuple[float, float, str, str]] = []
-    for color, (name, given) in zip(PALETTE * len(runs), runs.items(), strict=False):
-        steps, values = _seeds(name, given)
+    table = {name: _seeds(name, given) for name, given in runs.items()}
+    counts = {len(values) for _, values in table.values()}
+    for color, (name, (steps, values)) in zip(PALETTE * len(runs), table.items(), strict=False):
         mean = statistics.finite_mean(values)
         if len(values) > 1:
             interval = statistics.bootstrap_interval(values, level)
             band(ax, steps, mean, interval, color)
         else:
             band(ax, steps, mean, np.stack([mean, mean], -1), color)
-        seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+        seeds = f" ({len(values)} seeds)" if len(values) > 1 and len(counts) > 1 else ""
         ends.append((float(steps[-1]), float(mean[-1]), name + seeds, color))
     tidy(ax)
-    title(ax, value, f"band: {level:.0%} interval over seeds" if any("seeds" in e[2] for e in ends) else "")
-    axis(ax, "training step", "")
+    over = f"{max(counts)} seeds" if len(counts) == 1 else "seeds"
+    title(ax, value, f"band: {level:.0%} interval over {over}" if max(counts) > 1 else "")
+    step_axis(ax)
     spread_labels(ax, ends)
     return fig
 

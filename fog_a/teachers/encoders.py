@@ -56,8 +56,12 @@ class HFAudioTeacher:
             extractor = loaded(transformers.AutoFeatureExtractor.from_pretrained, extractor, "HFAudioTeacher")
         load = transformers.AutoModel.from_pretrained
         self.net: Any = model if source is None else loaded(load, source, "HFAudioTeacher")
-        if self.net.config.model_type == "whisper" and not callable(pool):
-            raise Unsupported("Whisper pads every clip to 30 s, which a mean would count: type WhisperTeacher(model)")
+        seconds = getattr(extractor, "chunk_length", None)
+        if seconds and not callable(pool):
+            raise Unsupported(
+                f"{type(extractor).__name__} pads every clip to {seconds} s, which a mean would count: type "
+                "WhisperTeacher(model) for Whisper, else pool=lambda hidden, n: ... -> (b, D)"
+            )
         self.extract, self.layer, self.domain = extractor, layer, domain
         self.reduce = pool if callable(pool) else None
         self.pool = getattr(pool, "__qualname__", "function") if callable(pool) else pool
@@ -92,10 +96,9 @@ class HFAudioTeacher:
         """Groups of samples: their rows, hidden states, real audio samples, and the extractor's mask."""
         waves = waveforms(samples, self.rate, self.name)
         device = waves[0].device
-        # An encoder that normalizes over time (HuBERT base) feels padding even under a mask: equal lengths only.
         masked = bool(getattr(self.extract, "return_attention_mask", False))
         options: dict[str, Any] = {"padding": True, "return_attention_mask": True} if masked else {}
-        for rows in [list(range(len(waves)))] if masked else [rows for rows, _ in by_length(waves)]:
+        for rows, _ in by_length(waves):  # an encoder that normalizes over time feels padding even under a mask
             with frozen(self.net, device) as net:
                 arrays = [waves[i].cpu().numpy() for i in rows]
                 inputs = self.extract(arrays, sampling_rate=self.rate, return_tensors="pt", **options)
@@ -119,6 +122,7 @@ class HFAudioTeacher:
             known = (frames - config.patch_size) // config.time_stride + 1  # patches that lie in real audio
             h = h[:, 2:].unflatten(1, (-1, times)).mean(1)  # two special tokens, then frequency by frequency
             return h, torch.arange(times, device=h.device) < known[:, None]
-        if mask is not None and mask.shape != h.shape[:2]:
-            mask = self.net._get_feature_vector_attention_mask(h.shape[1], mask)
-        return h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask.bool()
+        if mask is None or mask.shape == h.shape[:2]:
+            return h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask.bool()
+        known = (mask.float().mean(1, keepdim=True) * h.shape[1]).ceil()  # of the extractor's frames, or of the audio
+        return h, torch.arange(h.shape[1], device=h.device) < known

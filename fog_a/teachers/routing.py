@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.concepts import Samples, Teacher
-from fog_a.errors import BadBatch, BadFeatures
+from fog_a.errors import BadBatch, BadFeatures, Unsupported
 
 T = TypeVar("T")
 
@@ -101,6 +101,19 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
             found = teacher(samples if len(rows) == len(samples) else take(samples, rows))
             routed[domain] = Routed(rows, checked(found, len(rows), teacher.dim, f"teacher {teacher.name!r}"))
     return routed
+
+
+def check_teachers(teachers: Mapping[str, Any]) -> None:
+    """Raises Unsupported where there is no teacher, or something else in a teacher's place (an int is a width)."""
+    if all(teacher is None for teacher in teachers.values()):
+        raise Unsupported("at least one teacher is needed: teachers={'speech': teacher}")
+    for domain, teacher in teachers.items():
+        if teacher is not None and not isinstance(teacher, int) and not (callable(teacher) and hasattr(teacher, "dim")):
+            raise Unsupported(
+                f"the teacher of {domain!r} must be an object that is called with samples and has name, dim and "
+                f"domain, got {teacher!r}. Type e.g. WhisperTeacher('openai/whisper-small') from fog_a.teachers; the "
+                "width alone (an int) for features that are given at each call; or None to leave the domain out"
+            )
 
 
 def checked(features: Tensor, count: int, dim: int | None, source: str) -> Float[Tensor, "n D"]:

@@ -156,13 +156,15 @@ class _Seed:
             look=lambda: self._look(arm, leg, progress.step), at=self.looks, tick=self._tick(arm),
         )  # fmt: skip
         result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed, "seconds": progress.seconds}
-        if p.timing:
-            result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
         if reg is not None:
             result["head parameters"] = sum(p.numel() for p in reg.parameters())
             reg.close()
         if self.task.done is not None:
             result["metrics"] |= self.task.done(arm, self.seed, leg.flow)
+        if reg is not None:
+            reg.open()
+        if p.timing:  # last: it trains further
+            result["metrics"]["cost"] = 1.0 if arm == "base" else self._cost(leg)
         result["layers"] = {} if chosen is None else {d: chosen.weights(d) for d in chosen.domains}
         write_json(self.folder / f"{arm}.json", result)
         path.unlink()

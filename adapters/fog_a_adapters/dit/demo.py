@@ -1,9 +1,10 @@
 """The demo: from a folder of audio to a picture of which layers drive a model's output.
 
 Clips → log-mel → frame tokens → a small DiT, trained for some hundred steps → FoG-A on held-out clips over a grid of
-flow times, per domain; beside it LASP, with a teacher that needs no weights: the clip's log-mel statistics. Writes
-foga.json, foga.csv, foga.png, lasp.json, scd.png and index.html, and the model as model.safetensors.
-Everything is a function of the data and the seed.
+flow times, per domain; beside it LASP, with a teacher that needs no weights: the clip's log-mel statistics; and, in
+small, the ranking at each quarter of the training, and a training with and without AG-REPA. Writes foga.json, foga.csv,
+foga.png, lasp.json, scd.png and index.html, and the model as model.safetensors. Everything is a function of the data
+and the seed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fog_a.showing.plot import plot_scd
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.data import Corpus, collate, load_corpus
 from fog_a_adapters.dit.demo_page import TOP, Demo, facts_of, page_of
+from fog_a_adapters.dit.demo_runs import Checkpoints, with_and_without
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.model import DiTConfig
 from fog_a_adapters.dit.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
@@ -84,8 +86,15 @@ def run(
     model = new_model(lambda: FlowMatching(replace(sizes, domains=corpus.domains)), seed)
     model.start_at(corpus.mean_frame())
     before = held_out_losses(model, batches, TIMES, seed)
+    checkpoints = Checkpoints(model, corpus, steps, seed)
     with tqdm(total=steps, desc="training", unit="step") as bar:
-        losses = train(model, corpus, Recipe(steps=steps, seed=seed), report=lambda _, loss: _show(bar, loss))
+
+        def after_each(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            checkpoints.look(step + 1)
+
+        losses = train(model, corpus, Recipe(steps=steps, seed=seed), report=after_each)
     after = held_out_losses(model, batches, TIMES, seed)
     floor = mean_frame_loss(corpus, batches, model.sigma)
     clock.lap("training")
@@ -93,8 +102,10 @@ def run(
     clock.lap("FoG-A")
     storage = _storage(model, corpus, batches, seed)
     clock.lap("LASP")
+    runs = with_and_without(corpus, replace(sizes, domains=corpus.domains), steps, seed)
+    clock.lap("AG-REPA")
     out.mkdir(parents=True, exist_ok=True)
-    demo = Demo(scores, storage, losses, before, after, floor, clock.spent, {})
+    demo = Demo(scores, storage, checkpoints.history, runs, losses, before, after, floor, clock.spent, {})
     _write(demo, model, corpus, batches, out, facts_of(corpus, data, seed, model))
     clock.lap("pictures")
     _say(demo)
@@ -124,11 +135,6 @@ def load_model(folder: str | Path = "out/demo") -> FlowMatching:
 def load_batch(data: str | Path | None = None) -> MelBatch:
     """Held-out clips for that model, of the packaged data: `--batch fog_a_adapters.dit.demo:load_batch`."""
     return load_corpus(data, held_out=HELD_OUT).held_out(size=2 * HELD_OUT)[0]
-
-
-def _show(bar: Any, loss: float) -> None:
-    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-    bar.update()
 
 
 def _say_data(corpus: Corpus, data: str | Path | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fog_a.flows.dicts import rows
 from fog_a.scoring.scores import Scores
+from fog_a.showing.plot_lines import Run, plot_stability, plot_training
 from fog_a.showing.report import report
 from fog_a_adapters.dit.data import Corpus
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
@@ -26,12 +27,15 @@ TOP = 3
 class Demo:
     """What a demo found and where it is.
 
-    `scores` are FoG-A, `storage` LASP with a log-mel teacher, centered. `before` and `after` are held-out flow losses
-    per clip and time; `floor` is that of the best constant guess.
+    `scores` are FoG-A, `storage` LASP with a log-mel teacher, centered. `history` is FoG-A of a few clips by training
+    step, `runs` a short training with and without AG-REPA. `before` and `after` are held-out flow losses per clip and
+    time; `floor` is that of the best constant guess.
     """
 
     scores: Scores
     storage: Scores
+    history: dict[int, Scores]
+    runs: dict[str, Run]
     losses: list[float]
     before: Float[Tensor, "S J"]
     after: Float[Tensor, "S J"]
@@ -83,9 +87,26 @@ def page_of(demo: Demo, model: FlowMatching, corpus: Corpus, batches: Sequence[M
             plot_samples(_samples(model, batches, corpus.domains), HOP / MEL_RATE),
         ),
     ]
+    figures += _training(demo)
     return report(
         [demo.scores, demo.storage], figures, title="Which layers drive the output?", lead=lead, facts=facts, k=TOP
     )
+
+
+def _training(demo: Demo) -> list[tuple[str, Any]]:
+    """What training does to the ranking, and alignment to training; the first where there are two checkpoints."""
+    figures: list[tuple[str, Any]] = []
+    clips = len(next(iter(demo.history.values())).ids)
+    if len(demo.history) > 1:
+        caption = f"The ranking during training, on {clips} held-out clips: when it has settled, layers can be chosen."
+        figures.append((caption, plot_stability(demo.history, k=min(TOP, len(demo.scores.layers)))))
+    steps = len(next(iter(demo.runs.values()))[0])
+    caption = (
+        "The same short training without and with AG-REPA, from one checkpoint, on the same clips and noise, with the "
+        f"log-mel teacher; {steps} looks at {clips} held-out clips. One seed says nothing of which is better: "
+        "fog-a compare does, with several."
+    )
+    return [*figures, (caption, plot_training(demo.runs))]
 
 
 def _samples(model: FlowMatching, batches: Sequence[MelBatch], domains: Sequence[str], each: int = 2) -> list[Shown]:
