@@ -87,7 +87,8 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
 
     Args:
         model: the model object as its own code made it. Of DistributedDataParallel or torch.compile the adapter gets
-            what is inside, so `flow.loss` goes past the wrapper: train through its forward.
+            what is inside, so `flow.loss` goes past the wrapper: train through its forward. Only the generic adapter's
+            loss goes through it.
         adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a class, or an object.
         options: for the adapter. With `x=` and `t=` and no adapter: the generic one, for `net(x_t, t, **cond)`.
 
