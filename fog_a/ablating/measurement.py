@@ -125,11 +125,11 @@ class Measurement:
 
     def _cell(self, batch: Any, number: int, j: int, bar: Any) -> Callable[[], Values]:
         def cell() -> Values:
-            one = probing.probe(
-                self.model, batch, self.grid[j], self.seed + 7919 * number + j, self.forward, self.output
-            )
+            seed = self.seed + 7919 * number + j
+            one = probing.probe(self.model, batch, self.grid[j], seed, self.forward, self.output)
             with preserved(*one.modules):
-                values = (self._ablated if self.method == "exact" else self._estimated)(one, batch)
+                exact = self.method == "exact"
+                values = self._ablated(one, batch) if exact else self._estimated(one, batch, seed)
             bar.update()
             return values
 
@@ -155,12 +155,12 @@ class Measurement:
             self.floor = max(self.floor, torch.finfo(v.dtype).eps, 8 * torch.finfo(torch.float32).eps)
         return scores.reshape(len(self.blocks), len(self.gates), len(v)).transpose(1, 2, 0).astype(np.float32)
 
-    def _estimated(self, one: probing.Probe, batch: Any) -> Values:
-        """Eq. 9 to first order, for each sample and block."""
+    def _estimated(self, one: probing.Probe, batch: Any, seed: int) -> Values:
+        """Eq. 9 to first order, for each sample and block; `seed`: of projections, others at each time."""
         if self.sharded or self.envoys is not None:
             raise Unsupported("method='first_order' is not for sharded models or other engines. Use method='exact'")
         layout, _ = layout_of(one, self.blocks, probing.shape_of(batch))
-        change, norm = slopes(one, self.blocks, layout, self.projections, self.seed, lambda v: self._counts(batch, v))
+        change, norm = slopes(one, self.blocks, layout, self.projections, seed, lambda v: self._counts(batch, v))
         scores = torch.where(norm > 0, change / (norm + EPS), torch.full_like(norm, torch.nan))
         scores = torch.where(torch.isfinite(scores), scores, torch.full_like(scores, torch.nan))
         self.strategies.add("backward")
