@@ -47,6 +47,20 @@ class Plan:
     """Those whose gate this is."""
     started: list[int]
     """Those that differ from the clean ones."""
+    order: list[Rows]
+    """All rows, in order, as pieces of what ran."""
+
+
+@dataclass
+class Rows:
+    """Rows that stand side by side in one tile's output: `start` to `stop`, as often as `times`; of variant `gated`,
+    whose gate acts on them, or of none."""
+
+    tile: int
+    start: int
+    stop: int
+    times: int = 1
+    gated: int = 0
 
 
 class FanOut:
@@ -110,7 +124,23 @@ class FanOut:
         started = [i for i, w in enumerate(self.variants, start=1) if w.start < site.order]
         ran = [0, *(i for i in started if not (zeros and i in mine and self.variants[i - 1].value == 0))]
         size = len(ran) if tile is None else max(tile // max(site.elements, 1), 1)
-        return Plan([ran[i : i + size] for i in range(0, len(ran), size)], mine, started)
+        tiles = [ran[i : i + size] for i in range(0, len(ran), size)]
+        return Plan(tiles, mine, started, self._order(tiles, set(mine)))
+
+    def _order(self, tiles: list[list[int]], mine: set[int]) -> list[Rows]:
+        """Where each row comes from; what did not run is the clean rows, 0."""
+        place = {row: (t, j) for t, rows in enumerate(tiles) for j, row in enumerate(rows)}
+        order: list[Rows] = []
+        for row in range(len(self.variants) + 1):
+            t, j = place.get(row, (0, 0))
+            last = order[-1] if order and not order[-1].gated and row not in mine else None
+            if last is not None and (last.tile, last.stop) == (t, j) and last.times == 1:
+                last.stop += 1
+            elif last is not None and row not in place and (last.tile, last.start, last.stop) == (0, 0, 1) and row > 1:
+                last.times += 1
+            else:
+                order.append(Rows(t, j, j + 1, gated=row if row in mine else 0))
+        return order
 
     def _before(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan, axes, n = self.plans[key], self.layout.given[key], self.samples
@@ -155,32 +185,11 @@ class FanOut:
 
     def _together(self, site: Site, plan: Plan, path: LeafPath, axis: Axis, ys: list[Tensor]) -> Tensor:
         """The full batch of one output leaf: what ran, what is closed here, and copies of the clean rows."""
-        n = self.samples
-        clean = axis.rows(ys[0], 0, n)
-        place = {row: (t, j) for t, rows in enumerate(plan.tiles) for j, row in enumerate(rows)}
-        gated = set(plan.mine) if path in site.give else set()
-        pieces: list[Tensor] = []
-        spans: list[tuple[int, int, int]] = []  # rows that ran side by side stay in one piece
-
-        def end() -> None:
-            pieces.extend(axis.rows(ys[t], start * n, stop * n) for t, start, stop in spans)
-            spans.clear()
-
-        for row in range(len(self.variants) + 1):
-            t, j = place.get(row, (-1, -1))
-            if row in gated:
-                end()
-                y = clean if t < 0 else axis.rows(ys[t], j * n, (j + 1) * n)
-                pieces.append(self._closed(site, path, y, row))
-            elif t < 0:
-                end()
-                pieces.append(clean)
-            elif spans and spans[0][0] == t and spans[0][2] == j:
-                spans[0] = (t, spans[0][1], j + 1)
-            else:
-                end()
-                spans.append((t, j, j + 1))
-        end()
+        n, pieces = self.samples, list[Tensor]()
+        for rows in plan.order:
+            y = axis.rows(ys[rows.tile], rows.start * n, rows.stop * n)
+            closed = rows.gated and path in site.give
+            pieces += [self._closed(site, path, y, rows.gated)] if closed else [y] * rows.times
         return axis.join(pieces)
 
     def _closed(self, site: Site, path: LeafPath, y: Tensor, row: int) -> Tensor:
