@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -54,6 +55,12 @@ def item(name: str, parent: str) -> str | None:
     return None
 
 
+def _period(row: Sequence[object]) -> int:
+    """After how many items a row begins anew: its length where it does not."""
+    n = len(row)
+    return next((p for p in range(1, n) if n % p == 0 and all(row[i] == row[i % p] for i in range(n))), n)
+
+
 class Levels:
     """Chooses the layers of one analysed trace."""
 
@@ -71,6 +78,8 @@ class Levels:
         self.like = {key: len(found) for key, found in names.items()}
         self.adders = Counter(self.calls[c].kind for c in self.owned)
         self.repeated = self._repeated()
+        homes = [self._homes(c, (k for k in self.calls[c].children if k in self.busy)) for c in self.busy]
+        self.rows = Counter(self._row(calls) for home in homes for calls in home.values())
 
     def _branches(self, updates: list[Update]) -> list[Branch]:
         found = []
@@ -130,14 +139,17 @@ class Levels:
         names = [layer.name or self.calls[layer.call or 0].name for layer in found]
         out = []
         for layer in found:
-            home = item(layer.name, self.calls[call].name) if layer.call is None and "+" not in layer.name else None
+            lone = layer.call is None and any(c.name == layer.name for c in self.calls)
+            home = item(layer.name, self.calls[call].name) if lone else None
             lonely = home is not None and sum(n == home or n.startswith(f"{home}.") for n in names) == 1
             out.append(replace(layer, name=home) if home is not None and lonely else layer)
         return out
 
     def _inner(self, call: int) -> tuple[Branch, ...]:
-        """The branches on the way through a call, also those that calls inside it own."""
-        inside = {id(u) for u in chain(self.flow, call)}
+        """The branches on the way through a call, also those that calls inside it own; its own ones even where the
+        stream then goes through a linear map."""
+        own = [b.update for b in self.owned.get(call, [])]
+        inside = {id(u) for u in (*chain(self.flow, call), *(u for u in own if not self._within(u, own)))}
         found = [
             b
             for branches in self.owned.values()
@@ -155,6 +167,10 @@ class Levels:
             for o in others
         )
 
+    def _within(self, u: Update, others: list[Update]) -> bool:
+        """Is this a residual inside the branch of another?"""
+        return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others if o is not u)
+
     def is_layer(self, call: int) -> bool:
         me = self.calls[call]
         if not me.name:
@@ -167,23 +183,43 @@ class Levels:
             listed = alike and me.name[-1].isdigit()
             if len(groups) > 1 and not (listed and all(len(g.branches) == 1 for g in groups)):
                 return False
+            if len(groups) == 1 and self._of_items(call, {p.reader for b in groups[0].branches for p in b.parts}):
+                return False
             if alike:
                 return True
             again = self.adders[me.kind] > 1
             return not self._holds_list(call) and (again or bool(through(self.flow, call)))
         if len(kids) < 2:
-            return False
+            return alike and any(self._wraps(me, self.calls[k]) for k in kids)
         signs = {self.signature(self.calls[k]) for k in kids}
-        if self._one_kind(kids) or signs & self.repeated or len(self._lists(call, kids)) > 1:
+        again = bool(signs & self.repeated) and not self._sequence(kids)
+        if self._one_kind(kids) or again or len(self._lists(call, kids)) > 1 or self._of_items(call, kids):
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
         return alike and all(len(self._inner(k)) < 2 for k in kids)  # parts of one branch each, not blocks of several
+
+    def _wraps(self, me: Call, kid: Call) -> bool:
+        """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
+        numbered = me.name[-1].isdigit() and not re.search(r"\d", kid.name[len(me.name) :])
+        return numbered and self.is_layer(kid.id) and bool(through(self.flow, me.id))
+
+    def _sequence(self, kids: list[int]) -> bool:
+        """Are these one generic wrapper around different work, in an order that does not repeat (feed-forward,
+        attention, convolution, feed-forward)?"""
+        row = self._row(kids)
+        return len({self.calls[k].kind for k in kids}) == 1 and _period(row) == len(row)
 
     def _one_kind(self, kids: list[int]) -> bool:
         """Are these blocks of one kind, rather than one wrapper around different branches?"""
         work = [self._work(self.calls[k]) for k in kids]
         same = len({self.calls[k].kind for k in kids}) == 1
         return same and all(w & work[0] or w == work[0] for w in work)
+
+    def _of_items(self, call: int, parts: Iterable[int]) -> bool:
+        """Do several of these share a list item that is no module with a forward? Then the call runs a stack, if only
+        of one layer."""
+        names = {c.name for c in self.calls}
+        return any(len(calls) > 1 and home not in names for home, calls in self._homes(call, parts).items())
 
     def _holds_list(self, call: int) -> bool:
         """Are there like layers in a list inside this call?"""
@@ -248,11 +284,8 @@ class Levels:
 
     def _periods(self, branches: list[Branch]) -> list[list[Branch]]:
         kinds = [self._kinds([b]) for b in branches]
-        n = len(kinds)
-        for p in range(1, n // 2 + 1):
-            if n % p == 0 and all(kinds[i] == kinds[i % p] for i in range(n)):
-                return [branches[i : i + p] for i in range(0, n, p)]
-        return [[b] for b in branches]
+        n, p = len(kinds), _period(kinds)
+        return [[b] for b in branches] if p == n else [branches[i : i + p] for i in range(0, n, p)]
 
     def _name(self, group: list[Branch]) -> str:
         names = list(dict.fromkeys(self.calls[p.reader].name for b in group for p in b.parts))
@@ -269,19 +302,24 @@ class Levels:
 
     def _sublayers(self, call: int, singles: list[Layer]) -> list[Layer]:
         """Items that hold several residual modules of one generic class with different content are one layer each."""
-        homes: dict[str, list[Layer]] = defaultdict(list)
-        for layer in singles:
-            assert layer.call is not None
-            name = self.calls[layer.call].name
-            home = item(name, self.calls[call].name)
-            homes[name if home is None else home].append(layer)
+        found = {layer.call: layer for layer in singles if layer.call is not None}
         out: list[Layer] = []
-        rows = {home: tuple(self.signature(self.calls[x.call or 0]) for x in group) for home, group in homes.items()}
-        times = Counter(rows.values())
-        for home, group in homes.items():
-            kinds = {self.calls[x.call or 0].kind for x in group}
-            if len(group) > 1 and len(kinds) == 1 and len(set(rows[home])) > 1 and times[rows[home]] > 1:
+        for home, calls in self._homes(call, found).items():
+            group, row = [found[c] for c in calls], self._row(calls)
+            kinds = {self.calls[c].kind for c in calls}
+            if len(group) > 1 and len(kinds) == 1 and len(set(row)) > 1 and self.rows[row] > 1:
                 out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
             else:
                 out += group
         return out
+
+    def _homes(self, call: int, kids: Iterable[int]) -> dict[str, list[int]]:
+        """Calls made by `call`, by the list item they lie in."""
+        homes: dict[str, list[int]] = defaultdict(list)
+        for k in kids:
+            name = self.calls[k].name
+            homes[item(name, self.calls[call].name) or name].append(k)
+        return homes
+
+    def _row(self, calls: list[int]) -> tuple[object, ...]:
+        return tuple(self.signature(self.calls[c]) for c in calls)

@@ -151,8 +151,9 @@ class Replay:
         if len(main) == 1:
             return self._fit(v, *main[0])
         numbers = [self._numbers(p, c) for p, c in held]
+        updated = any(c.updated for _, c in held)
         if all(n.shape == numbers[0].shape and torch.equal(n, numbers[0]) for n in numbers):
-            return self._fit(v, *held[0], updated=any(c.updated for _, c in held))
+            return self._fit(v, *held[0], updated=updated)
         if main:
             raise _Conflict
         return self._fit(v, *held[0])

@@ -9,9 +9,11 @@ from own_zoo.executions import EXECUTIONS
 from own_zoo.layouts import LAYOUTS
 from own_zoo.negatives import NEGATIVES
 from own_zoo.parents import PARENTS
+from own_zoo.shortcuts import SHORTCUTS
 from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
+from own_zoo.units import UNITS
 
-CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *EXECUTIONS)
+CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *SHORTCUTS, *UNITS, *EXECUTIONS)
 
 __all__ = ["CASES", "NEGATIVES", "Case"]

@@ -115,40 +115,6 @@ class OfSubLayers(nn.Module):
         return self.feed(self.attend(x))
 
 
-class Bottleneck(nn.Module):
-    """A convolution block whose shortcut changes the width (1×1), as in the first block of a stage."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv1d(width_in, width_out, 3, 1, 1), nn.GroupNorm(2, width_out)
-        self.last = nn.Conv1d(width_out, width_out, 3, 1, 1)
-        self.shortcut = nn.Conv1d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.last(F.silu(self.norm(self.conv(x))))
-
-
-class Residuals(nn.Module):
-    """Stages of two blocks, the first with a projection: there gate 0 closes the branch and keeps the shortcut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = ((WIDTH, 24), (24, 32))
-        self.stages = nn.Sequential(*(nn.Sequential(Bottleneck(a, b), Bottleneck(b, b)) for a, b in widths))
-
-    @property
-    def blocks(self) -> list[Bottleneck]:
-        return [m for m in self.stages.modules() if isinstance(m, Bottleneck)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stages(x)
-
-    def without(self, k: int, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block.shortcut(x) if i == k else block(x)
-        return x
-
-
 PARENTS = (
     Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
     Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
@@ -157,10 +123,4 @@ PARENTS = (
     Case("skips", Skips, numbered("blocks", 5)),
     Case("stages", Stages, ("stages.0.0.0", "stages.0.0.1", "stages.1.0.0", "stages.1.0.1")),
     chain("of_sub_layers", OfSubLayers),
-    Case(
-        "residuals",
-        Residuals,
-        ("stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1"),
-        lambda: torch.randn(2, WIDTH, 12),
-    ),
 )

@@ -1,0 +1,92 @@
+"""What counts as one layer: stages of one layer, layers made of wrapped parts."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp, chain
+from own_zoo.parents import Sub
+
+
+class Stage(nn.Module):
+    """Adds the branches of its layers itself, and norms at the end."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList((Attention(), Mlp())) for _ in range(n))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            attend, feed = layer.children()
+            if i != off:
+                x = x + attend(x)
+                x = x + feed(x)
+        return self.norm(x)
+
+
+class StagesOfOne(Ends):
+    """Stages of one, two and one layer: that of one is as little a layer as that of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Stage(n) for n in (1, 2, 1))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        first = (0, 1, 3)
+        for start, stage in zip(first, self.stages, strict=True):
+            x = stage(x, None if off is None else off - start)
+        return x
+
+
+class Wrapped(nn.Module):
+    """A conformer's layer: feed-forward, attention, convolution's stand-in and feed-forward, each in one residual
+    wrapper, in a Sequential with the norm that ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        between = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GLU(-1), nn.SiLU())
+        self.sequential = nn.Sequential(Sub(Mlp()), Sub(Attention()), Sub(between), Sub(Mlp()), nn.LayerNorm(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequential(x)
+
+
+class Pair(nn.Module):
+    """Windowed and global attention, each with its feed-forward: four wrappers, one list item."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList((Sub(Attention()), Sub(Mlp()), Sub(nn.Sequential(Attention(), nn.Tanh())))) for _ in range(n)
+        )
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            for module in layer.children() if i != off else ():
+                x = module(x)
+        return x
+
+
+class Pairs(Ends):
+    """Stages of one such item, and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Pair(n) for n in (1, 2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for start, stage in zip((0, 1), self.stages, strict=True):
+            x = stage(x, None if off is None else off - start)
+        return x
+
+
+def of_stage(stage: int, layer: int, *parts: str) -> tuple[str, ...]:
+    return tuple(f"stages.{stage}.layers.{layer}.{part}" for part in parts)
+
+
+UNITS = (
+    Case("stages_of_one", StagesOfOne, tuple(of_stage(*at, "0", "1") for at in ((0, 0), (1, 0), (1, 1), (2, 0)))),
+    Case("pairs", Pairs, tuple(of_stage(*at, "0.f", "1.f", "2.f") for at in ((0, 0), (1, 0), (1, 1)))),
+    chain("wrapped", Wrapped),
+)
