@@ -55,6 +55,11 @@ def item(name: str, parent: str) -> str | None:
     return None
 
 
+def _numbered(call: Call, parent: Call) -> bool:
+    """Is it an item of a list, seen from the call it lies in?"""
+    return re.search(r"\d", call.name[len(parent.name) :]) is not None
+
+
 def _period(row: Sequence[object]) -> int:
     """After how many items a row begins anew: its length where it does not."""
     n = len(row)
@@ -76,7 +81,7 @@ class Levels:
             if call.id in self.busy:
                 names[pattern(call.name), call.kind].add((call.name, call.nth))
         self.like = {key: len(found) for key, found in names.items()}
-        self.adders = Counter(self.calls[c].kind for c in self.owned)
+        self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in self.owned})
         self.repeated = self._repeated()
         homes = [self._homes(c, (k for k in self.calls[c].children if k in self.busy)) for c in self.busy]
         self.rows = Counter(self._row(calls) for home in homes for calls in home.values())
@@ -185,14 +190,13 @@ class Levels:
                 return False
             if len(groups) == 1 and self._of_items(call, {p.reader for b in groups[0].branches for p in b.parts}):
                 return False
-            if alike:
+            if alike or self.adders[me.kind] > 1:
                 return True
-            again = self.adders[me.kind] > 1
-            return not self._holds_list(call) and (again or bool(through(self.flow, call)))
+            return not self._holds_list(call) and bool(through(self.flow, call))
         if len(kids) < 2:
             return alike and any(self._wraps(me, self.calls[k]) for k in kids)
-        signs = {self.signature(self.calls[k]) for k in kids}
-        again = bool(signs & self.repeated) and not self._sequence(kids)
+        listed = {self.signature(self.calls[k]) for k in kids if _numbered(self.calls[k], me)}
+        again = bool(listed & self.repeated) and not self._sequence(kids)
         if self._one_kind(kids) or again or len(self._lists(call, kids)) > 1 or self._of_items(call, kids):
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
@@ -200,8 +204,12 @@ class Levels:
 
     def _wraps(self, me: Call, kid: Call) -> bool:
         """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
-        numbered = me.name[-1].isdigit() and not re.search(r"\d", kid.name[len(me.name) :])
-        return numbered and self.is_layer(kid.id) and bool(through(self.flow, me.id))
+        return (
+            me.name[-1].isdigit()
+            and not _numbered(kid, me)
+            and self.is_layer(kid.id)
+            and bool(through(self.flow, me.id))
+        )
 
     def _sequence(self, kids: list[int]) -> bool:
         """Are these one generic wrapper around different work, in an order that does not repeat (feed-forward,

@@ -182,7 +182,7 @@ class Replay:
 
         def number(value: int) -> Tensor:
             if value in held:
-                return self._numbers(value, held[value]).clone()
+                return self._laid_out(value, self._numbers(value, held[value]))
             if value in trace.kept:
                 return trace.kept[value]
             shape = trace.values[value].shape
@@ -204,6 +204,13 @@ class Replay:
         parts = list(out) if isinstance(out, (tuple, list)) else [out]
         numbers = parts[op.makes.index(v) if len(parts) > 1 else 0]
         return Carried(None, numbers, *flags) if bool((numbers != 0).any()) else None
+
+    def _laid_out(self, p: int, numbers: Tensor) -> Tensor:
+        """A copy laid out in memory as `p` was: only so can it be viewed as `p` could."""
+        q = self.flow.trace.values[p]
+        if len(q.stride) < len(q.shape) or 0 in q.stride:  # no strides, or several elements in one place
+            return numbers.clone()
+        return torch.empty_strided(q.shape, q.stride, dtype=torch.long).copy_(numbers)
 
     def _overwritten(self, v: int, op: Op, held: Mapping[int, Carried]) -> Tensor:
         """Another tensor wrote into this one's memory: lay both out in it, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp, chain
+from own_zoo.case import WIDTH, Attention, Case, Ends, Layer, Mlp, chain, numbered
 from own_zoo.parents import Sub
 
 
@@ -81,6 +81,64 @@ class Pairs(Ends):
         return x
 
 
+class Group(nn.Module):
+    """A residual around a list of layers: the unit, where there are several such groups."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.norm, self.layers = nn.LayerNorm(WIDTH), nn.ModuleList(Layer() for _ in range(n))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        for layer in self.layers:
+            h = layer(h)
+        return x + self.out(h)
+
+
+class Groups(Ends):
+    """U-shaped: one group on the way down, one in the middle, two on the way up, of two layers or one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle = nn.ModuleList([Group(2)]), Group(2)
+        self.up = nn.ModuleList(Group(1) for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, group in enumerate((*self.down, self.middle, *self.up)):
+            x = x if i == off else group(x)
+        return x
+
+
+class SpaceTime(nn.Module):
+    """One layer of two residual modules, mixed at the end; one of them is elsewhere a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space, self.time = Sub(Mlp()), Layered()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.space(x)
+        return 0.4 * x + 0.6 * self.time(x)
+
+
+class Layered(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class SpaceThenBoth(Ends):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(Sub(Mlp()) for _ in range(2))
+        self.decoder = nn.ModuleList(SpaceTime() for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, block in enumerate((*self.encoder, *self.decoder)):
+            x = x if i == off else block(x)
+        return x
+
+
 def of_stage(stage: int, layer: int, *parts: str) -> tuple[str, ...]:
     return tuple(f"stages.{stage}.layers.{layer}.{part}" for part in parts)
 
@@ -89,4 +147,6 @@ UNITS = (
     Case("stages_of_one", StagesOfOne, tuple(of_stage(*at, "0", "1") for at in ((0, 0), (1, 0), (1, 1), (2, 0)))),
     Case("pairs", Pairs, tuple(of_stage(*at, "0.f", "1.f", "2.f") for at in ((0, 0), (1, 0), (1, 1)))),
     chain("wrapped", Wrapped),
+    Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
+    Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
 )
