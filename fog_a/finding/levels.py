@@ -277,18 +277,22 @@ class Levels:
         return tuple(self._content(p.reader) for b in group for p in b.parts)
 
     def _strands(self, group: list[Branch]) -> list[list[Branch]]:
-        """The branches of one list item by stream: each continues the one whose sum is on its trunk."""
+        """The branches of one list item by stream: each continues the one whose sum is on its trunk, or became a
+        stream of the same shape by a linear map."""
         strands: list[list[Branch]] = []
         for b in group:
-            home = next(
-                (s for s in strands if self.flow.trunk[b.update.stream] & self.flow.forks[s[-1].update.sum]), None
-            )
+            home = next((s for s in strands if self._continues(s[-1].update, b.update)), None)
             if home is None:
                 strands.append([b])
             else:
                 home.append(b)
         apart = all(len(s) > 1 for s in strands) and len({self._name(s) for s in strands}) == len(strands)
         return strands if apart else [group]
+
+    def _continues(self, u: Update, later: Update) -> bool:
+        same = self.flow.trace.values[u.sum].shape == self.flow.trace.values[later.sum].shape
+        way = self.flow.bypass if same else self.flow.trunk
+        return bool(way[later.stream] & self.flow.forks[u.sum])
 
     def _periods(self, branches: list[Branch]) -> list[list[Branch]]:
         kinds = [self._kinds([b]) for b in branches]

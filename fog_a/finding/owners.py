@@ -136,8 +136,8 @@ def _zero_if(flow: Flow, u: Update, v: int) -> tuple[bool, list[int]]:
     pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
     if "div" in name:
         return False, pieces[:1]
-    if name in SCALE:  # the full-size factor is the value, the other one its gate
-        return False, sorted(pieces, key=lambda p: (flow.full[p] != flow.full[v], not giving(flow, p)))
+    if name in SCALE:  # the larger factor is the value, the other one its gate
+        return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
     if name in SUM:
         return True, pieces if len(pieces) == len(operands(op, flow)) else []
     stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)

@@ -192,6 +192,9 @@ def _combine(flow: Flow, op: Op, name: str, order: int) -> Update | None:
         moving = [v for v in pieces if flow.inputs[v]]
         if len(moving) == 1:
             flow.bypass[out] |= flow.bypass[moving[0]]
+        elif len(moving) == 2:  # parallel streams mixed by weights that are computed from them (hyper-connections)
+            for v, weights in (moving, moving[::-1]):
+                flow.bypass[out] |= flow.trunk[v] & flow.bent[weights]
     elif name in POINTWISE and len(pieces) == 1:
         _carry(flow, out, pieces, (flow.passed,))
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from own_zoo.case import Case, Chain, Mlp, numbered
+from own_zoo.case import WIDTH, Case, Chain, Ends, Mlp, numbered
 
 
 class Two(nn.Module):
@@ -98,7 +98,65 @@ class Dicts(Chain):
         return batch["x"]
 
 
+class Mixed(Mlp):
+    """Three parallel streams (B, T, S, D): mixed and joined by weights computed from them, and all of them updated."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__(width)
+        self.weights = nn.Linear(width, 15)
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mixed streams, what the layer reads, and how much of what it makes each stream is given."""
+        mix, join, give = torch.tanh(self.weights(h.mean(2))).split((9, 3, 3), -1)
+        return torch.matmul(mix.unflatten(-1, (3, 3)), h), (join.unsqueeze(-1) * h).sum(2), give.unsqueeze(-1)
+
+    def forward(self, h: Tensor, off: bool = False) -> Tensor:
+        mixed, x, give = self.split(h)
+        return mixed if off else mixed + give * super().forward(x).unsqueeze(2)
+
+
+class HyperConnected(Chain):
+    def __init__(self) -> None:
+        super().__init__(Mixed)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        h = torch.stack([x, 0.5 * x, torch.sin(x)], 2)
+        for i, block in enumerate(self.blocks):
+            h = block(h, i == off)
+        return h.sum(2)
+
+
+class TwoWidths(Ends):
+    """The parent adds, to a wide and a narrow stream in turn, each of which is three parallel ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList((nn.ModuleList(Mixed(w) for _ in range(2))) for w in (WIDTH, 8)) for _ in range(2)
+        )
+        self.f = nn.ModuleList(
+            nn.ModuleList((nn.ModuleList(Mlp(w) for _ in range(2))) for w in (WIDTH, 8)) for _ in range(2)
+        )
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        wide, narrow = (torch.stack([t, 0.5 * t, torch.sin(t)], 2) for t in (x, x[..., :8]))
+        for i in range(2):
+            wide = wide + 0.1 * torch.cat([narrow, narrow], -1)
+            wide = self.step(wide, i, 0, off)
+            narrow = narrow + 0.1 * wide[..., :8]
+            narrow = self.step(narrow, i, 1, off)
+        return wide.sum(2) + torch.cat([narrow, narrow], -1).sum(2)
+
+    def step(self, h: Tensor, i: int, stream: int, off: int | None) -> Tensor:
+        for mixed, f in zip(self.layers[i][stream], self.f[i][stream], strict=True):
+            h, x, give = mixed.split(h)
+            h = h if off == 2 * i + stream else h + give * f(x).unsqueeze(2)
+        return h
+
+
 STREAMS = (
+    Case("hyper_connected", HyperConnected, numbered("blocks", 3)),
+    Case("two_widths", TwoWidths, tuple((f"f.{i}.{s}.0", f"f.{i}.{s}.1") for i in range(2) for s in range(2))),
     Case("swapped", Swapped, numbered("blocks", 3)),
     Case("resolutions", Resolutions, numbered("blocks", 3)),
     Case("states", States, numbered("blocks", 3)),
