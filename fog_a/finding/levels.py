@@ -114,9 +114,11 @@ class Levels:
         return frozenset(self._content(c) for c in work)
 
     def _content(self, call: int) -> str:
-        """The kind of a module; of a plain sequence, the kinds in it."""
+        """The kind of a module; of a plain sequence, the kinds in it; of what calls one module only, that one's."""
         me = self.calls[call]
-        inner = "+".join(self.calls[c].kind.__qualname__ for c in me.children) if me.kind is nn.Sequential else ""
+        if me.kind is nn.Sequential:
+            return f"{me.kind.__qualname__}({'+'.join(self.calls[c].kind.__qualname__ for c in me.children)})"
+        inner = self._content(me.children[0]) if len(me.children) == 1 else ""
         return f"{me.kind.__qualname__}({inner})" if inner else me.kind.__qualname__
 
     # ---- the walk from the top

@@ -8,6 +8,7 @@ their outputs removes the update and nothing else.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,13 +42,12 @@ def own(flow: Flow) -> dict[int, list[Update]]:
 
 
 def _goes_on(flow: Flow, u: Update) -> bool:
-    """Is the sum what the owner gives out, or the stream of a further update? Attention mixing in the first layer's
-    values adds deep inside a branch, and several times to one value that nobody continues: no stack."""
+    """Is the sum all that the calls around it, up to the owner, are for? Attention mixing in the first layer's values
+    adds deep inside a branch, and gives out more than that: no layer's update."""
     bit = flow.forks[u.sum]
-    out = flow.trace.calls[u.owner].outputs.values()
-    return any(flow.passed[v] & bit for v in out) or any(
-        flow.passed[w.stream] & bit for w in flow.updates if w is not u
-    )
+    inner = itertools.takewhile(lambda c: c != u.owner, flow.trace.ancestors(u.op.call))
+    given = [v for c in inner for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit]
+    return all(flow.passed[v] & bit for v in given)
 
 
 def _owner(flow: Flow, u: Update) -> int:

@@ -4,6 +4,7 @@ Every model has, beside `forward`, a method `without(k, *inputs)`: the same forw
 removed, by hand. `CASES` are the models with layers, `NEGATIVES` those without any.
 """
 
+from own_zoo.adders import ADDERS
 from own_zoo.case import Case
 from own_zoo.executions import EXECUTIONS
 from own_zoo.layouts import LAYOUTS
@@ -14,6 +15,6 @@ from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
 from own_zoo.units import UNITS
 
-CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *SHORTCUTS, *UNITS, *EXECUTIONS)
+CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *EXECUTIONS)
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
