@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from fog_a.concepts import LeafPath
 from fog_a.finding.owners import Part, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.streams import Flow, Update
@@ -72,7 +73,7 @@ class Levels:
     def __init__(self, flow: Flow, owned: dict[int, list[Update]]) -> None:
         self.flow = flow
         self.calls = flow.trace.calls
-        self.unclosable: list[Update] = []
+        self.aside: dict[int, set[LeafPath]] = defaultdict(set)
         self.owned = {c: self._branches(updates) for c, updates in owned.items()}
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
         names: dict[tuple[str, type], set[tuple[str, int]]] = defaultdict(set)
@@ -87,15 +88,7 @@ class Levels:
         self.rows = Counter(self._row(calls) for home in homes for calls in home.values())
 
     def _branches(self, updates: list[Update]) -> list[Branch]:
-        found = []
-        for u in updates:
-            closable = parts(self.flow, u)
-            if closable:
-                found.append(Branch(u, tuple(closable)))
-            else:
-                self.unclosable.append(u)
-                found.append(Branch(u, ()))
-        return found
+        return [Branch(u, tuple(parts(self.flow, u) or ())) for u in updates]
 
     def _repeated(self) -> set[object]:
         """Signatures seen at two places of one list."""
@@ -174,6 +167,14 @@ class Levels:
             for o in others
         )
 
+    def _aside(self, b: Branch) -> bool:
+        """Is this what layers give out beside their stream, for the parent to add to another? Then it is theirs."""
+        streams = {p: through(self.flow, p.call) for p in b.parts if p.call in self.busy}
+        aside = {p: given for p, given in streams.items() if given and not given.keys() & set(p.leaves)}
+        for p in aside:
+            self.aside[p.call].update(p.leaves)
+        return bool(aside)
+
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""
         return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others if o is not u)
@@ -248,7 +249,7 @@ class Levels:
         mine = [
             b
             for b in self.owned.get(call, [])
-            if b.parts and not self._spans(b.update, [x.update for x in self.owned[call]])
+            if b.parts and not self._spans(b.update, [x.update for x in self.owned[call]]) and not self._aside(b)
         ]
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []

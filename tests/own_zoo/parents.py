@@ -115,7 +115,37 @@ class OfSubLayers(nn.Module):
         return self.feed(self.attend(x))
 
 
+class Seasonal(nn.Module):
+    """Hands on its stream, and beside it what it takes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.out = Attention(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.f(x)
+        slow = x.cumsum(1) / torch.arange(1, 1 + x.shape[1])[:, None]
+        return x - slow, self.out(slow)
+
+
+class Trend(Ends):
+    """What each layer takes out of its stream the parent adds to a second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Seasonal() for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        trend = 0.1 * x
+        for i, block in enumerate(self.blocks):
+            if i != off:
+                x, slow = block(x)
+                trend = trend + slow
+        return x + trend
+
+
 PARENTS = (
+    Case("trend", Trend, numbered("blocks", 3)),
     Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
     Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
     Case("gated", Gated, tuple((f"value.{i}",) for i in range(3))),
