@@ -141,8 +141,9 @@ class Recorder(TorchDispatchMode):
     def leave(self, name: str, module: nn.Module, out: Any) -> None:
         while len(self._stack) > 1 and self.trace.calls[self._stack[-1]].name != name:
             self._stack.pop()  # a call that raised and was caught by the model never left
-        call = self.trace.calls[self._stack.pop()]
-        call.outputs = {path: self.value_of(t) for path, t in leaves(out)}
+        call = self.trace.calls[self._stack[-1]]
+        call.outputs = {path: self.value_of(t) for path, t in leaves(out)}  # what was written into them, it wrote
+        self._stack.pop()
         if call.opaque:
             self._fuse(call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,14 +117,43 @@ class Mixed(Mlp):
 
 
 class HyperConnected(Chain):
-    def __init__(self) -> None:
-        super().__init__(Mixed)
+    def __init__(self, make: Callable[[], nn.Module] = Mixed) -> None:
+        super().__init__(make)
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
         h = torch.stack([x, 0.5 * x, torch.sin(x)], 2)
         for i, block in enumerate(self.blocks):
-            h = block(h, i == off)
+            h = self.step(block, h, i == off)
         return h.sum(2)
+
+    def step(self, block: nn.Module, h: Tensor, off: bool) -> Tensor:
+        return block(h, off)
+
+
+class Corrected(Mlp):
+    """Parallel streams (B, T, S, D), all predicted from all; one is updated, the others corrected by what that changed,
+    and then written into. No module gives out what predicts or corrects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.share = nn.Linear(WIDTH, 9), nn.Linear(WIDTH, 3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        predict = torch.tanh(self.weights(h[:, :, 0])).unflatten(-1, (3, 3))
+        h = h + torch.matmul(predict, h)
+        x = h[:, :, 0] + super().forward(h[:, :, 0])
+        change = (x - h[:, :, 0]).unsqueeze(2).repeat(1, 1, 3, 1)
+        h = torch.tanh(self.share(x)).unsqueeze(-1) * change + h
+        h[:, :, 1:] += super().forward(h[:, :, 0]).unsqueeze(2)
+        return h
+
+
+class AlternatingUpdates(HyperConnected):
+    def __init__(self) -> None:
+        super().__init__(Corrected)
+
+    def step(self, block: nn.Module, h: Tensor, off: bool) -> Tensor:
+        return h if off else block(h)
 
 
 class TwoWidths(Ends):
@@ -155,6 +185,7 @@ class TwoWidths(Ends):
 
 
 STREAMS = (
+    Case("alternating_updates", AlternatingUpdates, numbered("blocks", 3)),
     Case("hyper_connected", HyperConnected, numbered("blocks", 3)),
     Case("two_widths", TwoWidths, tuple((f"f.{i}.{s}.0", f"f.{i}.{s}.1") for i in range(2) for s in range(2))),
     Case("swapped", Swapped, numbered("blocks", 3)),
