@@ -228,9 +228,11 @@ class Levels:
 
     def _of_items(self, call: int, parts: Iterable[int]) -> bool:
         """Do several of these share a list item that is no module with a forward? Then the call runs a stack, if only
-        of one layer."""
+        of one layer. A list of its own whose name ends in a number (`convs2`) is no such item."""
         names = {c.name for c in self.calls}
-        return any(len(calls) > 1 and home not in names for home, calls in self._homes(call, parts).items())
+        homes = {home: len(calls) for home, calls in self._homes(call, parts).items() if home not in names}
+        keys = {home: home.removeprefix(f"{self.calls[call].name}.") for home, n in homes.items() if n > 1}
+        return any(key.isdigit() or "." in key for key in keys.values())
 
     def _holds_list(self, call: int) -> bool:
         """Are there like layers in a list inside this call?"""

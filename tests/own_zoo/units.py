@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Attention, Case, Ends, Layer, Mlp, chain, numbered
+from own_zoo.case import WIDTH, Attention, Case, Chain, Ends, Layer, Mlp, chain, numbered
 from own_zoo.parents import Sub
 
 
@@ -50,6 +52,29 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sequential(x)
+
+
+class Dilated(nn.Module):
+    """A vocoder's block: residual convolutions from two lists whose names end in numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs1, self.convs2 = (nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, 1, 1) for _ in range(3)) for _ in "12")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for a, b in zip(self.convs1, self.convs2, strict=True):
+            x = x + b(F.leaky_relu(a(F.leaky_relu(x, 0.1)), 0.1))
+        return x
+
+
+class Dilations(Chain):
+    """On channels, without ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self.run(x, k)
 
 
 class Pair(nn.Module):
@@ -149,4 +174,5 @@ UNITS = (
     chain("wrapped", Wrapped),
     Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
     Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
+    Case("dilated", lambda: Dilations(Dilated), numbered("blocks", 3), lambda: torch.randn(2, WIDTH, 9)),
 )
