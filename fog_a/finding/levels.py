@@ -167,6 +167,22 @@ class Levels:
             for o in others
         )
 
+    def _skips(self, b: Branch, beside: Sequence[Branch]) -> bool:
+        """Is this a long skip, around other layers of the same trunk or (a U-Net's, by addition) of one that ends in
+        it?"""
+        u, any_of, forks = b.update, self.flow.any, self.flow.forks
+        if self._spans(u, [x.update for x in beside]):
+            return True
+        layers = (x.update for branches in self.owned.values() for x in branches)
+        deeper = [o for o in layers if any_of[u.branch] & forks[o.sum] and any_of[o.stream] & forks[u.fork]]
+        outside = [o for o in deeper if not any(self.flow.trace.inside(o.op.call, p.call) for p in b.parts)]
+        return any(not self._lives_on(o.sum, u.sum) for o in outside)
+
+    def _lives_on(self, v: int, after: int) -> bool:
+        """Is the stream with this value still there after another value was made?"""
+        bit, later = self.flow.forks[v], range(after + 1, len(self.flow.trunk))
+        return any((self.flow.trunk[w] | self.flow.level[w] | self.flow.bypass[w]) & bit for w in later)
+
     def _aside(self, b: Branch) -> bool:
         """Is this what layers give out beside their stream, for the parent to add to another? Then it is theirs."""
         streams = {p: through(self.flow, p.call) for p in b.parts if p.call in self.busy}
@@ -203,12 +219,13 @@ class Levels:
         if self._one_kind(kids) or again or len(self._lists(call, kids)) > 1 or self._of_items(call, kids):
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
-        return alike and all(len(self._inner(k)) < 2 for k in kids)  # parts of one branch each, not blocks of several
+        # parts of one branch each, not blocks of several; and on one way through the call, no levels of a U-Net
+        return alike and all(len(self._inner(k)) < 2 for k in kids) and len(self._inner(call)) >= len(kids)
 
     def _wraps(self, me: Call, kid: Call) -> bool:
         """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
         return (
-            me.name[-1].isdigit()
+            me.name.rpartition(".")[2].isdigit()
             and not _numbered(kid, me)
             and self.is_layer(kid.id)
             and bool(through(self.flow, me.id))
@@ -251,7 +268,7 @@ class Levels:
         mine = [
             b
             for b in self.owned.get(call, [])
-            if b.parts and not self._spans(b.update, [x.update for x in self.owned[call]]) and not self._aside(b)
+            if b.parts and not self._skips(b, self.owned[call]) and not self._aside(b)
         ]
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []

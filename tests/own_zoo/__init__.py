@@ -13,8 +13,9 @@ from own_zoo.parents import PARENTS
 from own_zoo.shortcuts import SHORTCUTS
 from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
+from own_zoo.unets import UNETS
 from own_zoo.units import UNITS
 
-CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *EXECUTIONS)
+CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS)
 
 __all__ = ["CASES", "NEGATIVES", "Case"]

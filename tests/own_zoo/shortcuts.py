@@ -34,6 +34,20 @@ class Separable(Bottleneck):
             self.shortcut = nn.Sequential(depthwise, nn.BatchNorm1d(width_in), nn.Conv1d(width_in, width_out, 1))
 
 
+class PaddedChannels(Bottleneck):
+    """The shortcut gets its further channels as zeros: what the branch alone fills there goes with it."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__(width_in, width_out)
+        self.more = width_out - width_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.padded(x) + self.last(F.silu(self.norm(self.conv(x))))
+
+    def padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, self.more))
+
+
 class Residuals(nn.Module):
     """Stages of two blocks, the first with a projection: there gate 0 closes the branch and keeps the shortcut."""
 
@@ -51,7 +65,8 @@ class Residuals(nn.Module):
 
     def without(self, k: int, x: Tensor) -> Tensor:
         for i, block in enumerate(self.blocks):
-            x = block.shortcut(x) if i == k else block(x)
+            shortcut = block.padded if isinstance(block, PaddedChannels) else block.shortcut
+            x = shortcut(x) if i == k else block(x)
         return x
 
 
@@ -86,5 +101,6 @@ def residuals(name: str, make: Callable[[int, int], nn.Module]) -> Case:
 SHORTCUTS = (
     residuals("residuals", Bottleneck),
     residuals("separable", Separable),
+    residuals("padded_channels", PaddedChannels),
     Case("linear_between", LinearBetweens, tuple(f"blocks.{i}" for i in range(3))),
 )
