@@ -268,7 +268,7 @@ class Levels:
         mine = [
             b
             for b in self.owned.get(call, [])
-            if b.parts and not self._skips(b, self.owned[call]) and not self._aside(b)
+            if b.parts and not self._aside(b) and not self._skips(b, self.owned[call])
         ]
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []

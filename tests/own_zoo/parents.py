@@ -144,7 +144,38 @@ class Trend(Ends):
         return x + trend
 
 
+class Hint(nn.Module):
+    """Hands on its own stream, and a projection of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = Mlp(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.layer(x)
+        return self.out(x), x
+
+
+class Hints(Ends):
+    """A side stack runs first; what its layers give beside their stream the parent adds between the main layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.main = nn.ModuleList(Hint() for _ in range(2)), nn.ModuleList(Layer() for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        y, hints = 0.5 * x, []
+        for i, block in enumerate(self.side):
+            hint, y = (torch.zeros_like(x), y) if i == off else block(y)
+            hints.append(hint)
+        for i, block in enumerate(self.main):
+            x = x if i + 2 == off else block(x)
+            x = x + hints[i]
+        return x
+
+
 PARENTS = (
+    Case("hints", Hints, (*numbered("side", 2), *numbered("main", 2))),
     Case("trend", Trend, numbered("blocks", 3)),
     Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
     Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
