@@ -205,9 +205,10 @@ class Levels:
         if mine:
             groups = self._groups(call)
             listed = alike and me.name[-1].isdigit()
-            if len(groups) > 1 and not (listed and all(len(g.branches) == 1 for g in groups)):
-                return False
-            if len(groups) == 1 and self._of_items(call, {p.reader for b in groups[0].branches for p in b.parts}):
+            apart = len(mine) > sum(len(g.branches) for g in groups)  # it adds more than what lies in its lists
+            readers = {p.reader for g in groups for b in g.branches for p in b.parts}
+            several = len(groups) > 1 or (len(groups) == 1 and self._of_items(call, readers))
+            if several and not (listed and (apart or all(len(g.branches) == 1 for g in groups))):
                 return False
             if alike or self.adders[me.kind] > 1:
                 return True

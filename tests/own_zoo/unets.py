@@ -66,11 +66,11 @@ class Added(nn.Module):
 class Level(nn.Module):
     """One level holds the next: down, what lies below, up; the skip by concatenation."""
 
-    def __init__(self, width: int, *wider: int) -> None:
+    def __init__(self, width: int, wide: int, *wider: int) -> None:
         super().__init__()
-        self.down = Block(wider[0], width)
-        self.below: nn.Module = Level(*wider) if len(wider) > 1 else Block(wider[0])
-        self.up, self.merge = Up(wider[0], width), nn.Conv1d(2 * width, width, 1)
+        self.down = Block(wide, width)
+        self.below: nn.Module = Level(wide, *wider) if wider else Block(wide)
+        self.up, self.merge = Up(wide, width), nn.Conv1d(2 * width, width, 1)
 
     def forward(self, x: Tensor, off: int | None = None) -> Tensor:
         h = self.down(x, off == 0)

@@ -77,6 +77,23 @@ class Dilations(Chain):
         return self.run(x, k)
 
 
+class ReadAndThink(nn.Module):
+    """A Perceiver's layer: reads, then runs a short list of attention and feed-forward of its own."""
+
+    def __init__(self, n: int = 2) -> None:
+        super().__init__()
+        self.read, self.feed = Attention(), Mlp()
+        self.think = nn.ModuleList(nn.ModuleList((Attention(), Mlp())) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.read(x)
+        x = x + self.feed(x)
+        for attend, feed in map(nn.Module.children, self.think):
+            x = x + attend(x)
+            x = x + feed(x)
+        return x
+
+
 class Pair(nn.Module):
     """Windowed and global attention, each with its feed-forward: four wrappers, one list item."""
 
@@ -172,6 +189,8 @@ UNITS = (
     Case("stages_of_one", StagesOfOne, tuple(of_stage(*at, "0", "1") for at in ((0, 0), (1, 0), (1, 1), (2, 0)))),
     Case("pairs", Pairs, tuple(of_stage(*at, "0.f", "1.f", "2.f") for at in ((0, 0), (1, 0), (1, 1)))),
     chain("wrapped", Wrapped),
+    chain("read_and_think", ReadAndThink),
+    chain("read_and_think_once", lambda: ReadAndThink(1)),
     Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
     Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
     Case("dilated", lambda: Dilations(Dilated), numbered("blocks", 3), lambda: torch.randn(2, WIDTH, 9)),
