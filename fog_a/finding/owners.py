@@ -9,6 +9,7 @@ their outputs removes the update and nothing else.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +39,20 @@ def own(flow: Flow) -> dict[int, list[Update]]:
         u.owner = _owner(flow, u)
         if u.owner >= 0 and (u.op.call == u.owner or _goes_on(flow, u)):
             owned.setdefault(u.owner, []).append(u)
-    return owned
+    forks = Counter((call, u.fork) for call, updates in owned.items() for u in updates)
+    return {
+        call: kept
+        for call, updates in owned.items()
+        if (kept := [u for u in updates if forks[call, u.fork] == 1 or _leads_on(flow, u)])
+    }
+
+
+def _leads_on(flow: Flow, u: Update) -> bool:
+    """Is the sum what the owner gives out, or the stream of a further update? Of several on one value, the steps of a
+    recurrence (`w[:, t] + u(h)`) lead to none."""
+    bit = flow.forks[u.sum]
+    ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates if w is not u)]
+    return any((flow.passed[v] | flow.bypass[v]) & bit for v in ends)
 
 
 def _goes_on(flow: Flow, u: Update) -> bool:
