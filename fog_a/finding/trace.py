@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.concepts import LeafPath
+from fog_a.finding.operations import MOVE, base
 from fog_a.hooks import watch
 from fog_a.leaves import leaves
 
@@ -182,7 +183,7 @@ class Recorder(TorchDispatchMode):
         if made:
             op.makes = tuple(made)
             for v in op.reads:
-                self.trace.values[v].readers += 1
+                self.trace.values[v].readers += len(made) if base(name) in MOVE else 1  # each part of a split reads it
             self.trace.ops.append(op)
         return out
 

@@ -33,6 +33,30 @@ class Swapped(Chain):
         return a + 2 * b
 
 
+class Reversible(nn.Module):
+    """Takes both halves, that the parent cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = Mlp(WIDTH // 2), Mlp(WIDTH // 2)
+
+    def forward(self, halves: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        a, b = halves
+        a = a + self.f(b)
+        return a, b + self.g(a)
+
+
+class Reversibles(Chain):
+    def __init__(self) -> None:
+        super().__init__(Reversible)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        a, b = x.chunk(2, -1)
+        for i, block in enumerate(self.blocks):
+            a, b = (a, b) if i == off else block((a, b))
+        return torch.cat((a, b), -1)
+
+
 class Many(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -189,6 +213,7 @@ STREAMS = (
     Case("hyper_connected", HyperConnected, numbered("blocks", 3)),
     Case("two_widths", TwoWidths, tuple((f"f.{i}.{s}.0", f"f.{i}.{s}.1") for i in range(2) for s in range(2))),
     Case("swapped", Swapped, numbered("blocks", 3)),
+    Case("reversibles", Reversibles, numbered("blocks", 3)),
     Case("resolutions", Resolutions, numbered("blocks", 3)),
     Case("states", States, numbered("blocks", 3)),
     Case("dicts", Dicts, numbered("blocks", 3)),
