@@ -286,8 +286,8 @@ class Levels:
             groups = [strand for group in items.values() for strand in self._strands(group)]
         else:
             groups = self._periods([b for group in items.values() for b in group])
-        kinds = Counter(self._kinds(g) for g in groups)
-        groups += [g for g in alone if kinds[self._kinds(g)]] if lone else []
+        kinds = Counter(self._kinds(g) for g in (*groups, *alone))
+        groups += [g for g in alone if kinds[self._kinds(g)] > 1 and self._kept(*g)] if lone else []
         kinds = Counter(self._kinds(g) for g in groups)
         lists = Counter(pattern(self._name(g)) for g in groups)
         kept = [g for g in groups if len(g) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1]
@@ -295,6 +295,12 @@ class Levels:
             Layer(None, tuple(g), min(self.calls[p.call].start for b in g for p in b.parts), self._name(g))
             for g in kept
         ]
+
+    def _kept(self, b: Branch) -> bool:
+        """Of one module's sums in a loop: is theirs the stream that is given out, rather than a recurrence's state?"""
+        bit, outs = self.flow.forks[b.update.sum], self.calls[b.update.owner].outputs.values()
+        given = any((self.flow.passed[v] | self.flow.bypass[v]) & bit for v in outs)
+        return given or self.flow.trace.times[self.calls[b.parts[0].reader].name] == 1
 
     def _kinds(self, group: list[Branch]) -> tuple[str, ...]:
         return tuple(self._content(p.reader) for b in group for p in b.parts)

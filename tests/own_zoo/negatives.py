@@ -79,6 +79,22 @@ class Steps(nn.Module):
         return torch.stack(outputs, 1)
 
 
+class Accumulates(nn.Module):
+    """A decoder's steps: attention depends on where it has been, which is summed; the sum is never given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 6), nn.Softmax(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        been, outputs = torch.zeros(len(x), 6), []
+        for t in range(4):
+            now = self.where(been + 0.1 * t)
+            been = been + now
+            outputs.append(torch.einsum("bt,btd->bd", now, x))
+        return torch.stack(outputs, 1)
+
+
 class LowRank(nn.Module):
     """A Linear with a low-rank Linear beside it: the sum of two linear maps."""
 
@@ -162,6 +178,7 @@ NEGATIVES = (
     negative("lstm", lambda: Plain(lambda: First(nn.LSTM(WIDTH, WIDTH, 2, batch_first=True)))),
     negative("recurrent", Recurrent),
     negative("steps", lambda: Plain(Steps)),
+    negative("accumulates", Accumulates),
     negative("low_rank", lambda: Plain(LowRank)),
     negative("spectral", lambda: Plain(Spectral)),
     negative("conditioned", lambda: Plain(Conditioned)),
