@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.concepts import LeafPath
-from fog_a.finding.operations import MOVE, base
 from fog_a.hooks import watch
 from fog_a.leaves import leaves
 
@@ -26,6 +25,7 @@ _BLANK = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like "
     "new_zeros new_ones new_empty new_full new_empty_strided".split()
 )
+_SPLITS = frozenset("chunk split split_with_sizes unbind unsafe_chunk unsafe_split unsafe_split_with_sizes".split())
 _FUSED = {"addmm": "mm", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and sums: to us it is one operation
 
@@ -183,7 +183,7 @@ class Recorder(TorchDispatchMode):
         if made:
             op.makes = tuple(made)
             for v in op.reads:
-                self.trace.values[v].readers += len(made) if base(name) in MOVE else 1  # each part of a split reads it
+                self.trace.values[v].readers += len(made) if name in _SPLITS else 1  # each part reads what is split
             self.trace.ops.append(op)
         return out
 
