@@ -191,6 +191,8 @@ def carried(inputs: Mapping[LeafPath, Tensor], passage: Passage | None, out: Ten
     if passage is None:
         return torch.zeros_like(out)
     x = inputs[passage.sources[0]]
+    if x.is_nested:  # has no shape to compare
+        return x.to(out.dtype)
     if passage.index is not None:
         flat = torch.cat([inputs[path].reshape(-1) for path in passage.sources])
         x = None if passage.index.shape != out.shape or passage.size != flat.numel() else flat
@@ -210,7 +212,10 @@ def carried(inputs: Mapping[LeafPath, Tensor], passage: Passage | None, out: Ten
 def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:
     """`closed` at 0, `out` at 1, between them the line that joins them; per sample if value is (B,)."""
     if not isinstance(value, Tensor):
-        return out if value == 1 else closed if value == 0 else torch.lerp(closed, out, value)
+        if value in (0, 1):
+            return out if value == 1 else closed
+        # torch has no lerp of nested tensors
+        return closed * (1 - value) + out * value if out.is_nested else torch.lerp(closed, out, value)
     if value.numel() == 1:
         return mixed(out, closed, float(value))
     axes = [d for d, n in enumerate(out.shape) if value.ndim == 1 and n == len(value)]

@@ -51,6 +51,30 @@ def test_train_mode_is_probed_in_eval() -> None:
     assert all(m.training for m in net.modules())
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("strategy", ["auto", "loop", "prefix"])
+def test_padded_samples_that_torch_packs_into_nested_tensors(strategy: Any) -> None:
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3)]
+    net, x = nn.TransformerEncoder(layers[0], 3).eval(), torch.randn(2, 5, 8)
+    net.layers = nn.ModuleList(layers)
+    batch = fog_a.Inputs(x, src_key_padding_mask=torch.arange(5) >= torch.tensor([[5], [3]]))
+    with torch.no_grad():
+        v, want = net.eval()(*batch.args, **batch.kwargs), []
+        assert not v[1, 3:].any(), "padded tokens are left out, which only the packed way does"
+        for k in range(3):
+            without = copy.deepcopy(net)
+            del without.layers[k]
+            d = without(*batch.args, **batch.kwargs) - v
+            want.append(d.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1))
+    scores = fog_a.attribute(net, batch, strategy=strategy, progress=False)
+    np.testing.assert_allclose(scores.values[:, 0], torch.stack(want, 1), rtol=1e-4)
+    blocks = fog_a.find_blocks(net, batch)
+    with torch.no_grad(), fog_a.gate(blocks[2:], 0.5):
+        half = net(*batch.args, **batch.kwargs)
+    with torch.no_grad(), fog_a.gate(blocks[2:], 0.0):
+        torch.testing.assert_close(half, (net(*batch.args, **batch.kwargs) + v) / 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     """The model runs as the user set it, the norms are in float32."""

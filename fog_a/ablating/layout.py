@@ -92,6 +92,7 @@ class _Seen:
     values: dict[Place, Tensor] = field(default_factory=dict)
     times: Counter[Key] = field(default_factory=Counter)
     drew: bool = False
+    nested: bool = False
     bytes: int = 0
     between: int = 0
 
@@ -107,6 +108,8 @@ def measure(probe: Probe, blocks: Blocks) -> tuple[Layout, Tensor]:
     layout = Layout(samples=len(base.v) if base.v.ndim else 1)
     if base.drew:
         layout.problem = "the model draws random numbers in eval mode"
+    elif base.nested:
+        layout.problem = "its padded samples are packed into nested tensors, which have no rows"
     elif any(times != 1 for times in base.times.values()):
         layout.problem = "its blocks run another number of times than when they were found"
     elif base.entered != 1:
@@ -263,6 +266,9 @@ def _run(
 
     def note(key: Key, side: str, what: Any) -> None:
         for path, x in leaves(what):
+            if x.is_nested:
+                seen.nested = True
+                continue
             seen.shapes[key, side, path] = tuple(x.shape)
             if (key, side, path) in places:
                 seen.values[key, side, path] = x.clone()

@@ -103,6 +103,8 @@ class Scratch:
         self._memory: dict[torch.device, torch.UntypedStorage] = {}
 
     def like(self, x: Tensor) -> Tensor:
+        if x.is_nested:
+            return torch.empty_like(x)
         size = (1 + sum((n - 1) * abs(s) for n, s in zip(x.shape, x.stride(), strict=True))) * x.element_size()
         memory = self._memory.get(x.device)
         if memory is None or len(memory) < size:

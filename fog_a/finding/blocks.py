@@ -132,7 +132,7 @@ class Finder:
         passages = through(self.flow, layer.call) if layer.call is not None else {}
         if layer.call is not None and passages:
             me = self.trace.calls[layer.call]
-            sites = (self._site(layer.call, passages),)
+            sites = (self._site(layer.call, {**passages, **dict.fromkeys(self.levels.aside[layer.call])}),)
             form, definition = "stream", "identity"
         else:
             if not branches or len(branches) < len(layer.branches):

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from fog_a.concepts import LeafPath
 from fog_a.finding.owners import Part, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.streams import Flow, Update
@@ -54,13 +56,24 @@ def item(name: str, parent: str) -> str | None:
     return None
 
 
+def _numbered(call: Call, parent: Call) -> bool:
+    """Is it an item of a list, seen from the call it lies in?"""
+    return re.search(r"\d", call.name[len(parent.name) :]) is not None
+
+
+def _period(row: Sequence[object]) -> int:
+    """After how many items a row begins anew: its length where it does not."""
+    n = len(row)
+    return next((p for p in range(1, n) if n % p == 0 and all(row[i] == row[i % p] for i in range(n))), n)
+
+
 class Levels:
     """Chooses the layers of one analysed trace."""
 
     def __init__(self, flow: Flow, owned: dict[int, list[Update]]) -> None:
         self.flow = flow
         self.calls = flow.trace.calls
-        self.unclosable: list[Update] = []
+        self.aside: dict[int, set[LeafPath]] = defaultdict(set)
         self.owned = {c: self._branches(updates) for c, updates in owned.items()}
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
         names: dict[tuple[str, type], set[tuple[str, int]]] = defaultdict(set)
@@ -69,19 +82,13 @@ class Levels:
             if call.id in self.busy:
                 names[pattern(call.name), call.kind].add((call.name, call.nth))
         self.like = {key: len(found) for key, found in names.items()}
-        self.adders = Counter(self.calls[c].kind for c in self.owned)
+        self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in self.owned})
         self.repeated = self._repeated()
+        homes = [self._homes(c, (k for k in self.calls[c].children if k in self.busy)) for c in self.busy]
+        self.rows = Counter(self._row(calls) for home in homes for calls in home.values())
 
     def _branches(self, updates: list[Update]) -> list[Branch]:
-        found = []
-        for u in updates:
-            closable = parts(self.flow, u)
-            if closable:
-                found.append(Branch(u, tuple(closable)))
-            else:
-                self.unclosable.append(u)
-                found.append(Branch(u, ()))
-        return found
+        return [Branch(u, tuple(parts(self.flow, u) or ())) for u in updates]
 
     def _repeated(self) -> set[object]:
         """Signatures seen at two places of one list."""
@@ -100,9 +107,11 @@ class Levels:
         return frozenset(self._content(c) for c in work)
 
     def _content(self, call: int) -> str:
-        """The kind of a module; of a plain sequence, the kinds in it."""
+        """The kind of a module; of a plain sequence, the kinds in it; of what calls one module only, that one's."""
         me = self.calls[call]
-        inner = "+".join(self.calls[c].kind.__qualname__ for c in me.children) if me.kind is nn.Sequential else ""
+        if me.kind is nn.Sequential:
+            return f"{me.kind.__qualname__}({'+'.join(self.calls[c].kind.__qualname__ for c in me.children)})"
+        inner = self._content(me.children[0]) if len(me.children) == 1 else ""
         return f"{me.kind.__qualname__}({inner})" if inner else me.kind.__qualname__
 
     # ---- the walk from the top
@@ -130,14 +139,17 @@ class Levels:
         names = [layer.name or self.calls[layer.call or 0].name for layer in found]
         out = []
         for layer in found:
-            home = item(layer.name, self.calls[call].name) if layer.call is None and "+" not in layer.name else None
+            lone = layer.call is None and any(c.name == layer.name for c in self.calls)
+            home = item(layer.name, self.calls[call].name) if lone else None
             lonely = home is not None and sum(n == home or n.startswith(f"{home}.") for n in names) == 1
             out.append(replace(layer, name=home) if home is not None and lonely else layer)
         return out
 
     def _inner(self, call: int) -> tuple[Branch, ...]:
-        """The branches on the way through a call, also those that calls inside it own."""
-        inside = {id(u) for u in chain(self.flow, call)}
+        """The branches on the way through a call, also those that calls inside it own; its own ones even where the
+        stream then goes through a linear map."""
+        own = [b.update for b in self.owned.get(call, [])]
+        inside = {id(u) for u in (*chain(self.flow, call), *(u for u in own if not self._within(u, own)))}
         found = [
             b
             for branches in self.owned.values()
@@ -155,6 +167,34 @@ class Levels:
             for o in others
         )
 
+    def _skips(self, b: Branch, beside: Sequence[Branch]) -> bool:
+        """Is this a long skip, around other layers of the same trunk or (a U-Net's, by addition) of one that ends in
+        it?"""
+        u, any_of, forks = b.update, self.flow.any, self.flow.forks
+        if self._spans(u, [x.update for x in beside]):
+            return True
+        layers = (x.update for branches in self.owned.values() for x in branches)
+        deeper = [o for o in layers if any_of[u.branch] & forks[o.sum] and any_of[o.stream] & forks[u.fork]]
+        outside = [o for o in deeper if not any(self.flow.trace.inside(o.op.call, p.call) for p in b.parts)]
+        return any(not self._lives_on(o.sum, u.sum) for o in outside)
+
+    def _lives_on(self, v: int, after: int) -> bool:
+        """Is the stream with this value still there after another value was made?"""
+        bit, later = self.flow.forks[v], range(after + 1, len(self.flow.trunk))
+        return any((self.flow.trunk[w] | self.flow.level[w] | self.flow.bypass[w]) & bit for w in later)
+
+    def _aside(self, b: Branch) -> bool:
+        """Is this what layers give out beside their stream, for the parent to add to another? Then it is theirs."""
+        streams = {p: through(self.flow, p.call) for p in b.parts if p.call in self.busy}
+        aside = {p: given for p, given in streams.items() if given and not given.keys() & set(p.leaves)}
+        for p in aside:
+            self.aside[p.call].update(p.leaves)
+        return bool(aside)
+
+    def _within(self, u: Update, others: list[Update]) -> bool:
+        """Is this a residual inside the branch of another?"""
+        return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others if o is not u)
+
     def is_layer(self, call: int) -> bool:
         me = self.calls[call]
         if not me.name:
@@ -165,25 +205,52 @@ class Levels:
         if mine:
             groups = self._groups(call)
             listed = alike and me.name[-1].isdigit()
-            if len(groups) > 1 and not (listed and all(len(g.branches) == 1 for g in groups)):
+            apart = len(mine) > sum(len(g.branches) for g in groups)  # it adds more than what lies in its lists
+            readers = {p.reader for g in groups for b in g.branches for p in b.parts}
+            several = len(groups) > 1 or (len(groups) == 1 and self._of_items(call, readers))
+            if several and not (listed and (apart or all(len(g.branches) == 1 for g in groups))):
                 return False
-            if alike:
+            if alike or self.adders[me.kind] > 1:
                 return True
-            again = self.adders[me.kind] > 1
-            return not self._holds_list(call) and (again or bool(through(self.flow, call)))
+            return not self._holds_list(call) and bool(through(self.flow, call))
         if len(kids) < 2:
-            return False
-        signs = {self.signature(self.calls[k]) for k in kids}
-        if self._one_kind(kids) or signs & self.repeated or len(self._lists(call, kids)) > 1:
+            return alike and any(self._wraps(me, self.calls[k]) for k in kids)
+        listed = {self.signature(self.calls[k]) for k in kids if _numbered(self.calls[k], me)}
+        again = bool(listed & self.repeated) and not self._sequence(kids)
+        if self._one_kind(kids) or again or len(self._lists(call, kids)) > 1 or self._of_items(call, kids):
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
-        return alike and all(len(self._inner(k)) < 2 for k in kids)  # parts of one branch each, not blocks of several
+        # parts of one branch each, not blocks of several; and on one way through the call, no levels of a U-Net
+        return alike and all(len(self._inner(k)) < 2 for k in kids) and len(self._inner(call)) >= len(kids)
+
+    def _wraps(self, me: Call, kid: Call) -> bool:
+        """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
+        return (
+            me.name.rpartition(".")[2].isdigit()
+            and not _numbered(kid, me)
+            and self.is_layer(kid.id)
+            and bool(through(self.flow, me.id))
+        )
+
+    def _sequence(self, kids: list[int]) -> bool:
+        """Are these one generic wrapper around different work, in an order that does not repeat (feed-forward,
+        attention, convolution, feed-forward)?"""
+        row = self._row(kids)
+        return len({self.calls[k].kind for k in kids}) == 1 and _period(row) == len(row)
 
     def _one_kind(self, kids: list[int]) -> bool:
         """Are these blocks of one kind, rather than one wrapper around different branches?"""
         work = [self._work(self.calls[k]) for k in kids]
         same = len({self.calls[k].kind for k in kids}) == 1
         return same and all(w & work[0] or w == work[0] for w in work)
+
+    def _of_items(self, call: int, parts: Iterable[int]) -> bool:
+        """Do several of these share a list item that is no module with a forward? Then the call runs a stack, if only
+        of one layer. A list of its own whose name ends in a number (`convs2`) is no such item."""
+        names = {c.name for c in self.calls}
+        homes = {home: len(calls) for home, calls in self._homes(call, parts).items() if home not in names}
+        keys = {home: home.removeprefix(f"{self.calls[call].name}.") for home, n in homes.items() if n > 1}
+        return any(key.isdigit() or "." in key for key in keys.values())
 
     def _holds_list(self, call: int) -> bool:
         """Are there like layers in a list inside this call?"""
@@ -202,7 +269,7 @@ class Levels:
         mine = [
             b
             for b in self.owned.get(call, [])
-            if b.parts and not self._spans(b.update, [x.update for x in self.owned[call]])
+            if b.parts and not self._aside(b) and not self._skips(b, self.owned[call])
         ]
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []
@@ -219,8 +286,8 @@ class Levels:
             groups = [strand for group in items.values() for strand in self._strands(group)]
         else:
             groups = self._periods([b for group in items.values() for b in group])
-        kinds = Counter(self._kinds(g) for g in groups)
-        groups += [g for g in alone if kinds[self._kinds(g)]] if lone else []
+        kinds = Counter(self._kinds(g) for g in (*groups, *alone))
+        groups += [g for g in alone if kinds[self._kinds(g)] > 1 and self._kept(*g)] if lone else []
         kinds = Counter(self._kinds(g) for g in groups)
         lists = Counter(pattern(self._name(g)) for g in groups)
         kept = [g for g in groups if len(g) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1]
@@ -229,16 +296,21 @@ class Levels:
             for g in kept
         ]
 
+    def _kept(self, b: Branch) -> bool:
+        """Of one module's sums in a loop: is theirs the stream that is given out, rather than a recurrence's state?"""
+        bit, outs = self.flow.forks[b.update.sum], self.calls[b.update.owner].outputs.values()
+        given = any((self.flow.passed[v] | self.flow.bypass[v]) & bit for v in outs)
+        return given or self.flow.trace.times[self.calls[b.parts[0].reader].name] == 1
+
     def _kinds(self, group: list[Branch]) -> tuple[str, ...]:
         return tuple(self._content(p.reader) for b in group for p in b.parts)
 
     def _strands(self, group: list[Branch]) -> list[list[Branch]]:
-        """The branches of one list item by stream: each continues the one whose sum is on its trunk."""
+        """The branches of one list item by stream: each continues the one whose sum is on its trunk, or became a
+        stream of the same shape by a linear map."""
         strands: list[list[Branch]] = []
         for b in group:
-            home = next(
-                (s for s in strands if self.flow.trunk[b.update.stream] & self.flow.forks[s[-1].update.sum]), None
-            )
+            home = next((s for s in strands if self._continues(s[-1].update, b.update)), None)
             if home is None:
                 strands.append([b])
             else:
@@ -246,13 +318,15 @@ class Levels:
         apart = all(len(s) > 1 for s in strands) and len({self._name(s) for s in strands}) == len(strands)
         return strands if apart else [group]
 
+    def _continues(self, u: Update, later: Update) -> bool:
+        same = self.flow.trace.values[u.sum].shape == self.flow.trace.values[later.sum].shape
+        way = self.flow.bypass if same else self.flow.trunk
+        return bool(way[later.stream] & self.flow.forks[u.sum])
+
     def _periods(self, branches: list[Branch]) -> list[list[Branch]]:
         kinds = [self._kinds([b]) for b in branches]
-        n = len(kinds)
-        for p in range(1, n // 2 + 1):
-            if n % p == 0 and all(kinds[i] == kinds[i % p] for i in range(n)):
-                return [branches[i : i + p] for i in range(0, n, p)]
-        return [[b] for b in branches]
+        n, p = len(kinds), _period(kinds)
+        return [[b] for b in branches] if p == n else [branches[i : i + p] for i in range(0, n, p)]
 
     def _name(self, group: list[Branch]) -> str:
         names = list(dict.fromkeys(self.calls[p.reader].name for b in group for p in b.parts))
@@ -269,19 +343,24 @@ class Levels:
 
     def _sublayers(self, call: int, singles: list[Layer]) -> list[Layer]:
         """Items that hold several residual modules of one generic class with different content are one layer each."""
-        homes: dict[str, list[Layer]] = defaultdict(list)
-        for layer in singles:
-            assert layer.call is not None
-            name = self.calls[layer.call].name
-            home = item(name, self.calls[call].name)
-            homes[name if home is None else home].append(layer)
+        found = {layer.call: layer for layer in singles if layer.call is not None}
         out: list[Layer] = []
-        rows = {home: tuple(self.signature(self.calls[x.call or 0]) for x in group) for home, group in homes.items()}
-        times = Counter(rows.values())
-        for home, group in homes.items():
-            kinds = {self.calls[x.call or 0].kind for x in group}
-            if len(group) > 1 and len(kinds) == 1 and len(set(rows[home])) > 1 and times[rows[home]] > 1:
+        for home, calls in self._homes(call, found).items():
+            group, row = [found[c] for c in calls], self._row(calls)
+            kinds = {self.calls[c].kind for c in calls}
+            if len(group) > 1 and len(kinds) == 1 and len(set(row)) > 1 and self.rows[row] > 1:
                 out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
             else:
                 out += group
         return out
+
+    def _homes(self, call: int, kids: Iterable[int]) -> dict[str, list[int]]:
+        """Calls made by `call`, by the list item they lie in."""
+        homes: dict[str, list[int]] = defaultdict(list)
+        for k in kids:
+            name = self.calls[k].name
+            homes[item(name, self.calls[call].name) or name].append(k)
+        return homes
+
+    def _row(self, calls: list[int]) -> tuple[object, ...]:
+        return tuple(self.signature(self.calls[c]) for c in calls)

@@ -8,6 +8,8 @@ their outputs removes the update and nothing else.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,17 +39,29 @@ def own(flow: Flow) -> dict[int, list[Update]]:
         u.owner = _owner(flow, u)
         if u.owner >= 0 and (u.op.call == u.owner or _goes_on(flow, u)):
             owned.setdefault(u.owner, []).append(u)
-    return owned
+    forks = Counter((call, u.fork) for call, updates in owned.items() for u in updates)
+    return {
+        call: kept
+        for call, updates in owned.items()
+        if (kept := [u for u in updates if forks[call, u.fork] == 1 or _leads_on(flow, u)])
+    }
+
+
+def _leads_on(flow: Flow, u: Update) -> bool:
+    """Is the sum what the owner gives out, or the stream of a further update? Of several on one value, the steps of a
+    recurrence (`w[:, t] + u(h)`) lead to none."""
+    bit = flow.forks[u.sum]
+    ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates if w is not u)]
+    return any((flow.passed[v] | flow.bypass[v]) & bit for v in ends)
 
 
 def _goes_on(flow: Flow, u: Update) -> bool:
-    """Is the sum what the owner gives out, or the stream of a further update? Attention mixing in the first layer's
-    values adds deep inside a branch, and several times to one value that nobody continues: no stack."""
+    """Is the sum all that the calls around it, up to the owner, are for? Attention mixing in the first layer's values
+    adds deep inside a branch, and gives out more than that: no layer's update."""
     bit = flow.forks[u.sum]
-    out = flow.trace.calls[u.owner].outputs.values()
-    return any(flow.passed[v] & bit for v in out) or any(
-        flow.passed[w.stream] & bit for w in flow.updates if w is not u
-    )
+    inner = itertools.takewhile(lambda c: c != u.owner, flow.trace.ancestors(u.op.call))
+    given = [v for c in inner for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit]
+    return all(flow.passed[v] & bit for v in given)
 
 
 def _owner(flow: Flow, u: Update) -> int:
@@ -99,33 +113,49 @@ def met_inputs(flow: Flow, value: int, call: int, stop: int) -> set[int]:
 
 def parts(flow: Flow, u: Update) -> list[Part] | None:
     """The module calls whose outputs, set to zero, remove this update; None if none do."""
-    found: list[Part] = []
-    todo, fork = [u.branch], flow.forks[u.fork]
+    closed: dict[int, frozenset[Part] | None] = {}
+    needs: dict[int, tuple[bool, list[int]]] = {}
+    todo = [u.branch]
     while todo:
         v = todo.pop()
+        if v in closed or v in needs:
+            continue
         calls = [
             c
             for c in giving(flow, v)
             if not flow.trace.inside(u.op.call, c.id) and flow.trace.inside(c.id, u.owner) and c.id != u.owner
         ]
         if calls:
-            found.append(_part(flow, u, v, calls))
-            continue
-        op = flow.trace.values[v].op
-        if op is None or not flow.trace.inside(op.call, u.owner):
-            return None
-        name = base(op.name)
-        pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
-        if name in MOVE or name == "alias" or (name in _ZERO_STAYS_ZERO and len(pieces) == 1):
-            todo += pieces
-        elif name in SCALE and pieces:
-            whole = [p for p in pieces if flow.full[p] == flow.full[v]] or pieces
-            todo.append(min(whole, key=lambda p: not giving(flow, p)))
-        elif name in SUM and len(pieces) == len(operands(op, flow)):
-            todo += pieces
+            closed[v] = frozenset([_part(flow, u, v, calls)])
         else:
-            return None
-    return sorted(set(found), key=lambda p: p.call)
+            needs[v] = _zero_if(flow, u, v)
+            todo += needs[v][1]
+    for v in sorted(needs):  # what a value is made of is older
+        every, pieces = needs[v]
+        found = [closed[p] for p in pieces]
+        able = [c for c in found if c is not None]
+        closed[v] = frozenset[Part]().union(*able[: None if every else 1]) if able else None
+        if every and len(able) < len(found):
+            closed[v] = None
+    best = closed[u.branch]
+    return None if best is None else sorted(best, key=lambda p: p.call)
+
+
+def _zero_if(flow: Flow, u: Update, v: int) -> tuple[bool, list[int]]:
+    """A value is zero if every one of these operands is, or (False) if the first that can be made zero is."""
+    op = flow.trace.values[v].op
+    if op is None or not flow.trace.inside(op.call, u.owner):
+        return True, []
+    name, fork = base(op.name), flow.forks[u.fork]
+    pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
+    if "div" in name:
+        return False, pieces[:1]
+    if name in SCALE:  # the larger factor is the value, the other one its gate
+        return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
+    if name in SUM:
+        return True, pieces if len(pieces) == len(operands(op, flow)) else []
+    stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)
+    return True, pieces if stays else []
 
 
 def giving(flow: Flow, v: int) -> list[Call]:

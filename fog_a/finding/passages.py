@@ -2,8 +2,9 @@
 
 Streams are matched by data flow, never by position or name: F5-TTS's MMDiT takes (x, c) and returns (c, x), and two
 streams of equal shape cannot be told apart by shape. The rearrangements that happened inside the call are replayed on
-tensors of element numbers (1..n, 0 = not from an input); additions keep the numbers of the stream, a norm or an
-activation those of its input if an update came before it in this call (post-norm, relu after the addition).
+tensors of element numbers (1..n, 0 = not from an input, -1 = from a branch alone); additions keep the numbers of the
+stream, a norm or an activation those of its input if an update came before it in this call (post-norm, relu after the
+addition).
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Replay:
             return None
         update, name = self.flow.by_sum.get(v), base(op.name)
         if update is not None:
-            return self._fit(v, *held[0], updated=True)
+            return self._filled(v, self._fit(v, *held[0], updated=True))
         if name in _KEEPS and values[held[0][0]].shape == values[v].shape:
             return held[0][1]
         if name in MOVE or name == "alias":
@@ -151,8 +152,9 @@ class Replay:
         if len(main) == 1:
             return self._fit(v, *main[0])
         numbers = [self._numbers(p, c) for p, c in held]
+        updated = any(c.updated for _, c in held)
         if all(n.shape == numbers[0].shape and torch.equal(n, numbers[0]) for n in numbers):
-            return self._fit(v, *held[0], updated=any(c.updated for _, c in held))
+            return self._fit(v, *held[0], updated=updated)
         if main:
             raise _Conflict
         return self._fit(v, *held[0])
@@ -164,6 +166,12 @@ class Replay:
         if self.flow.trace.values[p].shape == shape:
             return replace(c, updated=updated)
         return replace(c, leaf=None, numbers=self._numbers(p, c).expand(shape), updated=updated)
+
+    def _filled(self, v: int, c: Carried) -> Carried:
+        """Elements that only the branch fills (channels padded with zeros) are marked: to give back they are none."""
+        if c.numbers is None or bool(c.numbers.all()):
+            return c
+        return replace(c, numbers=torch.where(c.numbers == 0, -1, c.numbers))
 
     def _numbers(self, p: int, c: Carried) -> Tensor:
         if c.numbers is not None:
@@ -181,7 +189,7 @@ class Replay:
 
         def number(value: int) -> Tensor:
             if value in held:
-                return self._numbers(value, held[value]).clone()
+                return self._laid_out(value, self._numbers(value, held[value]))
             if value in trace.kept:
                 return trace.kept[value]
             shape = trace.values[value].shape
@@ -203,6 +211,13 @@ class Replay:
         parts = list(out) if isinstance(out, (tuple, list)) else [out]
         numbers = parts[op.makes.index(v) if len(parts) > 1 else 0]
         return Carried(None, numbers, *flags) if bool((numbers != 0).any()) else None
+
+    def _laid_out(self, p: int, numbers: Tensor) -> Tensor:
+        """A copy laid out in memory as `p` was: only so can it be viewed as `p` could."""
+        q = self.flow.trace.values[p]
+        if len(q.stride) < len(q.shape) or 0 in q.stride:  # no strides, or several elements in one place
+            return numbers.clone()
+        return torch.empty_strided(q.shape, q.stride, dtype=torch.long).copy_(numbers)
 
     def _overwritten(self, v: int, op: Op, held: Mapping[int, Carried]) -> Tensor:
         """Another tensor wrote into this one's memory: lay both out in it, in order."""
@@ -228,7 +243,7 @@ class Replay:
 
     def _simplest(self, numbers: Tensor) -> Passage | None:
         """One whole leaf if it is that, perhaps with its axes permuted; else the elements one by one."""
-        if not bool((numbers > 0).any()):
+        if not bool((numbers > 0).any()) or bool((numbers < 0).any()):
             return None
         flat = numbers.reshape(-1)
         values = self.flow.trace.values

@@ -53,8 +53,9 @@ class Flow:
     both: list[int] = field(default_factory=list)  # … by one that is both
     trunk: list[int] = field(default_factory=list)  # forks on its trunk
     level: list[int] = field(default_factory=list)  # … also through norms and pools
-    bypass: list[int] = field(default_factory=list)  # … also through one linear map
+    bypass: list[int] = field(default_factory=list)  # … also through linear maps
     passed: list[int] = field(default_factory=list)  # … also through activations: what a sum becomes
+    wholly: list[int] = field(default_factory=list)  # … with nothing else beside it that depends on them
     forks: dict[int, int] = field(default_factory=dict)  # value → its bit
     values: list[int] = field(default_factory=list)  # bit → value
     full: list[int] = field(default_factory=list)  # elements before any expansion
@@ -93,7 +94,7 @@ def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) ->
     """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit."""
     flow = Flow(trace, named=model_inputs, linear=linear)
     n = len(trace.values)
-    for name in ("inputs", "origin", "any", "bent", "mixed", "both", "trunk", "level", "bypass", "passed"):
+    for name in ("inputs", "origin", "any", "bent", "mixed", "both", "trunk", "level", "bypass", "passed", "wholly"):
         setattr(flow, name, [0] * n)
     flow.full = [math.prod(v.shape) for v in trace.values]
     opaque = {c.id for c in trace.calls if c.opaque}
@@ -115,7 +116,7 @@ def _mark(flow: Flow, v: int, always: bool = False) -> None:
     bit = 1 << len(flow.values)
     flow.forks[v] = bit
     flow.values.append(v)
-    for sets in (flow.any, flow.trunk, flow.level, flow.bypass, flow.passed):
+    for sets in (flow.any, flow.trunk, flow.level, flow.bypass, flow.passed, flow.wholly):
         sets[v] |= bit
 
 
@@ -190,7 +191,10 @@ def _combine(flow: Flow, op: Op, name: str, order: int) -> Update | None:
     elif name in LINEAR:
         moving = [v for v in pieces if flow.inputs[v]]
         if len(moving) == 1:
-            flow.bypass[out] |= flow.level[moving[0]]
+            flow.bypass[out] |= flow.bypass[moving[0]]
+        elif len(moving) == 2:  # parallel streams mixed by weights that are computed from them (hyper-connections)
+            for v, weights in (moving, moving[::-1]):
+                flow.bypass[out] |= flow.trunk[v] & flow.bent[weights]
     elif name in POINTWISE and len(pieces) == 1:
         _carry(flow, out, pieces, (flow.passed,))
     return None
@@ -211,6 +215,11 @@ def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
 def _carry(flow: Flow, out: int, pieces: list[int], kinds: tuple[list[int], ...]) -> None:
     for sets in kinds:
         sets[out] = _union(sets, pieces)
+    if any(sets is flow.passed for sets in kinds):
+        made = 0
+        for p in pieces:
+            made |= flow.any[p] & ~flow.wholly[p]
+        flow.wholly[out] = _union(flow.wholly, pieces) & ~made
 
 
 def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
@@ -242,7 +251,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
     update = None
     shape = flow.trace.values[out].shape
     pair = whole if len(whole) == 2 else [v for v in pieces if flow.trace.values[v].shape == shape]
-    if len(pair) == 2 and not flow.trunk[pair[0]] & flow.trunk[pair[1]]:
+    if len(pair) == 2 and not flow.trunk[pair[0]] & flow.trunk[pair[1]] & flow.wholly[pair[0]] & flow.wholly[pair[1]]:
         a, b = pair
         update = _update(flow, op, order, a, b, out) or (None if name == "sub" else _update(flow, op, order, b, a, out))
         update = update or _projection(flow, op, order, a, b, out)
@@ -251,6 +260,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
     _carry(flow, out, carried, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
     if update is not None:
         _carry(flow, out, whole, (flow.passed,))
+        flow.wholly[out] = _union(flow.wholly, whole)
         if update.projection:
             _carry(flow, out, [update.stream], (flow.origin,))
         flow.updates.append(update)
@@ -260,7 +270,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
 
 def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
     common = flow.trunk[s] & flow.any[b]
-    if not common or flow.passed[b] & flow.trunk[s]:  # b is that stream itself, normed: two streams meet
+    if not common or flow.wholly[b] & flow.trunk[s]:  # b is that stream itself, normed: two streams meet
         return None
     fork = flow.latest(common)
     if not flow.bends[b] & flow.forks[fork]:

@@ -141,8 +141,9 @@ class Recorder(TorchDispatchMode):
     def leave(self, name: str, module: nn.Module, out: Any) -> None:
         while len(self._stack) > 1 and self.trace.calls[self._stack[-1]].name != name:
             self._stack.pop()  # a call that raised and was caught by the model never left
-        call = self.trace.calls[self._stack.pop()]
-        call.outputs = {path: self.value_of(t) for path, t in leaves(out)}
+        call = self.trace.calls[self._stack[-1]]
+        call.outputs = {path: self.value_of(t) for path, t in leaves(out)}  # what was written into them, it wrote
+        self._stack.pop()
         if call.opaque:
             self._fuse(call)
 
@@ -284,15 +285,19 @@ class Recorder(TorchDispatchMode):
         return value
 
     def _add(self, t: Tensor, op: Op | None) -> int:
-        layout = (t.stride(), int(t.storage_offset())) if t.layout == torch.strided else ((), 0)
+        plain = t.layout == torch.strided and not t.is_nested
+        layout = (t.stride(), int(t.storage_offset())) if plain else ((), 0)
         continuous = t.is_floating_point() or t.is_complex()
-        value = Value(op, tuple(t.shape), t.is_floating_point(), continuous, *layout)
+        shape = (t.numel(),) if t.is_nested else tuple(t.shape)
+        value = Value(op, shape, t.is_floating_point(), continuous, *layout)
         self.trace.values.append(value)
         return len(self.trace.values) - 1
 
 
 def _place(t: Tensor) -> tuple[int, Any] | None:
     """Which memory a tensor looks at, and how."""
+    if t.is_nested:  # has no shape: torch's encoder packs padded batches so
+        return None
     try:
         storage = t.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):

@@ -4,14 +4,18 @@ Every model has, beside `forward`, a method `without(k, *inputs)`: the same forw
 removed, by hand. `CASES` are the models with layers, `NEGATIVES` those without any.
 """
 
+from own_zoo.adders import ADDERS
 from own_zoo.case import Case
 from own_zoo.executions import EXECUTIONS
 from own_zoo.layouts import LAYOUTS
 from own_zoo.negatives import NEGATIVES
 from own_zoo.parents import PARENTS
+from own_zoo.shortcuts import SHORTCUTS
 from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
+from own_zoo.unets import UNETS
+from own_zoo.units import UNITS
 
-CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *EXECUTIONS)
+CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS)
 
 __all__ = ["CASES", "NEGATIVES", "Case"]

@@ -75,6 +75,19 @@ class Decoder(Chain):
         return x
 
 
+class Steps(Ends):
+    """An ODE's Euler steps: one field, added four times by the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = Mlp()
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i in range(4):
+            x = x if i == off else x + 0.25 * self.field(x)
+        return x
+
+
 class Checkpointed(Chain):
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
         for i, block in enumerate(self.blocks):
@@ -87,5 +100,6 @@ EXECUTIONS = (
     Case("refined", Refined, ("blocks.0@0", "blocks.1@0", "blocks.0@1", "blocks.1@1")),
     Case("guided", Guided, tuple(f"blocks.{i}@{call}" for call in (0, 1) for i in range(3))),
     Case("cached", Decoder, numbered("blocks", 3)),
+    Case("steps", Steps, tuple(f"field@{i}" for i in range(4))),
     Case("checkpointed", Checkpointed, numbered("blocks", 3)),
 )

@@ -135,7 +135,22 @@ class Cropped(nn.Module):
         return x
 
 
+class AcrossBatch(nn.Module):
+    """Post-norm over channels first, then layers across time and across samples, each on a view of the last one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.norm, self.g = Mlp(), nn.GroupNorm(2, WIDTH), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        x = self.norm((x + self.f(x)).transpose(1, 2)).transpose(1, 2)
+        y = x.reshape(b, t, d).transpose(0, 1).contiguous().view(t * b, d)
+        return (y + self.g(y)).view(t, b, d).transpose(0, 1).contiguous().view(b, t, d)
+
+
 LAYOUTS = (
+    chain("across_batch", AcrossBatch),
     Case("turning", Turning, numbered("blocks", 4)),
     Case("alternating", Alternating, ("body.0", "body.2", "body.4", "body.6")),
     chain("halves", Halves),

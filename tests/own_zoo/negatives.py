@@ -62,6 +62,39 @@ class Recurrent(nn.Module):
         return self.out(torch.stack(outputs, 1))
 
 
+class Steps(nn.Module):
+    """A recurrence by hand: the inputs are projected at once, w[:, t] + U h; the same Linear at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.u = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, h, outputs = self.w(x), torch.zeros(len(x), WIDTH), []
+        for t in range(x.shape[1]):
+            gate, new = (w[:, t] + self.u(h)).chunk(2, -1)
+            z = torch.sigmoid(gate)
+            h = z * h + (1 - z) * torch.tanh(new)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class Accumulates(nn.Module):
+    """A decoder's steps: attention depends on where it has been, which is summed; the sum is never given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 6), nn.Softmax(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        been, outputs = torch.zeros(len(x), 6), []
+        for t in range(4):
+            now = self.where(been + 0.1 * t)
+            been = been + now
+            outputs.append(torch.einsum("bt,btd->bd", now, x))
+        return torch.stack(outputs, 1)
+
+
 class LowRank(nn.Module):
     """A Linear with a low-rank Linear beside it: the sum of two linear maps."""
 
@@ -144,6 +177,8 @@ NEGATIVES = (
     negative("dense", Dense),
     negative("lstm", lambda: Plain(lambda: First(nn.LSTM(WIDTH, WIDTH, 2, batch_first=True)))),
     negative("recurrent", Recurrent),
+    negative("steps", lambda: Plain(Steps)),
+    negative("accumulates", Accumulates),
     negative("low_rank", lambda: Plain(LowRank)),
     negative("spectral", lambda: Plain(Spectral)),
     negative("conditioned", lambda: Plain(Conditioned)),

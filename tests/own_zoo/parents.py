@@ -115,41 +115,68 @@ class OfSubLayers(nn.Module):
         return self.feed(self.attend(x))
 
 
-class Bottleneck(nn.Module):
-    """A convolution block whose shortcut changes the width (1×1), as in the first block of a stage."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv1d(width_in, width_out, 3, 1, 1), nn.GroupNorm(2, width_out)
-        self.last = nn.Conv1d(width_out, width_out, 3, 1, 1)
-        self.shortcut = nn.Conv1d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.last(F.silu(self.norm(self.conv(x))))
-
-
-class Residuals(nn.Module):
-    """Stages of two blocks, the first with a projection: there gate 0 closes the branch and keeps the shortcut."""
+class Seasonal(nn.Module):
+    """Hands on its stream, and beside it what it takes out of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = ((WIDTH, 24), (24, 32))
-        self.stages = nn.Sequential(*(nn.Sequential(Bottleneck(a, b), Bottleneck(b, b)) for a, b in widths))
+        self.f, self.out = Attention(), nn.Linear(WIDTH, WIDTH)
 
-    @property
-    def blocks(self) -> list[Bottleneck]:
-        return [m for m in self.stages.modules() if isinstance(m, Bottleneck)]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.f(x)
+        slow = x.cumsum(1) / torch.arange(1, 1 + x.shape[1])[:, None]
+        return x - slow, self.out(slow)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stages(x)
 
-    def without(self, k: int, x: Tensor) -> Tensor:
+class Trend(Ends):
+    """What each layer takes out of its stream the parent adds to a second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Seasonal() for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        trend = 0.1 * x
         for i, block in enumerate(self.blocks):
-            x = block.shortcut(x) if i == k else block(x)
+            if i != off:
+                x, slow = block(x)
+                trend = trend + slow
+        return x + trend
+
+
+class Hint(nn.Module):
+    """Hands on its own stream, and a projection of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = Mlp(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.layer(x)
+        return self.out(x), x
+
+
+class Hints(Ends):
+    """A side stack runs first; what its layers give beside their stream the parent adds between the main layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.main = nn.ModuleList(Hint() for _ in range(2)), nn.ModuleList(Layer() for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        y, hints = 0.5 * x, []
+        for i, block in enumerate(self.side):
+            hint, y = (torch.zeros_like(x), y) if i == off else block(y)
+            hints.append(hint)
+        for i, block in enumerate(self.main):
+            x = x if i + 2 == off else block(x)
+            x = x + hints[i]
         return x
 
 
 PARENTS = (
+    Case("hints", Hints, (*numbered("side", 2), *numbered("main", 2))),
+    Case("trend", Trend, numbered("blocks", 3)),
     Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
     Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
     Case("gated", Gated, tuple((f"value.{i}",) for i in range(3))),
@@ -157,10 +184,4 @@ PARENTS = (
     Case("skips", Skips, numbered("blocks", 5)),
     Case("stages", Stages, ("stages.0.0.0", "stages.0.0.1", "stages.1.0.0", "stages.1.0.1")),
     chain("of_sub_layers", OfSubLayers),
-    Case(
-        "residuals",
-        Residuals,
-        ("stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1"),
-        lambda: torch.randn(2, WIDTH, 12),
-    ),
 )

@@ -127,6 +127,31 @@ class Macaron(nn.Module):
         return x + 0.5 * self.after(x)
 
 
+class Orthogonal(nn.Module):
+    """Adds what is orthogonal to the stream: f − (f·u) u, u = x / ‖x‖."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        f, u = self.f(x), F.normalize(x, dim=-1)
+        return x + (f - (f * u).sum(-1, keepdim=True) * u)
+
+
+class ClassToken(nn.Module):
+    """The branch is new for the first token only; for the others it is the stream itself, normed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attend, self.feed = nn.LayerNorm(WIDTH), Attention(), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        x = x + torch.cat((self.attend(h)[:, :1], h[:, 1:]), 1)
+        return x + torch.cat((self.feed(x[:, :1]), x[:, 1:]), 1)
+
+
 SUMS = (
     chain("stack_sum", StackSum),
     chain("sum_of_list", SumOfList),
@@ -140,4 +165,6 @@ SUMS = (
     chain("experts", Experts),
     chain("raw", Raw),
     chain("macaron", Macaron),
+    chain("orthogonal", Orthogonal),
+    chain("class_token", ClassToken),
 )

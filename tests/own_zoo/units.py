@@ -1,0 +1,197 @@
+"""What counts as one layer: stages of one layer, layers made of wrapped parts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from own_zoo.case import WIDTH, Attention, Case, Chain, Ends, Layer, Mlp, chain, numbered
+from own_zoo.parents import Sub
+
+
+class Stage(nn.Module):
+    """Adds the branches of its layers itself, and norms at the end."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList((Attention(), Mlp())) for _ in range(n))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            attend, feed = layer.children()
+            if i != off:
+                x = x + attend(x)
+                x = x + feed(x)
+        return self.norm(x)
+
+
+class StagesOfOne(Ends):
+    """Stages of one, two and one layer: that of one is as little a layer as that of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Stage(n) for n in (1, 2, 1))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        first = (0, 1, 3)
+        for start, stage in zip(first, self.stages, strict=True):
+            x = stage(x, None if off is None else off - start)
+        return x
+
+
+class Wrapped(nn.Module):
+    """A conformer's layer: feed-forward, attention, convolution's stand-in and feed-forward, each in one residual
+    wrapper, in a Sequential with the norm that ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        between = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GLU(-1), nn.SiLU())
+        self.sequential = nn.Sequential(Sub(Mlp()), Sub(Attention()), Sub(between), Sub(Mlp()), nn.LayerNorm(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequential(x)
+
+
+class Dilated(nn.Module):
+    """A vocoder's block: residual convolutions from two lists whose names end in numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs1, self.convs2 = (nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, 1, 1) for _ in range(3)) for _ in "12")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for a, b in zip(self.convs1, self.convs2, strict=True):
+            x = x + b(F.leaky_relu(a(F.leaky_relu(x, 0.1)), 0.1))
+        return x
+
+
+class Dilations(Chain):
+    """On channels, without ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self.run(x, k)
+
+
+class ReadAndThink(nn.Module):
+    """A Perceiver's layer: reads, then runs a short list of attention and feed-forward of its own."""
+
+    def __init__(self, n: int = 2) -> None:
+        super().__init__()
+        self.read, self.feed = Attention(), Mlp()
+        self.think = nn.ModuleList(nn.ModuleList((Attention(), Mlp())) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.read(x)
+        x = x + self.feed(x)
+        for attend, feed in map(nn.Module.children, self.think):
+            x = x + attend(x)
+            x = x + feed(x)
+        return x
+
+
+class Pair(nn.Module):
+    """Windowed and global attention, each with its feed-forward: four wrappers, one list item."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList((Sub(Attention()), Sub(Mlp()), Sub(nn.Sequential(Attention(), nn.Tanh())))) for _ in range(n)
+        )
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            for module in layer.children() if i != off else ():
+                x = module(x)
+        return x
+
+
+class Pairs(Ends):
+    """Stages of one such item, and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Pair(n) for n in (1, 2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for start, stage in zip((0, 1), self.stages, strict=True):
+            x = stage(x, None if off is None else off - start)
+        return x
+
+
+class Group(nn.Module):
+    """A residual around a list of layers: the unit, where there are several such groups."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.norm, self.layers = nn.LayerNorm(WIDTH), nn.ModuleList(Layer() for _ in range(n))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        for layer in self.layers:
+            h = layer(h)
+        return x + self.out(h)
+
+
+class Groups(Ends):
+    """U-shaped: one group on the way down, one in the middle, two on the way up, of two layers or one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle = nn.ModuleList([Group(2)]), Group(2)
+        self.up = nn.ModuleList(Group(1) for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, group in enumerate((*self.down, self.middle, *self.up)):
+            x = x if i == off else group(x)
+        return x
+
+
+class SpaceTime(nn.Module):
+    """One layer of two residual modules, mixed at the end; one of them is elsewhere a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space, self.time = Sub(Mlp()), Layered()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.space(x)
+        return 0.4 * x + 0.6 * self.time(x)
+
+
+class Layered(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class SpaceThenBoth(Ends):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(Sub(Mlp()) for _ in range(2))
+        self.decoder = nn.ModuleList(SpaceTime() for _ in range(2))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, block in enumerate((*self.encoder, *self.decoder)):
+            x = x if i == off else block(x)
+        return x
+
+
+def of_stage(stage: int, layer: int, *parts: str) -> tuple[str, ...]:
+    return tuple(f"stages.{stage}.layers.{layer}.{part}" for part in parts)
+
+
+UNITS = (
+    Case("stages_of_one", StagesOfOne, tuple(of_stage(*at, "0", "1") for at in ((0, 0), (1, 0), (1, 1), (2, 0)))),
+    Case("pairs", Pairs, tuple(of_stage(*at, "0.f", "1.f", "2.f") for at in ((0, 0), (1, 0), (1, 1)))),
+    chain("wrapped", Wrapped),
+    chain("read_and_think", ReadAndThink),
+    chain("read_and_think_once", lambda: ReadAndThink(1)),
+    Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
+    Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
+    Case("dilated", lambda: Dilations(Dilated), numbered("blocks", 3), lambda: torch.randn(2, WIDTH, 9)),
+)
