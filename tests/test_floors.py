@@ -24,7 +24,7 @@ FLOORS = {
         "teachers: weights waveforms descriptors routing encoders cached weightless whisper beats __init__",
         "ranks probe",
     ],
-    "finding": ["finding: trace operations streams owners passages levels blocks"],
+    "finding": ["finding: trace operations streams owners passages likeness levels blocks"],
     "methods": [
         "ablating: calls skipping footprint layout prefix fanout variants first_order envoys cells",
         "ablating: measurement ablation",

@@ -22,8 +22,9 @@ from torch import nn
 from fog_a.batches import Forward
 from fog_a.concepts import Blocks, LeafPath, Passage, ResidualBlock, Site, Spot
 from fog_a.errors import BadBatch, NoBlocksFound
-from fog_a.finding.levels import Branch, Layer, Levels, pattern
-from fog_a.finding.owners import own
+from fog_a.finding.levels import Layer, Levels
+from fog_a.finding.likeness import pattern
+from fog_a.finding.owners import Branch, own
 from fog_a.finding.passages import through
 from fog_a.finding.streams import Update, analyse
 from fog_a.finding.trace import Call, Trace, record

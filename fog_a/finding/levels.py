@@ -10,24 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from fog_a.concepts import LeafPath
-from fog_a.finding.owners import Part, parts
+from fog_a.finding.likeness import Likeness, item, numbered, pattern, period
+from fog_a.finding.owners import Branch, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.streams import Flow, Update
 from fog_a.finding.trace import Call
-
-
-@dataclass(frozen=True)
-class Branch:
-    """An update with the parts that can be closed."""
-
-    update: Update
-    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -40,33 +31,6 @@ class Layer:
     name: str = ""
 
 
-def pattern(name: str) -> str:
-    """A dotted path with its numbers left out: what the items of one list have in common."""
-    return ".".join("*" if key.isdigit() else re.sub(r"\d+$", "*", key) for key in name.split("."))
-
-
-def item(name: str, parent: str) -> str | None:
-    """The list item, directly below `parent`, that `name` lies in: `layers.3` for `layers.3.attn`."""
-    rest = name[len(parent) + 1 :] if parent and name.startswith(parent + ".") else name
-    keys = rest.split(".")
-    for i, key in enumerate(keys):
-        if key.isdigit() or (re.search(r"\d$", key) and i < len(keys) - 1):
-            head = ".".join(keys[: i + 1])
-            return f"{parent}.{head}" if parent and rest != name else head
-    return None
-
-
-def _numbered(call: Call, parent: Call) -> bool:
-    """Is it an item of a list, seen from the call it lies in?"""
-    return re.search(r"\d", call.name[len(parent.name) :]) is not None
-
-
-def _period(row: Sequence[object]) -> int:
-    """After how many items a row begins anew: its length where it does not."""
-    n = len(row)
-    return next((p for p in range(1, n) if n % p == 0 and all(row[i] == row[i % p] for i in range(n))), n)
-
-
 class Levels:
     """Chooses the layers of one analysed trace."""
 
@@ -76,43 +40,10 @@ class Levels:
         self.aside: dict[int, set[LeafPath]] = defaultdict(set)
         self.owned = {c: self._branches(updates) for c, updates in owned.items()}
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
-        names: dict[tuple[str, type], set[tuple[str, int]]] = defaultdict(set)
-        self.listed: Counter[tuple[str, object]] = Counter()
-        for call in self.calls[1:]:
-            if call.id in self.busy:
-                names[pattern(call.name), call.kind].add((call.name, call.nth))
-        self.like = {key: len(found) for key, found in names.items()}
-        self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in self.owned})
-        self.repeated = self._repeated()
-        homes = [self._homes(c, (k for k in self.calls[c].children if k in self.busy)) for c in self.busy]
-        self.rows = Counter(self._row(calls) for home in homes for calls in home.values())
+        self.like = Likeness(flow, self.owned, self.busy)
 
     def _branches(self, updates: list[Update]) -> list[Branch]:
         return [Branch(u, tuple(parts(self.flow, u) or ())) for u in updates]
-
-    def _repeated(self) -> set[object]:
-        """Signatures seen at two places of one list."""
-        places: dict[tuple[str, object], set[str]] = defaultdict(set)
-        for call in self.calls[1:]:
-            if call.id in self.busy and (match := re.match(r"(.*?)\d+$", call.name)):
-                places[match[1], self.signature(call)].add(call.name)
-        return {sign for (_, sign), found in places.items() if len(found) > 1}
-
-    def signature(self, call: Call) -> object:
-        """The kind of a module and of the work it does: a generic wrapper around attention is not one around an MLP."""
-        return call.kind, self._work(call)
-
-    def _work(self, call: Call) -> frozenset[str]:
-        work = {p.reader for b in self.owned.get(call.id, []) for p in b.parts} or set(call.children)
-        return frozenset(self._content(c) for c in work)
-
-    def _content(self, call: int) -> str:
-        """The kind of a module; of a plain sequence, the kinds in it; of what calls one module only, that one's."""
-        me = self.calls[call]
-        if me.kind is nn.Sequential:
-            return f"{me.kind.__qualname__}({'+'.join(self.calls[c].kind.__qualname__ for c in me.children)})"
-        inner = self._content(me.children[0]) if len(me.children) == 1 else ""
-        return f"{me.kind.__qualname__}({inner})" if inner else me.kind.__qualname__
 
     # ---- the walk from the top
 
@@ -201,23 +132,23 @@ class Levels:
             return False
         kids = [c for c in me.children if c in self.busy]
         mine = self.owned.get(call, [])
-        alike = self.like.get((pattern(me.name), me.kind), 0) > 1
+        alike = self.like.alike(me)
         if mine:
             groups = self._groups(call)
             listed = alike and me.name[-1].isdigit()
             apart = len(mine) > sum(len(g.branches) for g in groups)  # it adds more than what lies in its lists
             readers = {p.reader for g in groups for b in g.branches for p in b.parts}
-            several = len(groups) > 1 or (len(groups) == 1 and self._of_items(call, readers))
+            several = len(groups) > 1 or (len(groups) == 1 and self.like.of_items(call, readers))
             if several and not (listed and (apart or all(len(g.branches) == 1 for g in groups))):
                 return False
-            if alike or self.adders[me.kind] > 1:
+            if alike or self.like.adders[me.kind] > 1:
                 return True
-            return not self._holds_list(call) and bool(through(self.flow, call))
+            return not self.like.holds_list(call) and bool(through(self.flow, call))
         if len(kids) < 2:
             return alike and any(self._wraps(me, self.calls[k]) for k in kids)
-        listed = {self.signature(self.calls[k]) for k in kids if _numbered(self.calls[k], me)}
-        again = bool(listed & self.repeated) and not self._sequence(kids)
-        if self._one_kind(kids) or again or len(self._lists(call, kids)) > 1 or self._of_items(call, kids):
+        listed = {self.like.signature(self.calls[k]) for k in kids if numbered(self.calls[k], me)}
+        again = bool(listed & self.like.repeated) and not self.like.sequence(kids)
+        if self.like.one_kind(kids) or again or len(self.like.lists(call, kids)) > 1 or self.like.of_items(call, kids):
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
         # parts of one branch each, not blocks of several; and on one way through the call, no levels of a U-Net
@@ -227,39 +158,10 @@ class Levels:
         """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
         return (
             me.name.rpartition(".")[2].isdigit()
-            and not _numbered(kid, me)
+            and not numbered(kid, me)
             and self.is_layer(kid.id)
             and bool(through(self.flow, me.id))
         )
-
-    def _sequence(self, kids: list[int]) -> bool:
-        """Are these one generic wrapper around different work, in an order that does not repeat (feed-forward,
-        attention, convolution, feed-forward)?"""
-        row = self._row(kids)
-        return len({self.calls[k].kind for k in kids}) == 1 and _period(row) == len(row)
-
-    def _one_kind(self, kids: list[int]) -> bool:
-        """Are these blocks of one kind, rather than one wrapper around different branches?"""
-        work = [self._work(self.calls[k]) for k in kids]
-        same = len({self.calls[k].kind for k in kids}) == 1
-        return same and all(w & work[0] or w == work[0] for w in work)
-
-    def _of_items(self, call: int, parts: Iterable[int]) -> bool:
-        """Do several of these share a list item that is no module with a forward? Then the call runs a stack, if only
-        of one layer. A list of its own whose name ends in a number (`convs2`) is no such item."""
-        names = {c.name for c in self.calls}
-        homes = {home: len(calls) for home, calls in self._homes(call, parts).items() if home not in names}
-        keys = {home: home.removeprefix(f"{self.calls[call].name}.") for home, n in homes.items() if n > 1}
-        return any(key.isdigit() or "." in key for key in keys.values())
-
-    def _holds_list(self, call: int) -> bool:
-        """Are there like layers in a list inside this call?"""
-        below = [c for c in self.busy if c != call and self.flow.trace.inside(c, call)]
-        return any(self.signature(self.calls[c]) in self.repeated for c in below)
-
-    def _lists(self, call: int, kids: list[int]) -> set[str]:
-        homes = [item(self.calls[k].name, self.calls[call].name) for k in kids]
-        return {re.sub(r"\d+$", "", home) for home in homes if home is not None}
 
     # ---- additions in a parent
 
@@ -303,7 +205,7 @@ class Levels:
         return given or self.flow.trace.times[self.calls[b.parts[0].reader].name] == 1
 
     def _kinds(self, group: list[Branch]) -> tuple[str, ...]:
-        return tuple(self._content(p.reader) for b in group for p in b.parts)
+        return tuple(self.like.content(p.reader) for b in group for p in b.parts)
 
     def _strands(self, group: list[Branch]) -> list[list[Branch]]:
         """The branches of one list item by stream: each continues the one whose sum is on its trunk, or became a
@@ -325,7 +227,7 @@ class Levels:
 
     def _periods(self, branches: list[Branch]) -> list[list[Branch]]:
         kinds = [self._kinds([b]) for b in branches]
-        n, p = len(kinds), _period(kinds)
+        n, p = len(kinds), period(kinds)
         return [[b] for b in branches] if p == n else [branches[i : i + p] for i in range(0, n, p)]
 
     def _name(self, group: list[Branch]) -> str:
@@ -345,22 +247,11 @@ class Levels:
         """Items that hold several residual modules of one generic class with different content are one layer each."""
         found = {layer.call: layer for layer in singles if layer.call is not None}
         out: list[Layer] = []
-        for home, calls in self._homes(call, found).items():
-            group, row = [found[c] for c in calls], self._row(calls)
+        for home, calls in self.like.homes(call, found).items():
+            group, row = [found[c] for c in calls], self.like.row(calls)
             kinds = {self.calls[c].kind for c in calls}
-            if len(group) > 1 and len(kinds) == 1 and len(set(row)) > 1 and self.rows[row] > 1:
+            if len(group) > 1 and len(kinds) == 1 and len(set(row)) > 1 and self.like.rows[row] > 1:
                 out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
             else:
                 out += group
         return out
-
-    def _homes(self, call: int, kids: Iterable[int]) -> dict[str, list[int]]:
-        """Calls made by `call`, by the list item they lie in."""
-        homes: dict[str, list[int]] = defaultdict(list)
-        for k in kids:
-            name = self.calls[k].name
-            homes[item(name, self.calls[call].name) or name].append(k)
-        return homes
-
-    def _row(self, calls: list[int]) -> tuple[object, ...]:
-        return tuple(self.signature(self.calls[c]) for c in calls)

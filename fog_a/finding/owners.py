@@ -32,6 +32,14 @@ class Part:
     reader: int
 
 
+@dataclass(frozen=True)
+class Branch:
+    """An update with the parts that can be closed."""
+
+    update: Update
+    parts: tuple[Part, ...]
+
+
 def own(flow: Flow) -> dict[int, list[Update]]:
     """The updates of each call, by owner."""
     owned: dict[int, list[Update]] = {}
