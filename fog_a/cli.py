@@ -11,6 +11,7 @@ An error of fog_a is one message and exit code 2; an exception of the model itse
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -18,7 +19,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,14 +110,14 @@ def attribute(
     import fog_a
     from fog_a.shell import arguments
 
-    _join_ranks(device)
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     wanted = {
         "times": arguments.times(times), "level": level.value, "method": method.value, "blocks": block or None,
         "output": output, "seed": seed,
         "max_rows": max_rows, "memory": memory, "checkpoint": checkpoint,
     }  # fmt: skip
-    scores = fog_a.attribute(net, arguments.batch(batch, device), **_given(fog_a.attribute, wanted))
+    with _ranks(device):
+        scores = fog_a.attribute(net, arguments.batch(batch, device), **_given(fog_a.attribute, wanted))
     _finish(scores, out, "foga", k)
 
 
@@ -155,13 +156,19 @@ def _given(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, A
     return chosen
 
 
-def _join_ranks(device: str) -> None:
-    """Under torchrun, join the other processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch.distributed as dist
+@contextlib.contextmanager
+def _ranks(device: str) -> Iterator[None]:
+    """Under torchrun, one of several processes while this lasts; a group left open can abort the exit."""
+    import torch.distributed as dist
 
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _finish(scores: Scores, out: Path, name: str, k: int) -> None:

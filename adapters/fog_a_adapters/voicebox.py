@@ -148,7 +148,7 @@ class VoiceboxAdapter:
             raise BadBatch("x1 is audio (B, N), and this VoiceBox has no audio_enc_dec: give features (B, T, D)")
         theirs = sys.modules[next(c for c in type(self.module).__mro__ if c.__name__ == "VoiceBox").__module__]
         with torch.no_grad():
-            return codec.encode(theirs.resample(audio, rate or codec.sampling_rate, codec.sampling_rate))
+            return codec.encode(theirs.resample(audio.flatten(1), rate or codec.sampling_rate, codec.sampling_rate))
 
 
 def named(batch: Any) -> Any:

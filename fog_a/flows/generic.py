@@ -74,7 +74,7 @@ class GenericAdapter:
         if channels not in ("first", "last"):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
         self.net = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
-        self.module = unwrapped(net)
+        self.module = unwrapped(net) if isinstance(net, nn.Module) else net
         self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
         self.path: Path = path if callable(path) else linear
         self.sigma, self.channels, self.domains, self._interface = sigma, channels, domains, interface
