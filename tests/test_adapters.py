@@ -355,3 +355,9 @@ def test_the_documents_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(flow.adapter, fog_a.Adapter)
     assert torch.equal(flow.velocity(space["batch"], 0.5, 0), flow.velocity(space["batch"], 0.5, 0))
     assert fog_a.find_blocks(flow, space["batch"]).main.names == space["names"]
+
+
+def test_what_the_adapter_sets_is_not_for_the_batch() -> None:
+    flow = wrap(nn.Linear(3, 3), x="input", t=None)
+    with pytest.raises(BadBatch, match="the batch holds 'input', which is set here, for each t: leave it out"):
+        flow.velocity({"x1": torch.ones(2, 3), "input": torch.ones(2, 3)}, 0.5)

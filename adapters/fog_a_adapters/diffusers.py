@@ -70,6 +70,7 @@ class DiffusersAdapter(GenericAdapter):
             )
         channels = "first" if self.prefix else "last"
         super().__init__(net, None, None, path=path, data="hidden_states", channels=channels, shared=SHARED, **options)
+        self.gives = ("timestep", "return_dict")
 
     @staticmethod
     def matches(model: object) -> bool:

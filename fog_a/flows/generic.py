@@ -75,6 +75,7 @@ class GenericAdapter:
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
         self.net = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
         self.module = unwrapped(net) if isinstance(net, nn.Module) else net
+        self.gives = tuple(name for name in (x, t) if name not in (None, data))
         self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
         self.path: Path = path if callable(path) else linear
         self.sigma, self.channels, self.domains, self._interface = sigma, channels, domains, interface
@@ -120,6 +121,9 @@ class GenericAdapter:
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch
         need(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
+        for name in self.gives:
+            if name in batch:
+                raise BadBatch(f"the batch holds {name!r}, which is set here, for each t: leave it out")
         return moved({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
     def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
