@@ -161,11 +161,9 @@ class Measurement:
             raise Unsupported("method='first_order' is not for sharded models or other engines. Use method='exact'")
         layout, _ = layout_of(one, self.blocks, probing.shape_of(batch))
         change, norm = slopes(one, self.blocks, layout, self.projections, seed, lambda v: self._counts(batch, v))
-        scores = torch.where(norm > 0, change / (norm + EPS), torch.full_like(norm, torch.nan))
-        scores = torch.where(torch.isfinite(scores), scores, torch.full_like(scores, torch.nan))
         self.strategies.add("backward")
         self.notes += [told for told in (note(self.projections),) if told not in self.notes]
-        return scores.T[None].cpu().numpy().astype(np.float32)
+        return _relative(change, norm)[None].transpose(0, 2, 1).astype(np.float32)
 
     def _counts(self, batch: Any, v: Tensor) -> Tensor | None:
         """Where v counts, (B, n); the base velocity is checked on the way."""
@@ -265,8 +263,12 @@ def _ratio(v_k: Tensor, v: Tensor, keep: Tensor | None) -> np.ndarray:
     d, n = probing.per_sample(v_k) - probing.per_sample(v), probing.per_sample(v)
     if keep is not None:
         d, n = torch.where(keep, d, torch.zeros_like(d)), torch.where(keep, n, torch.zeros_like(n))
-    score = d.norm(dim=1) / (n.norm(dim=1) + EPS)
-    score = torch.where(n.norm(dim=1) > 0, score, torch.full_like(score, torch.nan))  # nothing there to change
+    return _relative(d.norm(dim=1), n.norm(dim=1))
+
+
+def _relative(change: Tensor, norm: Tensor) -> np.ndarray:
+    """‖Δv‖ / (‖v‖ + ε); NaN where nothing is there to change, or the change is not finite."""
+    score = torch.where(norm > 0, change / (norm + EPS), torch.full_like(norm, torch.nan))
     return torch.where(torch.isfinite(score), score, torch.full_like(score, torch.nan)).cpu().numpy()
 
 
