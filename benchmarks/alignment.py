@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.aligning.warmup import Warmup
-from fog_a.concepts import Samples
+from fog_a.flows.samples import Samples
 from fog_a.teachers import CachedTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 

@@ -33,7 +33,7 @@ from row_counter import rows
 from ways import BY_HAND, OURS, Way, others, ours, skip_loop
 
 import fog_a
-from fog_a.ablating.footprint import Footprint
+from fog_a.attributing.footprint import Footprint
 
 REPEATS = {"24x64x50x2": 15, "24x256x200x2": 7, "48x256x200x2": 3, "12x512x400x2": 3, "24x1024x200x2": 1}
 OTHERS_AT = ("24x64x50x2", "24x256x200x2")

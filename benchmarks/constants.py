@@ -24,9 +24,9 @@ from nets import case
 from ways import ours
 
 import fog_a
-from fog_a.ablating.layout import measure
-from fog_a.hooks import preserved
-from fog_a.probe import probe
+from fog_a.attributing.layout import measure
+from fog_a.blocks.untouched import preserved
+from fog_a.flows.case import probe
 
 LAYERS = 24
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import fog_a
-from fog_a.concepts import Samples
+from fog_a.flows.samples import Samples
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit.data import load_corpus
 from fog_a_adapters.dit.flow import MelBatch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import fog_a
-from fog_a.integrations.transformers import AlignedTrainer
+from fog_a.aligning.transformers import AlignedTrainer
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.data import collate, load_corpus

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import fog_a
-from fog_a.integrations.lightning import AlignmentCallback
+from fog_a.aligning.lightning import AlignmentCallback
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.data import collate, load_corpus

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fog_a
 from fog_a.aligning.alignment import AGREPA
-from fog_a.scoring.selection import Choice, Selection
+from fog_a.scores.selection import Choice, Selection
 
 CHOSEN = Selection(
     domains={

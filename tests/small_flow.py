@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
-from fog_a.concepts import Samples
+from fog_a.flows.samples import Samples
 
 WIDTH, CHANNELS, TEACHER = 16, 6, 5
 

@@ -14,12 +14,14 @@ from flow_cases import CASES, Case
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.concepts import Adapter
+from fog_a.blocks.calls import hooked
+from fog_a.blocks.gate import gate
+from fog_a.blocks.tap import tap
+from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadBatch, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.draws import noise, spans
-from fog_a.hooks import gate, hooked, tap
-from fog_a.state import preserved, rng
+from fog_a.flows.flow import Adapter
+from fog_a.flows.noise import noise, spans
 
 pytestmark = [
     # Theirs, raised where our code calls them.

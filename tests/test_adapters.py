@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
-from fog_a.flows import adapters
-from fog_a.flows.adapters import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
+from fog_a.flows import wrapping as adapters
 from fog_a.flows.dicts import moved
-from fog_a.flows.draws import content_ids, noise, spans, uniform
 from fog_a.flows.frames import token_mask
+from fog_a.flows.noise import content_ids, noise, spans, uniform
+from fog_a.flows.wrapping import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
 
 
 class Net(nn.Module):
@@ -187,7 +187,7 @@ def test_table_knows_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_wrapping_imports_no_model_package() -> None:
     code = (
         "import sys, fog_a, torch; flow = fog_a.wrap(torch.nn.Linear(2, 2), x='input', t=None)\n"
-        "from fog_a.flows.adapters import adapter_table; adapter_table()\n"
+        "from fog_a.flows.wrapping import adapter_table; adapter_table()\n"
         "print([m for m in ('f5_tts', 'voicebox_pytorch', 'matcha', 'diffusers', 'flow_matching') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

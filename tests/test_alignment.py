@@ -28,7 +28,7 @@ from fog_a.errors import (
     UnknownBlock,
     Unsupported,
 )
-from fog_a.scoring.selection import Choice, Selection
+from fog_a.scores.selection import Choice, Selection
 from fog_a.teachers import SelfTeacher
 
 CHOSEN = Selection(

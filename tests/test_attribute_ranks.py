@@ -118,7 +118,7 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     scores = {}
     for name, start in (("one", ""), ("two", "torch.distributed.run --standalone --nproc-per-node=2 -m")):
         out = tmp_path / name
-        command = [sys.executable, "-m", *start.split(), "fog_a.cli", *options, "--out", str(out)]
+        command = [sys.executable, "-m", *start.split(), "fog_a.shell.cli", *options, "--out", str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("blocks.3") == 1  # one rank prints

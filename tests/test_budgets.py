@@ -14,12 +14,12 @@ from torch import Tensor
 from trap_nets import CLEAR, HARD
 
 import fog_a
-from fog_a.ablating import variants as ways
-from fog_a.ablating.footprint import Footprint
-from fog_a.ablating.variants import parse_bytes
-from fog_a.concepts import Blocks
+from fog_a.attributing import variants as ways
+from fog_a.attributing.footprint import Footprint
+from fog_a.attributing.variants import parse_bytes
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import hooked
 from fog_a.errors import FogError, Unsupported
-from fog_a.hooks import hooked
 
 ROUNDING = 2e-5
 KIB = 1024

@@ -14,7 +14,7 @@ from small_nets import Net, tokens
 from torch import nn
 
 import fog_a
-from fog_a.ablating.cells import Cells
+from fog_a.attributing.cells import Cells
 from fog_a.errors import BadScores
 
 

@@ -17,10 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from fog_a import cli
 from fog_a.errors import BadArgument
-from fog_a.scoring.scores import Scores
-from fog_a.shell import arguments, tree
+from fog_a.scores.scores import Scores
+from fog_a.shell import arguments, cli, tree
 
 NETS = """
 import torch
@@ -379,7 +378,7 @@ def test_safetensors_batch(shell: Shell) -> None:
 
 
 def test_moved_keeps_the_nesting() -> None:
-    from fog_a.concepts import Inputs
+    from fog_a.flows.samples import Inputs
 
     value = {"a": [torch.ones(1), (torch.ones(2), "text", None)], "b": Inputs(torch.ones(3), k=torch.ones(4))}
     out = arguments.moved(value, "meta")
@@ -391,7 +390,7 @@ def test_moved_keeps_the_nesting() -> None:
 def test_the_installed_command(tmp_path: Path) -> None:
     """As a process of its own: entry point, exit code, no heavy import for --help."""
     done = subprocess.run(
-        [sys.executable, "-m", "fog_a.cli", "plot", "none.json"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "fog_a.shell.cli", "plot", "none.json"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and "cannot read none.json" in done.stderr and "Traceback" not in done.stderr
     code = (

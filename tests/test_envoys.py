@@ -13,7 +13,7 @@ from own_zoo import CASES as ZOO
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.ablating.envoys import Envoys
+from fog_a.attributing.nnsight import Envoys
 from fog_a.errors import MissingDependency, NotResidual, Unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*", "ignore::DeprecationWarning", "ignore::FutureWarning")

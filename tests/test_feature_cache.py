@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fog_a.concepts import Samples, Teacher
 from fog_a.errors import BadFeatures
+from fog_a.flows.samples import Samples
 from fog_a.teachers.cached import CachedTeacher, key, prints
+from fog_a.teachers.teacher import Teacher
 
 
 class Moments:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from trap_nets import CLEAR, HARD
 
 import fog_a
-from fog_a.ablating.first_order import shrinkage
-from fog_a.batches import velocity_of
+from fog_a.attributing.first_order import shrinkage
 from fog_a.errors import BadArgument, ShapeMismatch, Unsupported
+from fog_a.flows.batches import velocity_of
 
 STEP = 1e-4
 

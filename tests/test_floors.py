@@ -6,6 +6,7 @@ Read from the source by ast: nothing is imported, so a violation shows even wher
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,50 +14,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Each floor in reading order, `folder: files`: a file imports from lower floors, and on its own floor from files that
-# stand before it.
-FLOORS = {
-    "words": ["errors concepts leaves"],
-    "tools": [
-        "scoring: statistics ranking stopping text files scores selection",
-        "state hooks batches",
-        "flows: frames draws dicts generic adapters clean",
-        "teachers: weights waveforms descriptors routing encoders cached weightless whisper beats __init__",
-        "ranks probe",
-    ],
-    "finding": ["finding: trace operations streams owners passages likeness levels blocks"],
-    "methods": [
-        "ablating: calls skipping footprint layout prefix fanout variants first_order envoys cells",
-        "ablating: measurement ablation",
-        "probing: similarity ridge depth bitc teachings lens controls gradients storage",
-    ],
-    "training": ["aligning: heads schedules recipe targets listening slots width released warmup alignment"],
-    "shell": [
-        "__init__",
-        "showing: canvas plot plot_lines page report",
-        "shell: options arguments pictures tree",
-        "cli",
-        "integrations: lightning transformers",
-    ],
-}
-
-
-def stems(line: str) -> list[str]:
-    """The files of one line of FLOORS, as paths below fog_a without `.py`."""
-    folder, _, files = line.rpartition(":")
-    return [f"{folder}/{name}" if folder else name for name in files.split()]
-
-
-ORDER = [name for lines in FLOORS.values() for line in lines for name in stems(line)]
-FLOOR = {name: floor for floor, lines in FLOORS.items() for line in lines for name in stems(line)}
-
-# Methods stand side by side: neither imports the other.
-METHODS = ("ablating", "probing")
-
-# Upward imports inside a function, each with its reason: a method that is sugar for something above it.
-LATE_UP: dict[tuple[str, str], str] = {
-    ("scoring/scores", "showing/plot"): "Scores.plot() is a shorthand for plot_scores(scores)",
-}
+# Rooms from the ground up: a file imports from rooms of lower floors, or from its own room. Rooms of one floor stand
+# side by side: none imports another.
+FLOORS = [
+    {"errors"},
+    {"ranks", "blocks", "scores"},
+    {"flows"},
+    {"finding", "teachers"},
+    {"attributing", "probing"},
+    {"aligning", "shell"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
+LONGEST = 350
+"""Lines of a file, at most."""
 
 # Never imported when a file of fog_a is: a user who only wants to attribute pays for none of them.
 HEAVY = {
@@ -65,12 +35,9 @@ HEAVY = {
 }  # fmt: skip
 
 # Files of fog_a that name fog_a_adapters at all: the shell reaches the bundled DiT, late and by name.
-SHELL_TO_BUNDLED = {"cli"}
+SHELL_TO_BUNDLED = {"shell/cli"}
 
-# A folder's __init__ says what the folder is for, and imports nothing; those with a place in FLOORS hold names.
-FILES = sorted(
-    p for p in (ROOT / "fog_a").glob("**/*.py") if p.name != "__init__.py" or p.parent.name in ("fog_a", "teachers")
-)
+FILES = sorted(p for p in (ROOT / "fog_a").glob("**/*.py") if p != ROOT / "fog_a" / "__init__.py")
 ALL_FILES = [*FILES, *sorted((ROOT / "adapters").glob("**/*.py"))]
 
 
@@ -78,12 +45,16 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT / "fog_a").with_suffix("").as_posix()
 
 
+def room_of(name: str) -> str:
+    return name.split("/")[0]
+
+
 def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
-    """Every imported module as a dotted path, and whether it is imported only when a function runs."""
+    """Every imported module as a dotted path, and whether it is imported only when a function runs, or for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            for kind in node.orelse:
-                yield from imports(ast.Module([kind], []), late)
+            yield from imports(ast.Module(node.body, []), late=True)
+            yield from imports(ast.Module(node.orelse, []), late)
         elif isinstance(node, ast.Import):
             yield from ((alias.name, late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,52 +69,50 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
 
-def edges(path: Path) -> set[tuple[str, bool]]:
-    """The files of fog_a that this one imports."""
-    found = set()
-    for module, late in imports(parse(path)):
-        there = module.removeprefix("fog_a.").replace(".", "/")
-        if module.startswith("fog_a."):
-            found |= {(name, late) for name in (there, f"{there}/__init__") if name in FLOOR}
-    return found
+NAMES = {name_of(p) for p in FILES}
 
 
-def test_every_file_has_a_floor() -> None:
-    missing, gone = {name_of(p) for p in FILES} - FLOOR.keys(), FLOOR.keys() - {name_of(p) for p in FILES}
-    assert not missing, f"give {missing} a floor in tests/test_floors.py"
-    assert not gone, f"{gone} stand in tests/test_floors.py and nowhere else"
+def edges(path: Path, *, late: bool = True) -> set[str]:
+    """The files of fog_a that this one imports, late or not, for type checkers only or not."""
+    found = [module for module, when in imports(parse(path)) if late or not when]
+    modules = {module.removeprefix("fog_a.").replace(".", "/") for module in found}
+    return {name for module in modules for name in (module, f"{module}/__init__") if name in NAMES} - {name_of(path)}
 
 
-def test_a_folder_says_what_it_is_for() -> None:
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(name) for name in NAMES}
+    assert rooms == set(FLOOR), f"rooms without a floor or floors without a room: {rooms ^ set(FLOOR)}"
+    assert len(FLOORS) <= 6
+
+
+def test_a_room_says_what_it_is_for() -> None:
     for path in sorted((ROOT / "fog_a").glob("*/__init__.py")):
-        tree = parse(path)
-        assert ast.get_docstring(tree), f"{path.parent.name} does not say what it is for"
-        assert name_of(path) in FLOOR or not list(imports(tree)), f"{path} imports, but has no place in FLOORS"
+        assert ast.get_docstring(parse(path)), f"{path.parent.name} does not say what it is for"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
-    here = name_of(path)
-    if here not in FLOOR:
-        pytest.fail(f"{here} has no floor")
-    wrong = []
-    for there, late in edges(path) - {(here, True), (here, False)}:
-        down = there in FLOOR and ORDER.index(there) < ORDER.index(here)
-        across = {here.split("/")[0], there.split("/")[0]} == set(METHODS)
-        if (across or not down) and not (late and (here, there) in LATE_UP):
-            wrong.append(f"{here} ({FLOOR[here]}) imports {there} ({FLOOR.get(there)}){', late' if late else ''}")
-    assert not wrong, wrong
+    room = room_of(name_of(path))
+    up = [there for there in edges(path) if room_of(there) != room and FLOOR[room_of(there)] >= FLOOR[room]]
+    assert not up, f"{name_of(path)} (floor {FLOOR[room]}) imports {up}"
 
 
-def test_declared_edges_are_in_use() -> None:
-    used = {(name_of(p), there) for p in FILES for there, late in edges(p) if late}
-    assert not LATE_UP.keys() - used, f"these exceptions are not needed: {LATE_UP.keys() - used}"
+def test_no_circle() -> None:
+    try:
+        list(graphlib.TopologicalSorter({name_of(p): edges(p, late=False) for p in FILES}).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"these files import each other in a circle: {error.args[1]}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_core_is_light(path: Path) -> None:
     now = {module.split(".")[0] for module, late in imports(parse(path)) if not late}
-    now -= {name_of(path).removeprefix("integrations/")}  # an integration is imported by who uses that library
+    now -= {name_of(path).removeprefix("aligning/")}  # an integration is imported by who uses that library
     assert not now & HEAVY, f"{name_of(path)} imports {now & HEAVY} at module level"
     ever = {module.split(".")[0] for module, _ in imports(parse(path))}
     if name_of(path) not in SHELL_TO_BUNDLED:
@@ -152,14 +121,14 @@ def test_core_is_light(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_hooks_have_one_home(path: Path) -> None:
-    if path == ROOT / "fog_a" / "hooks.py":
+    if path == ROOT / "fog_a" / "blocks" / "calls.py":
         return
     calls = [
         node.lineno
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and node.attr.endswith("hook")
     ]
-    assert not calls, f"{path.name}: lines {calls} register hooks; only fog_a/hooks.py may"
+    assert not calls, f"{path.name}: lines {calls} register hooks; only fog_a/blocks/calls.py may"
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -182,4 +151,4 @@ def test_ast_sees_what_it_must() -> None:
     )
     seen = {module: late for module, late in imports(tree)}
     assert {m for m, late in seen.items() if not late} == {"a", "b", "b.c", "g", "j"}
-    assert {m for m, late in seen.items() if late} == {"e", "h", "h.i"}
+    assert {m for m, late in seen.items() if late} == {"d", "e", "h", "h.i"}

@@ -16,7 +16,7 @@ import pytest
 from torch.utils.data import Dataset
 
 import fog_a
-from fog_a.cli import main
+from fog_a.shell.cli import main
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = ("f5_tts", "voicebox", "cosyvoice")

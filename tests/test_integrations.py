@@ -87,7 +87,7 @@ class TestLightning:
         import lightning.pytorch as pl
         from lightning.pytorch.loggers import CSVLogger
 
-        from fog_a.integrations.lightning import AlignmentCallback
+        from fog_a.aligning.lightning import AlignmentCallback
 
         flow = a_flow()
         reg = AGREPA(flow, two_teachers(), **OPTIONS)
@@ -137,7 +137,7 @@ class TestLightning:
     def test_a_checkpoint_is_validated_elsewhere(self, tmp_path: Path) -> None:
         import lightning.pytorch as pl
 
-        from fog_a.integrations.lightning import AlignmentCallback
+        from fog_a.aligning.lightning import AlignmentCallback
 
         module, _, _ = self.fit(tmp_path, 1)
         again, reg, _ = self.fit(tmp_path / "b", 0)
@@ -152,7 +152,7 @@ class TestLightning:
     def test_the_name_is_not_taken_from_another(self) -> None:
         import lightning.pytorch as pl
 
-        from fog_a.integrations.lightning import AlignmentCallback
+        from fog_a.aligning.lightning import AlignmentCallback
 
         class Other(pl.LightningModule):
             ag_repa = 3
@@ -166,7 +166,7 @@ class TestTrainer:
     def trainer(self, folder: Path, steps: int) -> tuple[Any, AGREPA, Any]:
         from transformers import TrainingArguments
 
-        from fog_a.integrations.transformers import AlignedTrainer
+        from fog_a.aligning.transformers import AlignedTrainer
 
         flow = a_flow()
         reg = AGREPA(flow, two_teachers(), **OPTIONS)
@@ -205,7 +205,7 @@ class TestTrainer:
         """Also where the model divides its own loss by the number of items, and the Trainer divides no more."""
         from transformers import TrainerCallback, TrainingArguments
 
-        from fog_a.integrations.transformers import AlignedTrainer
+        from fog_a.aligning.transformers import AlignedTrainer
 
         class Items(Loss):
             def forward(self, labels: Any = None, num_items_in_batch: Any = None, **batch: Any) -> dict[str, Tensor]:

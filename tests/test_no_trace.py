@@ -148,7 +148,7 @@ def test_a_trace_would_be_seen(name: str) -> None:
 
 def gated(net: nn.Module, x: Tensor, **options: Any) -> None:
     """gate and tap by hand, in the mode the model is in; what the model itself does to its state is taken back."""
-    with fog_a.hooks.preserved(net):
+    with fog_a.blocks.untouched.preserved(net):
         blocks = fog_a.find_blocks(net, x, **options)
         run = options.get("forward") or (lambda m, b: m(b))
         with fog_a.gate(blocks, 0.5), fog_a.gate(blocks[:1], 0), fog_a.tap(blocks) as h:

@@ -94,7 +94,7 @@ def test_entry_points_are_all_real(wheel: zipfile.ZipFile) -> None:
         home = f"{path}.py" if f"{path}.py" in names else f"{path}/__init__.py"
         assert home in names, f"{target}: no such file in the wheel"
         assert cls in wheel.read(home).decode(), f"{target}: {home} does not name {cls}"
-    assert parser["console_scripts"]["fog-a"] == "fog_a.cli:main"
+    assert parser["console_scripts"]["fog-a"] == "fog_a.shell.cli:main"
 
 
 def test_command_line_starts(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from fog_a.errors import MissingDependency, ShapeMismatch
-from fog_a.scoring.scores import Scores
-from fog_a.showing.canvas import edges
-from fog_a.showing.plot import plot_scatter, plot_scd, plot_scores
-from fog_a.showing.plot_lines import plot_curves, plot_stability, plot_training
+from fog_a.scores.canvas import edges
+from fog_a.scores.curves import plot_curves, plot_stability, plot_training
+from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
+from fog_a.scores.scores import Scores
 
 LAYERS = tuple(f"blocks.{i}" for i in range(12))
 MEANS = 0.02 + 0.1 * np.exp(-np.arange(12) / 3)
@@ -237,7 +237,7 @@ def test_scores_plot_is_plot_scores(tmp_path: Path) -> None:
 def test_pyplot_is_not_touched() -> None:
     code = (
         "import sys, numpy as np, matplotlib; before = dict(matplotlib.rcParams)\n"
-        "from fog_a.scoring.scores import Scores\nfrom fog_a.showing.plot_lines import plot_curves\n"
+        "from fog_a.scores.scores import Scores\nfrom fog_a.scores.curves import plot_curves\n"
         "s = Scores(np.random.rand(20, 2, 3), ('a', 'b', 'c'), times=(.2, .8))\n"
         "s.plot(); plot_curves(s)\n"
         "assert 'matplotlib.pyplot' not in sys.modules and dict(matplotlib.rcParams) == before"

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, layer_norm, normalize
 
 import fog_a
-from fog_a.concepts import Samples
 from fog_a.errors import BadBatch, BadFeatures, NoActivations, ShapeMismatch, Unsupported
-from fog_a.flows.adapters import Flow, wrap
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import wrap
 from fog_a.probing.bitc import BiTC
-from fog_a.probing.gradients import gradnorm
-from fog_a.probing.storage import lasp
+from fog_a.probing.gradnorm import gradnorm
+from fog_a.probing.lasp import lasp
 
 D = 12
 

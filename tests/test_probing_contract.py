@@ -11,9 +11,10 @@ from flow_cases import CASES
 from torch import Tensor, nn
 
 import fog_a
+from fog_a.blocks.calls import hooked
+from fog_a.blocks.tree import leaves
+from fog_a.blocks.untouched import preserved, rng
 from fog_a.flows.clean import clean_input
-from fog_a.hooks import hooked, preserved, rng
-from fog_a.leaves import leaves
 
 pytestmark = [
     # Theirs, raised where our code calls them.

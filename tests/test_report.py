@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from fog_a.scoring.scores import Scores
-from fog_a.showing.page import Table, picture
-from fog_a.showing.report import report
+from fog_a.scores.scores import Scores
+from fog_a.shell.page import Table, picture
+from fog_a.shell.report import report
 
 MEANS = np.array([0.17, 0.02, 0.09, 0.03])
 
@@ -117,7 +117,7 @@ def test_everything_given_is_escaped() -> None:
 def report_png() -> bytes:
     import io
 
-    from fog_a.showing.canvas import figure
+    from fog_a.scores.canvas import figure
 
     buffer = io.BytesIO()
     figure(1, 1).savefig(buffer, format="png")

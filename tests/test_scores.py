@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fog_a.errors import BadScores, MissingDependency, ShapeMismatch
-from fog_a.scoring.scores import FewSamples, Scores
+from fog_a.scores.scores import FewSamples, Scores
 
 TIMES = (0.125, 0.375, 0.625, 0.875)
 LAYERS = tuple(f"blocks.{i}" for i in range(5))

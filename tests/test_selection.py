@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fog_a.errors import BadOutput, BadScores, ShapeMismatch, UnknownBlock
-from fog_a.scoring.scores import Scores
-from fog_a.scoring.selection import Selection, select
+from fog_a.scores.scores import Scores
+from fog_a.scores.selection import Selection, select
 
 NAMES = [f"blocks.{i}" for i in range(4)]
 SIGNATURE: dict[str, Any] = {"class": "net.Net", "blocks": NAMES, "parameters": 99}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from fog_a.scoring.statistics import agreement, bootstrap_interval, bootstrap_top, finite_mean, top
-from fog_a.scoring.stopping import settled
+from fog_a.scores.settling import settled
+from fog_a.scores.statistics import agreement, bootstrap_interval, bootstrap_top, finite_mean, top
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 

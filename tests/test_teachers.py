@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fog_a import concepts
-from fog_a.concepts import Blocks, ResidualBlock, Samples, Teacher
+from fog_a.blocks import block as concepts
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.errors import (
     BadBatch,
     BadFeatures,
@@ -25,6 +25,7 @@ from fog_a.errors import (
     UnknownBlock,
     Unsupported,
 )
+from fog_a.flows.samples import Samples
 from fog_a.teachers import (
     BEATsTeacher,
     HFAudioTeacher,
@@ -34,6 +35,7 @@ from fog_a.teachers import (
     routing,
     weightless,
 )
+from fog_a.teachers.teacher import Teacher
 
 RATE = 16_000
 

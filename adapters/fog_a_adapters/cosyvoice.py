@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
+from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.adapters import is_a
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.draws import noise, uniform
 from fog_a.flows.frames import along, real, token_mask
 from fog_a.flows.generic import times
+from fog_a.flows.noise import noise, uniform
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import is_a
 from fog_a_adapters.matcha import channels_first
 
 KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")

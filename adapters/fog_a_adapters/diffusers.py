@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
+from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.adapters import is_a
 from fog_a.flows.frames import as_tokens, token_mask
 from fog_a.flows.generic import GenericAdapter, arguments
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import is_a
 
 # What a flow transformer's pipeline gives as timestep at τ = 1.
 FLOWS = {

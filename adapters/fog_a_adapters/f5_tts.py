@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
-from fog_a.flows.adapters import is_a
+from fog_a.blocks.block import ResidualBlock
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.draws import noise, spans, uniform
 from fog_a.flows.frames import along, real, token_mask
 from fog_a.flows.generic import arguments, linear, times
+from fog_a.flows.noise import noise, spans, uniform
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import is_a
 
 KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from fog_a.errors import Unsupported
-from fog_a.flows.adapters import is_a
 from fog_a.flows.generic import GenericAdapter
+from fog_a.flows.wrapping import is_a
 
 
 class FlowMatchingAdapter(GenericAdapter):

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
-from fog_a.flows.adapters import is_a
+from fog_a.blocks.block import ResidualBlock
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.draws import noise
 from fog_a.flows.frames import real, token_mask
 from fog_a.flows.generic import times
+from fog_a.flows.noise import noise
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import is_a
 
 TEXT = ("x", "x_lengths", "y", "y_lengths", "spks", "durations")
 DECODER = ("x1", "mask", "mu", "spks", "cond")

@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fog_a.concepts import ResidualBlock, Samples
+from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
-from fog_a.flows.adapters import is_a
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.draws import noise, spans, uniform
 from fog_a.flows.frames import along, token_mask
 from fog_a.flows.generic import times
+from fog_a.flows.noise import noise, spans, uniform
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import is_a
 
 KEYWORDS = ("x1", "mask", "semantic_token_ids", "phoneme_ids", "cond", "cond_mask", "input_sampling_rate")
 HINT = "Its keywords: " + ", ".join(KEYWORDS)

@@ -16,7 +16,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.flows.adapters import Flow
+from fog_a.flows.flow import Flow
 
 
 class Aligned(nn.Module):

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.concepts import Samples
 from fog_a.errors import Unsupported
+from fog_a.flows.samples import Samples
 from fog_a.teachers import BEATsTeacher
 from fog_a.teachers.cached import key
 from fog_a.teachers.weights import frozen

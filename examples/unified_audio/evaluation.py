@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.concepts import Samples
 from fog_a.errors import BadArgument
+from fog_a.flows.samples import Samples
 from fog_a_adapters.dit.measures import MelEmbedding, frechet
 from fog_a_adapters.dit.mel import RATE, optional
 

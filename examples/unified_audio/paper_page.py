@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fog_a.scoring.scores import Scores
-from fog_a.showing.page import Html, Table
-from fog_a.showing.report import report
+from fog_a.scores.scores import Scores
+from fog_a.shell.page import Html, Table
+from fog_a.shell.report import report
 from fog_a_adapters.dit.arms import ARMS
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.paper_tables import PaperTable, shown

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fog_a.scoring.scores import Scores
+from fog_a.scores.scores import Scores
 from fog_a_adapters.dit.compare import read_json
 from fog_a_adapters.dit.contrasts import Estimate, estimate
 from fog_a_adapters.dit.tables import plain

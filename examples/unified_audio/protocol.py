@@ -24,9 +24,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument
-from fog_a.flows.adapters import Flow, wrap
-from fog_a.hooks import preserved
+from fog_a.flows.flow import Flow
+from fog_a.flows.wrapping import wrap
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.model import DiTConfig

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, BadOutput, BadScores, MissingDependency, Unsupported
-from fog_a.state import rng
 from fog_a_adapters.dit.files import write_json, write_state
 from fog_a_adapters.dit.mel import optional
 from unified_audio.stage2 import Average

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, MissingDependency, NoWeights
-from fog_a.state import rng
 from fog_a_adapters.dit.files import write
 from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, magnitudes, optional
 

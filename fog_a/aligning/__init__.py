@@ -1,1 +1,1 @@
-"""AGREPA: probes, selects, aligns, inside a training loop that is not ours."""
+"""AGREPA: probes, selects, aligns, in a training loop that is not ours; `lightning` and `transformers` are two."""

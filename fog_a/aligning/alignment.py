@@ -25,12 +25,14 @@ from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import Target, merged, targets
 from fog_a.aligning.warmup import Warmup, identity
 from fog_a.aligning.width import measured_widths, slot_widths, stream_width
-from fog_a.concepts import Blocks, Samples
+from fog_a.blocks.block import Blocks
 from fog_a.errors import BadBatch, ShapeMismatch
-from fog_a.flows.adapters import Flow, wrap
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import wrap
 from fog_a.ranks import Group, inside_ddp, total, world
-from fog_a.scoring.scores import Scores
-from fog_a.scoring.selection import Selection
+from fog_a.scores.scores import Scores
+from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
 from fog_a.teachers.weightless import SelfTeacher
 

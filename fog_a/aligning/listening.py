@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from fog_a.aligning.targets import Tokens
-from fog_a.concepts import Blocks, ResidualBlock, Samples, Spot
+from fog_a.blocks.block import Blocks, ResidualBlock, Spot
+from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.blocks.tap import tap
 from fog_a.errors import BadScores, NoActivations, ShapeMismatch
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import hooked, named_modules, tap, unwrapped
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
 
 
 class Listening:

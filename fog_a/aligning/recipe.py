@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import Unsupported
-from fog_a.scoring.selection import Weighting
+from fog_a.scores.selection import Weighting
 from fog_a.teachers.descriptors import Norm
 
 PRESETS: dict[str, dict[str, Any]] = {

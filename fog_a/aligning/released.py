@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fog_a.aligning.recipe import Recipe
-from fog_a.concepts import Blocks
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.gate import gate
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import Unsupported
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import gate, preserved
+from fog_a.flows.flow import Flow
 
 
 def as_released(flow: Flow, batch: Any, blocks: Blocks, t: float, seed: int, recipe: Recipe) -> Tensor:

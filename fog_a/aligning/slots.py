@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fog_a.aligning.heads import Head
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.targets import Target, Tokens, aligned_frames
+from fog_a.blocks.untouched import rng
 from fog_a.errors import ShapeMismatch
 from fog_a.ranks import Group, shared, world
-from fog_a.scoring.selection import Selection
-from fog_a.state import rng
+from fog_a.scores.selection import Selection
 from fog_a.teachers.descriptors import normalized, temporal_mean
 
 

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fog_a.aligning.heads import resample
-from fog_a.concepts import Samples
+from fog_a.blocks.untouched import rng
 from fog_a.errors import BadBatch, BadFeatures, Unsupported
-from fog_a.state import rng
+from fog_a.flows.samples import Samples
 from fog_a.teachers.routing import by_domain, route, take
 from fog_a.teachers.weightless import SelfTeacher
 

@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fog_a.ablating.ablation import attribute
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.released import as_released
 from fog_a.aligning.width import few
-from fog_a.batches import signature
-from fog_a.concepts import Blocks, Samples
+from fog_a.attributing.attribute import attribute
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadOutput, FogError, ShapeMismatch, Unsupported
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import preserved
+from fog_a.flows.batches import signature
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
 from fog_a.ranks import Group, from_first, is_first, world
-from fog_a.scoring.scores import Scores
-from fog_a.scoring.selection import Selection, select
+from fog_a.scores.scores import Scores
+from fog_a.scores.selection import Selection, select
 
 log = logging.getLogger("fog_a")
 Rows = list[dict[str, Any]]

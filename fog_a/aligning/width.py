@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from fog_a.concepts import Blocks
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.tap import tap
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import preserved, tap
+from fog_a.flows.flow import Flow
 
 
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:

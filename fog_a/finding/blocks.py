@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fog_a.batches import Forward
-from fog_a.concepts import Blocks, LeafPath, Passage, ResidualBlock, Site, Spot
+from fog_a.blocks.block import Blocks, Passage, ResidualBlock, Site, Spot
+from fog_a.blocks.calls import named_modules
+from fog_a.blocks.tree import LeafPath
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.levels import Layer, Levels
 from fog_a.finding.likeness import pattern
@@ -28,9 +30,9 @@ from fog_a.finding.owners import Branch, own
 from fog_a.finding.passages import through
 from fog_a.finding.streams import Update, analyse
 from fog_a.finding.trace import Call, Trace, record
-from fog_a.flows.adapters import Flow as WrappedFlow
-from fog_a.hooks import named_modules, preserved
-from fog_a.probe import probe
+from fog_a.flows.batches import Forward
+from fog_a.flows.case import probe
+from fog_a.flows.flow import Flow as WrappedFlow
 
 
 def find_blocks(

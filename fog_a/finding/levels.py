@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fog_a.concepts import LeafPath
+from fog_a.blocks.tree import LeafPath
 from fog_a.finding.likeness import Likeness, item, numbered, pattern, period
 from fog_a.finding.owners import Branch, parts
 from fog_a.finding.passages import chain, through

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fog_a.concepts import LeafPath
+from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
 from fog_a.finding.streams import Flow, Update, operands
 from fog_a.finding.trace import Call

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fog_a.concepts import LeafPath, Passage
+from fog_a.blocks.block import Passage
+from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, NORM, POINTWISE, SCALE, SUM, base
 from fog_a.finding.streams import Flow, Update, operands
 from fog_a.finding.trace import Op, Ref

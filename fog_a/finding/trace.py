@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fog_a.concepts import LeafPath
-from fog_a.hooks import watch
-from fog_a.leaves import leaves
+from fog_a.blocks.calls import watch
+from fog_a.blocks.tree import LeafPath, leaves
 
 # what these make has the shape of their input, not its data
 _BLANK = frozenset(

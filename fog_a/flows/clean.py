@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import hooked, unwrapped
-from fog_a.leaves import leaf, leaves, replaced
+from fog_a.blocks.calls import hooked, unwrapped
+from fog_a.blocks.tree import leaf, leaves, replaced
+from fog_a.flows.flow import Flow
 
 
 @contextlib.contextmanager

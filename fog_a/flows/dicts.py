@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from fog_a.concepts import Samples
+from fog_a.blocks.tree import leaves, replaced
 from fog_a.errors import BadBatch
-from fog_a.flows.draws import content_ids
-from fog_a.leaves import leaves, replaced
+from fog_a.flows.noise import content_ids
+from fog_a.flows.samples import Samples
 
 ABOUT = ("ids", "domains", "audio", "rate", "audio_lengths")
 """Keys of a batch that tell of its samples and are not given to the network."""

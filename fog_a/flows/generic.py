@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
+from fog_a.blocks.block import ResidualBlock
+from fog_a.blocks.calls import unwrapped
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.dicts import ABOUT, described, moved, need
-from fog_a.flows.draws import noise
 from fog_a.flows.frames import along, as_tokens, token_mask
-from fog_a.hooks import unwrapped
+from fog_a.flows.noise import noise
+from fog_a.flows.samples import Samples
 
 Path = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

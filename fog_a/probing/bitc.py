@@ -17,17 +17,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import Samples, Teacher
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.adapters import wrap
 from fog_a.flows.frames import token_mask
-from fog_a.hooks import preserved
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import wrap
 from fog_a.probing.depth import Reading, read_depth
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
-from fog_a.scoring.scores import Scores
+from fog_a.scores.scores import Scores
 from fog_a.teachers.descriptors import Norm, descriptor
 from fog_a.teachers.routing import Features, Routed, Teachers, check_teachers, route
+from fog_a.teachers.teacher import Teacher
 
 ALL = "all"
 """The key of the one head where one teacher serves every domain."""

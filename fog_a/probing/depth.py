@@ -16,14 +16,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.batches import Forward, call, each, signature
-from fog_a.concepts import Blocks, ResidualBlock, Samples
+from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.tap import tap
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.adapters import Flow
+from fog_a.flows.batches import Forward, call, each, signature
 from fog_a.flows.clean import clean_input
+from fog_a.flows.flow import Flow
 from fog_a.flows.frames import as_tokens, token_mask
-from fog_a.hooks import preserved, tap
+from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import Norm, descriptor
 from fog_a.teachers.routing import Features, Teachers, route
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.concepts import Inputs
 from fog_a.errors import BadArgument, BadBatch
-from fog_a.flows.adapters import Flow, wrap
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Inputs
+from fog_a.flows.wrapping import wrap
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 

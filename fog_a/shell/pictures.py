@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fog_a.errors import BadArgument
-from fog_a.scoring.scores import Scores
+from fog_a.scores.canvas import Labels
+from fog_a.scores.curves import plot_curves, plot_stability
+from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
+from fog_a.scores.scores import Scores
 from fog_a.shell.options import Picture
-from fog_a.showing.canvas import Labels
-from fog_a.showing.plot import plot_scatter, plot_scd, plot_scores
-from fog_a.showing.plot_lines import plot_curves, plot_stability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fog_a.concepts import Blocks, ResidualBlock
+from fog_a.blocks.block import Blocks, ResidualBlock
 
 
 def tree(found: Blocks) -> str:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.concepts import Samples
 from fog_a.errors import MissingDependency, NoWeights
+from fog_a.flows.samples import Samples
 from fog_a.teachers.waveforms import by_length, one_of, waveforms
 from fog_a.teachers.weights import fingerprint, frozen
 

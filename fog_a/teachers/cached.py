@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fog_a.concepts import Samples, Teacher
 from fog_a.errors import BadFeatures
+from fog_a.flows.samples import Samples
 from fog_a.teachers.routing import checked, take
+from fog_a.teachers.teacher import Teacher
 
 
 class CachedTeacher:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fog_a.concepts import Samples
 from fog_a.errors import Unsupported
+from fog_a.flows.samples import Samples
 from fog_a.teachers.waveforms import by_length, waveforms
 from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
 

@@ -1,7 +1,7 @@
 """Which teacher reads which samples: speech to one, sound to the other, any number of domains.
 
 >>> import torch
->>> from fog_a.concepts import Samples
+>>> from fog_a.flows.samples import Samples
 >>> class Ones:
 ...     name, dim, domain = "ones", 3, None
 ...     def __call__(self, samples):
@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.concepts import Samples, Teacher
 from fog_a.errors import BadBatch, BadFeatures, Unsupported
+from fog_a.flows.samples import Samples
+from fog_a.teachers.teacher import Teacher
 
 T = TypeVar("T")
 

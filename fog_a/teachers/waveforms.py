@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.concepts import Samples
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, Unsupported
+from fog_a.flows.samples import Samples
 
 
 def waveforms(samples: Samples, rate: int, teacher: str) -> list[Float[Tensor, "_"]]:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fog_a.concepts import Blocks, ResidualBlock, Samples
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.errors import NoBlocksFound, UnknownBlock, Unsupported
+from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import temporal_mean
 from fog_a.teachers.waveforms import by_length, waveforms
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.concepts import ResidualBlock, Samples
+from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
 from fog_a.flows.dicts import described, moved, need
+from fog_a.flows.samples import Samples
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.interface import frame_mask
 

@@ -21,14 +21,14 @@ from typing import Any
 
 from torch import nn
 
-from fog_a.ablating.ablation import attribute
+from fog_a.attributing.attribute import attribute
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.adapters import Flow
+from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
-from fog_a.probing.gradients import gradnorm
-from fog_a.probing.storage import lasp
-from fog_a.scoring.scores import Scores
-from fog_a.scoring.selection import Selection, select
+from fog_a.probing.gradnorm import gradnorm
+from fog_a.probing.lasp import lasp
+from fog_a.scores.scores import Scores
+from fog_a.scores.selection import Selection, select
 from fog_a.teachers.weightless import SelfTeacher
 
 ARMS = ("base", "fixed", "shallow", "deep", "random", "lasp", "gradnorm", "foga")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fog_a.errors import Unsupported
-from fog_a.flows.adapters import Flow, wrap
+from fog_a.flows.flow import Flow
+from fog_a.flows.wrapping import wrap
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.compare import compare
 from fog_a_adapters.dit.data import Corpus, Item, collate, load_corpus

@@ -23,11 +23,11 @@ from typing import Any
 from tqdm import tqdm
 
 from fog_a.aligning.alignment import AGREPA
+from fog_a.blocks.untouched import rng
 from fog_a.errors import Unsupported
-from fog_a.flows.adapters import Flow
+from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
-from fog_a.scoring.scores import Scores
-from fog_a.state import rng
+from fog_a.scores.scores import Scores
 from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
 from fog_a_adapters.dit.files import write, write_json
 from fog_a_adapters.dit.leg import Leg, Progress, Schedule

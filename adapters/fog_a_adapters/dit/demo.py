@@ -20,12 +20,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fog_a.ablating.ablation import attribute
+from fog_a.attributing.attribute import attribute
 from fog_a.errors import Unsupported
-from fog_a.flows.adapters import wrap
-from fog_a.probing.storage import lasp
-from fog_a.scoring.scores import Scores
-from fog_a.showing.plot import plot_scd
+from fog_a.flows.wrapping import wrap
+from fog_a.probing.lasp import lasp
+from fog_a.scores.plots import plot_scd
+from fog_a.scores.scores import Scores
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.data import Corpus, collate, load_corpus
 from fog_a_adapters.dit.demo_page import TOP, Demo, facts_of, page_of

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.flows.dicts import rows
-from fog_a.scoring.scores import Scores
-from fog_a.showing.plot_lines import Run, plot_stability, plot_training
-from fog_a.showing.report import report
+from fog_a.scores.curves import Run, plot_stability, plot_training
+from fog_a.scores.scores import Scores
+from fog_a.shell.report import report
 from fog_a_adapters.dit.data import Corpus
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.mel import HOP, MEL_RATE

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import tempfile
 
-from fog_a.ablating.ablation import attribute
-from fog_a.flows.adapters import Flow, wrap
-from fog_a.scoring.scores import Scores
-from fog_a.showing.plot_lines import Run
+from fog_a.attributing.attribute import attribute
+from fog_a.flows.flow import Flow
+from fog_a.flows.wrapping import wrap
+from fog_a.scores.curves import Run
+from fog_a.scores.scores import Scores
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.compare import compare
 from fog_a_adapters.dit.data import Corpus

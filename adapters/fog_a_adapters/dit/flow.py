@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fog_a.flows.draws import noise, uniform
+from fog_a.flows.noise import noise, uniform
 from fog_a_adapters.dit.interface import TokenInterface, frame_mask
 from fog_a_adapters.dit.model import DiT, DiTConfig
 

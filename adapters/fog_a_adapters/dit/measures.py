@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.flows.adapters import Flow
-from fog_a.hooks import preserved
-from fog_a.state import rng
+from fog_a.blocks.untouched import preserved, rng
+from fog_a.flows.flow import Flow
 from fog_a_adapters.dit.data import Corpus
 from fog_a_adapters.dit.flow import FlowMatching, MelBatch
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.showing.canvas import INK, PALETTE, QUIET, SOFT, axis, figure, tidy, title
+from fog_a.scores.canvas import INK, PALETTE, QUIET, SOFT, axis, figure, tidy, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

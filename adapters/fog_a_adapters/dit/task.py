@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fog_a.flows.adapters import Flow
+from fog_a.flows.flow import Flow
 from fog_a_adapters.dit.arms import ARMS
 
 

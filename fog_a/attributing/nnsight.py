@@ -1,0 +1,166 @@
+"""The same ablations through nnsight, for models that are wrapped in it already.
+
+    with nn_model.trace(...):
+        envoy.output = what a closed gate gives, made of envoy.inputs and envoy.output
+        v = nn_model.output.save()
+
+One trace per ablation, each of the network's own call as the base made it, with the random numbers of that call. What
+is written to an envoy is computed by the code of `fog_a.blocks.gate`, so both engines agree. nnsight is imported only when
+asked for: it mounts `save` on `object`, which packages with beartype (voicebox-pytorch) do not survive if they are
+imported later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fog_a.attributing.variants import Variants
+from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.calls import hooked
+from fog_a.blocks.gate import closed, kept_inputs
+from fog_a.blocks.untouched import preserved, rng
+from fog_a.errors import MissingDependency, Unsupported
+from fog_a.flows.batches import velocity_of
+from fog_a.flows.case import Probe, module_of
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Inputs
+
+Call = tuple[tuple[Any, ...], dict[str, Any], Callable[[], None]]
+
+
+class Envoys:
+    """A model as nnsight sees it.
+
+    Args:
+        model: an `nnsight.NNsight` or `LanguageModel`; a module or flow is wrapped here.
+        remote: passed to nnsight's `trace`; only its wrappers of hub models (LanguageModel, …) run remotely.
+
+    Raises:
+        MissingDependency: nnsight is absent. Unsupported: `remote` for a private module, weights that are not loaded.
+    """
+
+    def __init__(self, model: Any, remote: bool = False) -> None:
+        try:
+            import nnsight
+            from nnsight.intervention.envoy import Envoy
+        except ImportError as error:
+            raise MissingDependency("engine='nnsight' needs nnsight: pip install 'fog-a[nnsight]'") from error
+        wrapped = isinstance(model, Envoy)
+        self.traced: Any = model if wrapped else nnsight.NNsight(module_of(model))
+        self.model: nn.Module | Flow = model._module if wrapped else model
+        if remote and not hasattr(self.traced, "_remoteable_model_key"):
+            raise Unsupported(
+                f"nnsight runs hub models remotely (LanguageModel, DiffusionModel, …), not a private "
+                f"{type(self.traced._module).__name__}. Leave remote=False"
+            )
+        if any(p.is_meta for p in self.traced._module.parameters()):
+            raise Unsupported("the blocks are found in one local forward: load the weights, with dispatch=True")
+        self.remote = {"remote": True} if remote else {}
+
+    def batch(self, batch: Any) -> Any:
+        """Text for a language model becomes what nnsight calls its module with; anything else is left as it is."""
+        texts = [batch] if isinstance(batch, str) else batch
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            return batch
+        calls: list[Inputs] = []
+        module = self.traced._module
+        with (
+            preserved(module),
+            hooked(module, before=lambda args, kwargs: calls.append(Inputs(*args, **kwargs))),
+            self.traced.trace(texts),
+        ):
+            self.traced.output.save()
+        return calls[0]
+
+    def variants(self, probe: Probe, blocks: Blocks, values: tuple[float, ...] = (0.0,)) -> Variants:
+        """The base velocity and, for each block and each gate value, the ablated one."""
+        for block in blocks:
+            check(block)
+        call, v = self._call(probe)
+
+        def ablated() -> Iterator[Tensor]:
+            for block in blocks:
+                for value in values:
+                    yield self._traced(call, block, value)
+
+        traced = self._traced(call)
+        if traced.shape != v.shape or not torch.allclose(traced, v, rtol=1e-5, atol=1e-5, equal_nan=True):
+            raise Unsupported(
+                "the velocity is not what the network itself gives out, and nnsight sees only that. "
+                "Leave engine='hooks'"
+            )
+        return Variants(traced, "nnsight", ablated())
+
+    def _call(self, probe: Probe) -> tuple[Call, Tensor]:
+        """What the network is called with in a run of the probe, and the velocity of that run."""
+        calls: list[Call] = []
+
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args, dict(kwargs), _restore()))
+
+        with hooked(probe.module, before=before):
+            v = probe()
+        if len(calls) != 1:
+            raise Unsupported(f"nnsight traces one call of the network; this velocity makes {len(calls)}")
+        return calls[0], v
+
+    def _traced(self, call: Call, block: ResidualBlock | None = None, value: float = 0.0) -> Tensor:
+        (args, kwargs, restore), found = call, []
+        plan = [] if block is None else [(block, site) for site in block.sites]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(rng(None))
+            restore()
+            with self.traced.trace(*args, **kwargs, **self.remote):
+                for block, site in plan:
+                    at = self.traced.get(site.module) if site.module else self.traced
+                    inputs = at.inputs
+                    kept = kept_inputs(site, inputs[0], inputs[1])
+                    at.output = closed(site, block, kept, at.output, value)
+                found.append(self.traced.output.save())
+        return velocity_of(found[0])
+
+
+def check(block: ResidualBlock) -> None:
+    """Unsupported if nnsight cannot reach this block's calls."""
+    for site in block.sites:
+        if site.times > 1:
+            raise Unsupported(
+                f"{block.name!r}: {site.module!r} is called {site.times} times in one forward, and an envoy stands for "
+                "one call. Leave engine='hooks', or leave this block out with blocks="
+            )
+
+
+def _restore() -> Callable[[], None]:
+    """Gives a function that sets every random generator to where it is now."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return restore
+
+
+def envoys_of(engine: str, model: Any, remote: bool = False, **ours: Any) -> Envoys | None:
+    """The model as nnsight sees it where `engine` says so, None for our own hooks; `ours` are options of these."""
+    if engine == "nnsight":
+        asked = [name for name, value in ours.items() if value not in (None, "auto", "loop")]
+        if asked:
+            raise Unsupported(f"nnsight traces one ablation at a time: leave out {', '.join(f'{a}=' for a in asked)}")
+        return Envoys(model, remote)
+    if engine != "hooks":
+        raise Unsupported(f"engine is 'hooks' or 'nnsight', got {engine!r}")
+    if remote:
+        raise Unsupported("remote=True is nnsight's: type engine='nnsight'")
+    return None

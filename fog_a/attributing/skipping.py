@@ -1,0 +1,142 @@
+"""Not running what is known: a call's operations are answered from a recording of their shapes.
+
+A forward hook can replace what a module gives out, but cannot keep it from running. While a `Skip` is active, between a
+call's pre-hook and its hook, no operation computes anything: each is given back a tensor of the shape, strides, type
+and device that the same operation returned in the clean run, with whatever happens to be in it: all of them lie on one
+piece of memory, made once. The call's output is then replaced by what the clean run kept. Python in the call runs as
+ever, so that nothing need be known about its batch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fog_a.blocks.tree import LeafPath, leaves, replaced
+from fog_a.finding.trace import written
+
+Answer = tuple[Any, Tensor | Callable[[Any, Any], Any]]
+"""An operation, and what is given back for it: a tensor, or made of its arguments."""
+
+
+class Diverged(Exception):
+    """A call did other operations than in the clean run."""
+
+
+class Held:
+    """An answer with tensors that outlive the call that made them."""
+
+    def __init__(self, answer: Any, held: dict[LeafPath, Tensor]) -> None:
+        self.answer = answer
+        self.held = held
+
+    def __call__(self, args: Any, kwargs: Any) -> Any:
+        held = {path: x.detach() for path, x in self.held.items()}  # on the same memory
+        return held[()] if () in held else replaced(self.answer(args, kwargs), held)
+
+
+class Record(TorchDispatchMode):
+    """Runs a call as it is and writes down what its operations return."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        super().__init__()
+        self.scratch = scratch
+        self.answers: list[Answer] = []
+        self.made: list[dict[LeafPath, weakref.ref[Tensor]]] = []
+        """What each operation gave back, to see what outlives the call."""
+        self.written: list[Tensor] = []
+        """Tensors from outside the call that it wrote into."""
+        self._own: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a probe compiles nothing; torch's guard against it would cost an import and time at every call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changed = written(func, args, kwargs or {})
+        self.written += [t for t in changed if t.untyped_storage()._cdata not in self._own]
+        out = func(*args, **(kwargs or {}))
+        self.answers.append((func, self._answer(func, out, args, kwargs or {})))
+        fresh = {path: x for path, x in leaves(out) if not any(x is t for t in changed)}
+        self.made.append({path: weakref.ref(x) for path, x in fresh.items()})
+        given = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
+        self._own |= {x.untyped_storage()._cdata for x in fresh.values()} - given
+        return out
+
+    def escape(self, out: Any) -> None:
+        """What is held when the call has ended, beside what it gave out (a cache it filled), is given back as it is
+        when the call is skipped."""
+        public = {id(x) for _, x in leaves(out)}
+        for i, refs in enumerate(self.made):
+            alive = {path: x for path, ref in refs.items() if (x := ref()) is not None and id(x) not in public}
+            if alive:
+                func, answer = self.answers[i]
+                self.answers[i] = (func, Held(answer, alive))
+
+    def _answer(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(out, Tensor):
+            if not func._schema.is_mutable:
+                return self.scratch.like(out)
+            # an operation in place gives back what it was given
+            given = {id(x): path for path, x in leaves({"args": args, "kwargs": kwargs})}
+            if id(out) in given:
+                path = given[id(out)]
+                return lambda args, kwargs: _at({"args": args, "kwargs": kwargs}, path)
+            return self.scratch.like(out)
+        made = {path: self.scratch.like(x) for path, x in leaves(out)}
+        if not made:
+            return lambda args, kwargs: out  # a number read off a tensor
+        out = replaced(out, dict.fromkeys(made))
+        return lambda args, kwargs: replaced(out, {path: x.detach() for path, x in made.items()})
+
+
+class Scratch:
+    """Tensors laid out like others, on memory that nobody fills and all of one device share."""
+
+    def __init__(self) -> None:
+        self._memory: dict[torch.device, torch.UntypedStorage] = {}
+
+    def like(self, x: Tensor) -> Tensor:
+        if x.is_nested:
+            return torch.empty_like(x)
+        size = (1 + sum((n - 1) * abs(s) for n, s in zip(x.shape, x.stride(), strict=True))) * x.element_size()
+        memory = self._memory.get(x.device)
+        if memory is None or len(memory) < size:
+            memory = self._memory[x.device] = torch.UntypedStorage(max(size, 1 << 16), device=x.device)
+        return torch.empty(0, dtype=x.dtype, device=x.device).set_(memory, 0, x.shape, x.stride())  # pyright: ignore
+
+
+def _at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+class Skip(TorchDispatchMode):
+    """Answers a call's operations without running them."""
+
+    def __init__(self, answers: list[Answer], made: list[weakref.ref[Tensor]] | None = None) -> None:
+        super().__init__()
+        self.answers = iter(answers)
+        self.made = made
+        """Where given, what is given back is noted here, so that one sees whether anybody keeps it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        expected, answer = next(self.answers, (None, None))
+        if expected is not func or answer is None:
+            raise Diverged(f"{func} where the clean run had {expected}")
+        # a new tensor object each time: torch writes into the one that it is given back
+        out = answer.detach() if isinstance(answer, Tensor) else answer(args, kwargs or {})
+        if self.made is not None and not isinstance(answer, Held):
+            given = {id(x) for _, x in leaves((args, kwargs))}
+            self.made += [weakref.ref(x) for _, x in leaves(out) if id(x) not in given]
+        return out

@@ -1,0 +1,149 @@
+"""The calls of a model's modules, and hooks around them: the only file that registers hooks.
+
+Every context manager here takes its own hooks away on leaving, also after an exception, and touches no other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from fog_a.blocks.block import Blocks, Site
+
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """`named_modules()` under the user's own names: without `_orig_mod.`, `module.` and the like of wrappers."""
+    table: dict[str, nn.Module] = {}
+    _name(model, "", table, set())
+    return table
+
+
+def _name(module: nn.Module, name: str, table: dict[str, nn.Module], seen: set[nn.Module]) -> None:
+    seen.add(module)
+    table[name] = module  # the innermost of several wrappers of one name wins
+    hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
+    for key, child in module._modules.items():
+        if child is not None and child not in seen:
+            _name(child, name if key in hidden else f"{name}.{key}" if name else key, table, seen)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside compile, DDP and DataParallel wrappers."""
+    keys = [k for k in model._modules if k in _WRAPPERS or (k == "module" and isinstance(model, _PARALLEL))]
+    inner = model._modules[keys[-1]] if keys else None
+    return model if inner is None else unwrapped(inner)
+
+
+class Counter:
+    """Which execution of a module this is, within one forward in which it runs `times` times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = max(times, 1)
+        self.now = -1
+
+    def begin(self) -> int:
+        """The number of the call that begins."""
+        self.now = (self.now + 1) % self.times
+        return self.now
+
+
+@contextlib.contextmanager
+def hooked(
+    module: nn.Module,
+    *,
+    before: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    after: Callable[[tuple[Any, ...], dict[str, Any], Any], Any] | None = None,
+) -> Iterator[None]:
+    """`before(args, kwargs)` may give new (args, kwargs), `after(args, kwargs, out)` a new output; None: as it was."""
+    with contextlib.ExitStack() as stack:
+        for handle in _register(module, before, after):
+            stack.callback(handle.remove)
+        yield
+
+
+def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
+    def ours(m: nn.Module) -> bool:
+        """A deep copy (an EMA) carries the hooks along, but is a module of its own; a DataParallel replica is not."""
+        return m is module or getattr(m, "_is_replica", False)
+
+    if before is not None:
+        yield module.register_forward_pre_hook(
+            lambda m, args, kwargs: before(args, kwargs) if ours(m) else None, with_kwargs=True
+        )
+    if after is not None:
+        yield module.register_forward_hook(
+            lambda m, args, kwargs, out: after(args, kwargs, out) if ours(m) else None, with_kwargs=True
+        )
+
+
+@contextlib.contextmanager
+def watch(
+    model: nn.Module,
+    enter: Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+    leave: Callable[[str, nn.Module, Any], None],
+) -> Iterator[None]:
+    """Call `enter` and `leave` around every module call below `model`, with the module's name."""
+    with contextlib.ExitStack() as stack:
+        for name, module in named_modules(model).items():
+
+            def before(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, m: nn.Module = module) -> None:
+                enter(name, m, args, kwargs)
+
+            def after(args: Any, kwargs: Any, out: Any, name: str = name, m: nn.Module = module) -> None:
+                leave(name, m, out)
+
+            stack.enter_context(hooked(module, before=before, after=after))
+        yield
+
+
+Key = tuple[str, int]
+"""A module call: name and which execution."""
+
+
+def sites(blocks: Blocks) -> dict[Key, Site]:
+    """All gated calls, in order of execution."""
+    found = {(s.module, s.call): s for b in blocks for s in b.sites}
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+
+@contextlib.contextmanager
+def at_calls(
+    modules: Mapping[str, nn.Module],
+    calls: Mapping[Key, Site],
+    before: Callable[[Key, tuple[Any, ...], dict[str, Any]], Any],
+    after: Callable[[Key, tuple[Any, ...], dict[str, Any], Any], Any],
+    paused: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """`before` and `after` around these calls of `named_modules`, told apart where a module runs several times.
+    Calls that are made while `paused()` are left alone."""
+    with contextlib.ExitStack() as stack:
+        for name in dict.fromkeys(module for module, _ in calls):
+            times = next(s.times for (module, _), s in calls.items() if module == name)
+            count = Counter(times)
+
+            def enter(args: Any, kwargs: Any, name: str = name, count: Counter = count) -> Any:
+                if paused():
+                    return None
+                key = (name, count.begin())
+                return before(key, args, kwargs) if key in calls else None
+
+            def leave(args: Any, kwargs: Any, out: Any, name: str = name, count: Counter = count) -> Any:
+                if paused():
+                    return None
+                key = (name, count.now)
+                return after(key, args, kwargs, out) if key in calls else None
+
+            stack.enter_context(hooked(modules[name], before=enter, after=leave))
+        yield
+
+
+def tree(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments as one tree, in which `LeafPath`s lead."""
+    return {"args": args, "kwargs": kwargs}

@@ -1,0 +1,159 @@
+"""Closing blocks.
+
+A gate stands at module calls. Eq. 7, `h_l = h_{l-1} + g_l · f_l(h_{l-1}, t, c)`: where a module takes the stream in
+and gives it out, its output becomes `(1 - g)·h_{l-1} + g·h_l`; where it returns an update f_l that the parent adds, its
+output becomes `g·f_l`. 0 and 1 select, so that an inf or NaN in what is removed cannot leak; anything between is a
+`torch.lerp` in the output's dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fog_a.blocks.block import Blocks, Passage, ResidualBlock, Site
+from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.tree import LeafPath, leaf, replaced
+from fog_a.blocks.untouched import eager
+from fog_a.errors import NotResidual, ShapeMismatch
+
+
+class gate(contextlib.AbstractContextManager["gate"]):
+    """Scale the updates of `blocks` by `value` while the context lasts.
+
+    Args:
+        blocks: from `find_blocks`, or one of its blocks through a slice.
+        value: 0 removes, 1 changes nothing, between interpolates; a Tensor (B,) is one value per sample.
+
+    Raises:
+        NotResidual: a stream's input and output do not fit any more (another batch shape than the one traced).
+        ShapeMismatch: a tensor `value` whose length is not the number of samples.
+
+    `fired` counts, by block name, how often a gate acted.
+
+    Example:
+        >>> import fog_a, torch
+        >>> from torch import nn
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.f = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        ...     def forward(self, x):
+        ...         return x + self.f(x)
+        >>> net, x = nn.Sequential(Residual(), Residual()), torch.randn(2, 4)
+        >>> with fog_a.gate(fog_a.find_blocks(net, x), 0):
+        ...     bool((net(x) == x).all())
+        True
+    """
+
+    def __init__(self, blocks: Blocks, value: float | Tensor) -> None:
+        self.blocks = blocks
+        self.value = value
+        self.fired: dict[str, int] = {b.name: 0 for b in blocks}
+        self._counters: dict[tuple[str, int], Counter] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> gate:
+        modules = named_modules(self.blocks.model)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(eager())
+            if any(site.once and site.times > 1 for block in self.blocks for site in block.sites):
+                stack.enter_context(hooked(modules[""], before=self._restart))
+            for block in self.blocks:
+                for site in block.sites:
+                    stack.enter_context(self._site(modules[site.module], block, site))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._stack.close()
+
+    def _restart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Executions are counted anew in each forward, also after one that raised half-way."""
+        for count in self._counters.values():
+            count.now = -1
+
+    @contextlib.contextmanager
+    def _site(self, module: nn.Module, block: ResidualBlock, site: Site) -> Iterator[None]:
+        count = self._counters.setdefault((site.module, site.call), Counter(site.times))
+        kept: dict[LeafPath, Tensor] = {}
+
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if count.begin() == site.call:
+                kept.update(kept_inputs(site, args, kwargs))
+
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+            if count.now != site.call:
+                return None
+            self.fired[block.name] += 1
+            gated = closed(site, block, kept, out, self.value)
+            kept.clear()
+            return gated
+
+        with hooked(module, before=before, after=after):
+            yield
+
+
+def kept_inputs(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[LeafPath, Tensor]:
+    """Copies of the input leaves that a closed gate gives back: the block, or its successor, may write into them."""
+    paths = {path for passage in site.give.values() if passage is not None for path in passage.sources}
+    tree = {"args": args, "kwargs": kwargs}
+    return {path: leaf(tree, path).clone() for path in paths}
+
+
+def closed(site: Site, block: ResidualBlock, inputs: Mapping[LeafPath, Tensor], out: Any, value: float | Tensor) -> Any:
+    """The output of a call at a gate of this value."""
+    new = {}
+    for path, passage in site.give.items():
+        y = leaf(out, path)
+        new[path] = mixed(y, carried(inputs, passage, y, block), value)
+    return replaced(out, new)
+
+
+def carried(inputs: Mapping[LeafPath, Tensor], passage: Passage | None, out: Tensor, block: ResidualBlock) -> Tensor:
+    """What stands at an output leaf when the gate is closed: the stream's own elements, or zeros."""
+    if passage is None:
+        return torch.zeros_like(out)
+    x = inputs[passage.sources[0]]
+    if x.is_nested:  # has no shape to compare
+        return x.to(out.dtype)
+    if passage.index is not None:
+        flat = torch.cat([inputs[path].reshape(-1) for path in passage.sources])
+        x = None if passage.index.shape != out.shape or passage.size != flat.numel() else flat
+        if x is not None:
+            index = passage.index.to(out.device)
+            x = torch.where(index > 0, x[(index - 1).clamp(min=0)].to(out.dtype), out)
+    elif passage.dims is not None:
+        x = x.permute(passage.dims)
+    if x is None or x.shape != out.shape:
+        raise NotResidual(
+            f"block {block.name!r}: expected its output {tuple(out.shape)} laid out as when the blocks were found. "
+            "Find them on a batch of this shape: find_blocks(model, batch)"
+        )
+    return x.to(out.dtype)
+
+
+def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:
+    """`closed` at 0, `out` at 1, between them the line that joins them; per sample if value is (B,)."""
+    if not isinstance(value, Tensor):
+        if value in (0, 1):
+            return out if value == 1 else closed
+        # torch has no lerp of nested tensors
+        return closed * (1 - value) + out * value if out.is_nested else torch.lerp(closed, out, value)
+    if value.numel() == 1:
+        return mixed(out, closed, float(value))
+    axes = [d for d, n in enumerate(out.shape) if value.ndim == 1 and n == len(value)]
+    if len(axes) != 1:  # the samples' axis need not be the first, and a guess may be wrong without a sound
+        raise ShapeMismatch(
+            f"expected a gate value per sample, on exactly one axis of {tuple(out.shape)}, got {tuple(value.shape)}. "
+            "Give one number, or as many as the batch has samples, where no other axis has that length"
+        )
+    g = value.to(out.device).reshape([-1 if d == axes[0] else 1 for d in range(out.ndim)])
+    between = torch.lerp(closed, out, g.to(out.dtype).expand_as(out))
+    chosen = torch.where(g == 0, closed, torch.where(g == 1, out, between))
+    # laid out in memory as `out`: the model's next product may round otherwise on another layout
+    return chosen if chosen.stride() == out.stride() else torch.empty_like(out).copy_(chosen)

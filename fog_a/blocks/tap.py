@@ -1,0 +1,116 @@
+"""Reading blocks: the outputs h_l of a forward, with their graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from fog_a.blocks.block import Blocks, Spot
+from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.tree import leaf
+from fog_a.blocks.untouched import eager
+from fog_a.errors import NoActivations
+
+
+class tap(contextlib.AbstractContextManager["tap"]):
+    """Record the outputs h_l of `blocks`: `h[name]`, with their graph if grad is on; the last call wins.
+
+    A block with several streams has its first in `h[name]` and all of them in `h.all[name]`. Where no module emits
+    h_l (additions in a parent's forward) it is read where the next module takes it in, or made of its two addends. For
+    long-lived use: `open()`, `close()`, both without harm when called twice, and `clear()` to drop what was recorded.
+    Calls at which `when()` is False are neither recorded nor counted.
+
+    Example:
+        >>> import fog_a, torch
+        >>> from torch import nn
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> net, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 5, 8)
+        >>> with fog_a.tap(fog_a.find_blocks(net, x)) as h:
+        ...     y = net(x)
+        >>> h["layers.1"].shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, blocks: Blocks, *, when: Callable[[], bool] = lambda: True) -> None:
+        self.blocks = blocks
+        self.when = when
+        self.all: dict[str, tuple[Tensor, ...]] = {}
+        self._found: dict[str, dict[int, Tensor]] = {}
+        self._addends: dict[tuple[str, int], dict[bool, Tensor]] = {}
+        self._stack: contextlib.ExitStack | None = None
+        self._eager = contextlib.ExitStack()
+
+    def open(self) -> tap:
+        if self._stack is None:
+            modules = named_modules(self.blocks.model)
+            with contextlib.ExitStack() as stack:
+                for block in self.blocks:
+                    for i, spot in enumerate(block.outputs):
+                        for part in (spot,) if spot.plus is None else (spot, spot.plus):
+                            stack.enter_context(self._spot(modules[part.module], block.name, i, part, spot))
+                self._stack = stack.pop_all()
+        return self
+
+    def close(self) -> None:
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
+
+    def clear(self) -> None:
+        self.all.clear()
+        self._found.clear()
+        self._addends.clear()
+
+    def __enter__(self) -> tap:
+        self._eager.enter_context(eager())
+        return self.open()
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+        self._eager.close()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.all:
+            self.blocks.named([name])
+            raise NoActivations(
+                f"nothing was recorded of {name!r}: expected a forward of the model while the tap is open, got none. "
+                "Run it inside `with fog_a.tap(blocks)`; code compiled before the tap was opened does not see it"
+            )
+        return self.all[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.all
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def _keep(self, name: str, i: int, h: Tensor, part: Spot, spot: Spot) -> None:
+        found = self._found.setdefault(name, {})
+        h = h.clone() if part.overwritten else h
+        if spot.plus is not None:
+            addends = self._addends.setdefault((name, i), {})
+            addends[part is spot] = h
+            if len(addends) < 2:
+                return
+            h = addends[True] + addends[False]
+            addends.clear()
+        found[i] = h
+        self.all[name] = tuple(found[j] for j in sorted(found))
+
+    @contextlib.contextmanager
+    def _spot(self, module: nn.Module, name: str, i: int, part: Spot, spot: Spot) -> Iterator[None]:
+        count = Counter(part.times)
+
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.when() and count.begin() == part.call:
+                self._keep(name, i, leaf({"args": args, "kwargs": kwargs}, part.leaf), part, spot)
+
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if self.when() and count.begin() == part.call:
+                self._keep(name, i, leaf(out, part.leaf), part, spot)
+
+        with hooked(module, before=before) if part.side == "input" else hooked(module, after=after):
+            yield

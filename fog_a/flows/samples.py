@@ -1,0 +1,53 @@
+"""A batch of arguments, and what is known of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Inputs:
+    """A batch of positional and keyword arguments: `model(*args, **kwargs)`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        return f"Inputs(*{self.args!r}, **{self.kwargs!r})"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an adapter knows of a batch's samples.
+
+    Attributes:
+        ids: a stable name for each sample (the key of cached features).
+        domains: one name per sample, e.g. "speech", "sound".
+        audio: waveforms (B, N), or None where the batch holds none.
+        rate: their sample rate in Hz, or None.
+        lengths: valid audio samples of each, or None: all.
+        mask: True where v counts, broadcastable to v, or None: everywhere.
+        rows: gives a smaller batch of the same kind, of the samples at these indices.
+    """
+
+    ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    rows: Callable[[Sequence[int]], Any]
+    audio: Float[Tensor, "B N"] | None = None
+    rate: int | None = None
+    lengths: Tensor | None = None
+    mask: Bool[Tensor, "B ..."] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def default_mask(v: Tensor) -> Bool[Tensor, "..."]:
+    """True everywhere: what a missing mask means."""
+    return torch.ones((), dtype=torch.bool, device=v.device).expand(v.shape)

@@ -1,0 +1,228 @@
+"""A flow-matching model with the adapter that reads it, and the register of adapters.
+
+    flow = fog_a.wrap(model)                                   # by the model's class
+    flow = fog_a.wrap(model, "f5_tts")                         # by name
+    flow = fog_a.wrap(model, "my_package.file:MyAdapter")      # a class by its path; or a class; or an object
+    flow = fog_a.wrap(net, x="x_t", t="t")                     # any net(x_t, t, **cond)
+
+A package registers its adapters under the entry points `fog_a.adapters`, as fog_a does its own; they are imported when
+a model is wrapped, never by `import fog_a`. A class has `matches(model)`, and tells by `package` and `version` what it
+was read at. See docs/write-an-adapter.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import warnings
+from typing import Any
+
+from torch import nn
+
+from fog_a.blocks.calls import unwrapped
+from fog_a.errors import FogError, MissingDependency, UnknownAdapter, Unsupported
+from fog_a.flows.flow import Flow
+from fog_a.flows.generic import GenericAdapter as GenericAdapter
+from fog_a.flows.generic import arguments
+
+GROUP = "fog_a.adapters"
+PARTS = ("module", "velocity", "samples", "interface", "tokens", "loss")
+
+
+def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
+    """A third party's flow-matching model, ready for fog_a.
+
+    Args:
+        model: the model object as its own code made it. Of DistributedDataParallel or torch.compile the adapter gets
+            what is inside, so `flow.loss` goes past the wrapper: train through its forward. Only the generic adapter's
+            loss goes through it.
+        adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a class, or an object.
+        options: for the adapter. With `x=` and `t=` and no adapter: the generic one, for `net(x_t, t, **cond)`.
+
+    Raises:
+        UnknownAdapter: no adapter for this class or of this name.
+        MissingDependency: the adapter does not import.
+        Unsupported: what was given is no adapter, or cannot read this model.
+
+    Warns:
+        UserWarning: the model's package is of another version than the adapter was read at.
+
+    >>> flow = wrap(nn.Linear(3, 3), x="input", t=None)
+    >>> type(flow.adapter).__name__
+    'GenericAdapter'
+    """
+    if isinstance(model, Flow):
+        return model if adapter is None and not options else wrap(model.model, adapter, **options)
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
+    if adapter is None:
+        adapter = GenericAdapter if {"x", "t"} & set(options) else _matching(inner)
+    elif isinstance(adapter, str):
+        adapter = get_adapter(adapter)
+    if isinstance(adapter, type):
+        kind = adapter
+        try:
+            adapter = kind(model if kind is GenericAdapter else inner, **options)
+        except AttributeError as error:
+            raise Unsupported(
+                f"{kind.__name__} cannot read a {type(inner).__name__}: {error}. It is for {_reads(kind)}"
+            ) from error
+    elif options:
+        raise Unsupported(f"options ({', '.join(options)}) are for an adapter's class; an object has its own already")
+    missing = [part for part in PARTS if not hasattr(adapter, part)]
+    if missing:
+        raise Unsupported(
+            f"{type(adapter).__name__} is no adapter: it lacks {', '.join(missing)}. See docs/write-an-adapter.md"
+        )
+    _check_version(adapter)
+    return Flow(model, adapter)
+
+
+def is_a(model: Any, package: str, *names: str) -> bool:
+    """Whether a model's class, or one that it inherits from, has one of these names in this package; imports nothing.
+
+    >>> is_a(nn.Linear(1, 1), "torch", "Module")
+    True
+    """
+    return any(kind.__name__ in names and kind.__module__.split(".")[0] == package for kind in type(model).__mro__)
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether a registered adapter reads this model: `wrap(model)` needs no more."""
+    try:
+        return bool(_matching(unwrapped(model)))
+    except UnknownAdapter:
+        return False
+
+
+def adapter_names() -> list[str]:
+    """The registered adapters, and `generic`."""
+    return sorted({"generic", *_entries()})
+
+
+def get_adapter(name: str) -> type:
+    """The adapter class of a registered name, or of `"module:Class"`.
+
+    Raises:
+        UnknownAdapter: no such name, with the nearest ones.
+        MissingDependency: it does not import; the message names it.
+    """
+    if name == "generic":
+        return GenericAdapter
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise MissingDependency(f"adapter {name!r} does not import: {error!r}") from error
+    entry = _entries().get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, adapter_names(), n=2, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UnknownAdapter(
+            f"no adapter is named {name!r}{hint} Registered: {', '.join(adapter_names())}. "
+            'A class that is not registered is given as "module:Class"'
+        )
+    try:
+        return entry.load()
+    except Exception as error:
+        raise MissingDependency(
+            f"adapter {name!r} ({entry.value}{_from(entry)}) does not import: {error!r}. Mend or uninstall that package"
+        ) from error
+
+
+def adapter_table() -> list[dict[str, str | None]]:
+    """What is known of each registered adapter.
+
+    Returns:
+        For each: `name`, what it `reads` in a line, `package`, `version` it was read at, `installed`: the package's
+        version, "on the path" for a checkout, None for neither; `problem` of one that does not import.
+
+    Nothing here imports a model's package: an adapter does so only when it must.
+    """
+    table: list[dict[str, str | None]] = []
+    for name in adapter_names():
+        row: dict[str, str | None] = dict.fromkeys(("name", "reads", "package", "version", "installed", "problem"))
+        row["name"] = name
+        try:
+            kind = get_adapter(name)
+        except FogError as error:
+            row["problem"] = str(error)
+        else:
+            package, checkout = getattr(kind, "package", None), getattr(kind, "checkout", None)
+            row["package"], row["version"] = package or checkout, getattr(kind, "version", None)
+            here = "on the path" if checkout and importlib.util.find_spec(checkout) else None
+            row["installed"] = _installed(package) or here
+            row["reads"] = _reads(kind)
+        table.append(row)
+    return table
+
+
+def _entries() -> dict[str, importlib.metadata.EntryPoint]:
+    """Registered adapters by name. Where two packages use one name, a third party's goes before ours."""
+    found = sorted(
+        importlib.metadata.entry_points(group=GROUP), key=lambda e: not e.value.startswith("fog_a_adapters.")
+    )
+    return {entry.name: entry for entry in found}
+
+
+def _matching(model: Any) -> type:
+    """The registered class that says it knows this model; third parties are asked first."""
+    broken = {}
+    entries = _entries()
+    for name in sorted(entries, key=lambda n: (entries[n].value.startswith("fog_a_adapters."), n)):
+        try:
+            kind = get_adapter(name)
+            if kind.matches(model):
+                return kind
+        except Exception as error:  # another's plugin must not keep this model from its own adapter
+            broken[name] = error
+    raise UnknownAdapter(_unknown(model, broken))
+
+
+def _unknown(model: Any, broken: dict[str, Exception]) -> str:
+    kind = type(model)
+    words = {word.lower(): name for name in adapter_names() for word in (name, *name.split("_"))}
+    parts = [
+        p for part in (*kind.__module__.split("."), kind.__name__) for p in (part.lower(), *part.lower().split("_"))
+    ]
+    near = next((words[m] for p in parts for m in difflib.get_close_matches(p, words, n=1, cutoff=0.7)), None)
+    names = arguments(model) if isinstance(model, nn.Module) else []
+    text = f"no adapter knows {kind.__module__}.{kind.__name__}. Registered: {', '.join(adapter_names())}."
+    if near:
+        text += f' Nearest: "{near}", type fog_a.wrap(model, "{near}") to force it.'
+    text += ' For a network net(x_t, t, **cond) type fog_a.wrap(model, x="…", t="…") with the names of its arguments'
+    text += f" ({', '.join(names)})." if names else "."
+    text += " To write an adapter: docs/write-an-adapter.md. A bare module is attributed without one, at no time axis."
+    return text + "".join(f" Adapter {name!r} is broken: {error}." for name, error in broken.items())
+
+
+def _from(entry: importlib.metadata.EntryPoint) -> str:
+    return f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+
+
+def _reads(kind: type) -> str:
+    """What an adapter is for: the first line of its module's docstring, or of its own."""
+    told = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
+    return told.partition("\n")[0].rstrip(".")
+
+
+def _installed(package: str | None) -> str | None:
+    try:
+        return importlib.metadata.version(package) if package else None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_version(adapter: Any) -> None:
+    package, read = getattr(adapter, "package", None), getattr(adapter, "version", None)
+    installed = _installed(package)
+    if installed and read and installed != read:
+        warnings.warn(
+            f"{type(adapter).__name__} was read at {package} {read}, and {package} {installed} is installed. "
+            f"If results look wrong, compare with: pip install {package}=={read}",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,138 @@
+"""How strongly the flow loss pulls at each layer: the control selector of the paper's Table 3.
+
+    GradNorm_l = E_x[ ‖∂L_FM(x) / ∂θ_l‖₂ ],     θ_l the parameters of block l
+
+per sample, so that it comes with an error bar. `wrt="activations"` takes ‖∂L_FM / ∂h_l‖₂ at the block's output (the
+paper does not say which; SPEC A9). A large gradient says that a layer is being changed, not that v depends on it: FoG-A
+measures that.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.calls import named_modules
+from fog_a.blocks.tap import tap
+from fog_a.blocks.untouched import preserved, rng
+from fog_a.errors import BadOutput, NoActivations, Unsupported
+from fog_a.finding.blocks import find_blocks
+from fog_a.flows.batches import each, signature
+from fog_a.flows.flow import Flow
+from fog_a.flows.wrapping import wrap
+from fog_a.scores.scores import Scores
+
+
+def gradnorm(
+    flow: Any,
+    batch: Any,
+    *,
+    blocks: Blocks | Sequence[str] | None = None,
+    wrt: Literal["parameters", "activations"] = "parameters",
+    draws: int = 1,
+    seed: int = 0,
+) -> Scores:
+    """The norm of the flow loss's gradient at each layer, sample by sample; kind "gradnorm".
+
+    Args:
+        flow: a wrapped flow, or a model that `wrap` knows.
+        batch: one batch, or several (a list, an iterator, a DataLoader).
+        blocks: which layers, as `Blocks` or names; default the main ones.
+        wrt: the block's parameters, or its output.
+        draws: losses (with their own noise and time) per sample, whose norms are averaged.
+        seed: of the noise and times; the same for every sample.
+
+    Returns:
+        Scores without a time axis, ≥ 0, in units of the loss per unit of weight (or activation); NaN where a gradient
+        is not finite.
+
+    Raises:
+        NoActivations: the loss has no gradient at any block: frozen, or detached.
+        Unsupported: re-entrant checkpointing, which torch.autograd.grad refuses.
+        BadOutput: the loss is no single number.
+
+    Runs in eval mode (no dropout), leaves no trace: `.grad` is not touched.
+    """
+    flow = wrap(flow)
+    if wrt not in ("parameters", "activations"):
+        raise Unsupported(f"wrt must be 'parameters' or 'activations', got {wrt!r}")
+    rows: list[list[float]] = []
+    ids: list[str] = []
+    domains: list[str] = []
+    names = None if blocks is None or isinstance(blocks, Blocks) else list(blocks)
+    found: Blocks | None = blocks if isinstance(blocks, Blocks) else None
+    for item in each(batch):
+        if found is None:
+            seen = find_blocks(flow, item)
+            found = seen.main if names is None else seen.named(names)
+        samples = flow.samples(item)
+        for i in range(len(samples)):
+            one = samples.rows([i])
+            norms = [_norms(flow, one, found, wrt, seed + draw) for draw in range(draws)]
+            rows.append(np.mean(norms, axis=0).tolist())
+        ids += samples.ids
+        domains += samples.domains
+    assert found is not None  # each() raises where there is no batch
+    info = {
+        "seed": seed,
+        "options": {"wrt": wrt, "draws": draws},
+        "signature": signature(flow.module, found),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    return Scores(
+        np.array(rows, dtype=np.float32)[:, None], found.names, None, tuple(domains), tuple(ids), "gradnorm", info
+    )
+
+
+def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[float]:
+    """‖∂L/∂θ_l‖₂ of one sample, for every block."""
+    with preserved(*flow.modules, grad=True), rng(seed), tap(blocks) as h:
+        loss = flow.loss(batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise BadOutput(f"the adapter's loss(batch) must be one number, got {getattr(loss, 'shape', loss)}")
+        modules = named_modules(blocks.model)
+        summed = [b.name for b in blocks if any(spot.plus is not None for spot in b.outputs)]
+        if wrt == "parameters":
+            groups = [list(_parameters(b, modules)) for b in blocks]
+        else:
+            if summed:
+                raise Unsupported(
+                    f"no module takes or gives the output of {', '.join(summed[:4])}: it is a sum in the parent's "
+                    "forward, where no gradient can be read. Use wrt='parameters', or other blocks="
+                )
+            groups = [[x for x in h.all.get(b.name, ()) if x.requires_grad] for b in blocks]
+        at = [x for group in groups for x in group]
+        if not at or not loss.requires_grad:
+            raise NoActivations(
+                f"the loss has no gradient at the {'parameters' if wrt == 'parameters' else 'outputs'} of any block. "
+                "All frozen, or detached? Type model.requires_grad_(True)"
+            )
+        try:
+            found = iter(torch.autograd.grad(loss.reshape(()), at, allow_unused=True))
+        except RuntimeError as e:
+            if "checkpoint" not in str(e).lower():
+                raise
+            raise Unsupported(
+                "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the "
+                "probe, or use checkpoint(..., use_reentrant=False)"
+            ) from e
+        return [_norm([next(found) for _ in group]) for group in groups]
+
+
+def _parameters(block: ResidualBlock, modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
+    """What the block's update is made with, each once: its module's; a block without one: its parts'."""
+    name = block.name.split("@")[0]
+    own = [modules[name]] if name in modules else [modules[part] for part in block.parts]
+    yield from {p: None for m in own for p in m.parameters() if p.requires_grad}
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> float:
+    """In float32 whatever the weights are; 0 where the loss does not reach."""
+    squares = [g.detach().float().square().sum() for g in gradients if g is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,0 +1,115 @@
+"""When to stop drawing samples: a top-k set that may be claimed although one has looked before.
+
+`settled` looks at most J times at growing data. Every look may spend α/J of the error α = 1 − confidence (Bonferroni
+over looks: right under any dependence between them, whenever one stops), and claims the top-k set only if every layer
+inside beats every layer outside in a paired, one-sided test at α/(2J). Both a Student and a Hall (skewness corrected)
+t must agree: on skewed differences each alone is wrong on one side. tests/test_statistics.py simulates the error rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from fog_a.scores.statistics import FEW, Array, top
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of one look. True in a condition when the top-k set holds at the asked confidence.
+
+    Attributes:
+        settled: whether every layer of the set beats every other one.
+        top: the set, as indices, largest first.
+        rival: the pair (inside, outside) that is hardest to tell apart, or None.
+        p: the one-sided p of that pair.
+        threshold: what p must stay below at this look: (1 − confidence) / (2 · max_looks).
+        look: which look this was, from 1.
+        max_looks: how many were planned.
+        samples: complete samples seen.
+        reason: one sentence for a person.
+    """
+
+    settled: bool
+    top: tuple[int, ...]
+    rival: tuple[int, int] | None
+    p: float
+    threshold: float
+    look: int
+    max_looks: int
+    samples: int
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.settled
+
+
+def _p_greater(d: Float[Array, "n P"]) -> Float[Array, " P"]:
+    """One-sided p for mean(d) > 0: the larger of Student's and Hall's (J. R. Stat. Soc. B 54, 1992)."""
+    from scipy.special import stdtr
+
+    n = len(d)
+    mean, spread = d.mean(0), d.std(0, ddof=1)
+    flat = spread <= 1e-12 * np.abs(d).max(0)
+    spread = np.where(flat, 1.0, spread)
+    skew = ((d - mean) ** 3).mean(0) / spread**3
+    u = mean / spread
+    hall = u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n)
+    p = stdtr(n - 1, -np.sqrt(n) * np.minimum(u, hall))
+    return np.where(flat, np.where(mean > 0, 0.0, 1.0), p)
+
+
+def settled(x: Float[Array, "n L"], k: int, *, confidence: float = 0.95, look: int = 1, max_looks: int = 1) -> Verdict:
+    """Whether the top-k set by mean can be claimed now, honest about having looked before.
+
+    Over all looks together, a wrong set is claimed with probability at most about 1 − confidence; where the k-th and
+    the (k+1)-th layer are truly equal any claim is wrong, and the usual answer is "not settled".
+
+    Args:
+        x: all samples drawn so far; rows with a NaN are left out, a layer without any value is never chosen.
+        k: size of the set.
+        confidence: in (0, 1).
+        look: how many looks have been taken, this one included.
+        max_looks: how many looks were planned before the first. It must not be raised afterwards.
+
+    Raises: ValueError where look > max_looks, k or confidence is out of range.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.5, size=(64, 3))
+        >>> bool(settled(x, k=2, look=1, max_looks=5))
+        True
+    """
+    if not 1 <= look <= max_looks:
+        raise ValueError(f"look {look} of {max_looks}: expected 1 ≤ look ≤ max_looks; plan more looks from the start")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence}: expected a number between 0 and 1, e.g. 0.95")
+    x = np.asarray(x, dtype=np.float64)
+    if not 1 <= k <= x.shape[1]:
+        raise ValueError(f"k = {k}: expected 1 ≤ k ≤ {x.shape[1]}, the number of layers")
+    usable = np.flatnonzero(np.isfinite(x).any(0))
+    x = x[np.isfinite(x[:, usable]).all(1)][:, usable]
+    threshold = (1 - confidence) / (2 * max_looks)
+    order = top(x.mean(0), len(usable)) if len(x) else np.arange(len(usable))
+    chosen = tuple(int(usable[i]) for i in order[:k])
+
+    def verdict(holds: bool, rival: tuple[int, int] | None, p: float, reason: str) -> Verdict:
+        return Verdict(holds, chosen, rival, p, threshold, look, max_looks, len(x), reason)
+
+    if len(x) < FEW:
+        return verdict(False, None, 1.0, f"{len(x)} complete samples: at least {FEW} are needed to tell")
+    if k >= len(usable):
+        return verdict(True, None, 0.0, f"all {len(usable)} layers are chosen: there is nothing to tell apart")
+    inside, outside = order[:k], order[k:]
+    d = (x[:, inside, None] - x[:, None, outside]).reshape(len(x), -1)
+    p = _p_greater(d)
+    worst = int(np.argmax(p))
+    rival = int(usable[inside[worst // len(outside)]]), int(usable[outside[worst % len(outside)]])
+    holds = bool(p[worst] < threshold)
+    return verdict(holds, rival, float(p[worst]), _reason(holds, k, confidence, float(p[worst]), threshold, look))
+
+
+def _reason(holds: bool, k: int, confidence: float, p: float, threshold: float, look: int) -> str:
+    claim = f"the top {k} {'holds' if holds else 'does not hold'} at {confidence:.0%} confidence"
+    return f"{claim} after look {look}: its closest pair has p = {p:.2g} ({'<' if holds else '≥'} {threshold:.2g})"
