@@ -91,7 +91,7 @@ def test_agrees_on_flows(name: str, nnsight: Any) -> None:
 def test_agrees_on_our_zoo(case: Any, nnsight: Any) -> None:
     net, batch = case.model(), case.batch()
     ours = fog_a.attribute(net, batch, strategy="loop", progress=False)
-    if any(site.times > 1 for block in fog_a.find_blocks(net, batch).main for site in block.sites):
+    if any(site.times > 1 for block in fog_a.find_blocks(net, batch).main for site in block.gate_points):
         with pytest.raises(Unsupported, match="times in one forward, and an envoy stands for one call"):
             fog_a.attribute(nnsight.NNsight(net), batch, engine="nnsight", progress=False)
     else:

@@ -50,7 +50,7 @@ def room_of(name: str) -> str:
 
 
 def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
-    """Every imported module as a dotted path, and whether it is imported only when a function runs, or for type checkers."""
+    """Every imported module as a dotted path, and whether only when a function runs, or for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             yield from imports(ast.Module(node.body, []), late=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fog_a.aligning.targets import Tokens
-from fog_a.blocks.block import Blocks, ResidualBlock, Spot
+from fog_a.blocks.block import Blocks, ResidualBlock, TapPoint
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.blocks.tap import tap
 from fog_a.errors import BadScores, NoActivations, ShapeMismatch
@@ -127,8 +127,10 @@ class Listening:
             return None
         blocks, there = [], named_modules(self.flow.module)
         for entry in state:
-            spots = tuple(_spot(s) for s in entry["outputs"])
-            missing = [s.module for spot in spots for s in (spot, spot.plus) if s is not None and s.module not in there]
+            spots = tuple(_point(s) for s in entry["outputs"])
+            missing = [
+                s.module for point in spots for s in (point, point.plus) if s is not None and s.module not in there
+            ]
             if missing:
                 raise BadScores(
                     f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
@@ -147,7 +149,7 @@ def worth_recording(flow: Flow) -> bool:
     return not backward and (torch.is_grad_enabled() or flow.module.training)
 
 
-def _spot(saved: dict[str, Any]) -> Spot:
-    """A Spot from its JSON."""
+def _point(saved: dict[str, Any]) -> TapPoint:
+    """A TapPoint from its JSON."""
     plus = saved.get("plus")
-    return Spot(**{**saved, "leaf": tuple(saved["leaf"]), "plus": None if plus is None else _spot(plus)})
+    return TapPoint(**{**saved, "leaf": tuple(saved["leaf"]), "plus": None if plus is None else _point(plus)})

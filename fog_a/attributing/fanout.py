@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fog_a.attributing.layout import Axis, Layout
-from fog_a.blocks.block import Blocks, ResidualBlock, Site
-from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, sites, tree
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
+from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
 from fog_a.blocks.gate import carried, mixed
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.errors import NotResidual
@@ -73,9 +73,9 @@ class FanOut:
         self.layout = layout
         self.samples = layout.samples
         self.variants = sorted(chunk, key=lambda v: v.start)
-        self.calls = sites(blocks)
+        self.calls = gate_points(blocks)
         self.modules = named_modules(probe.module)
-        owner = {(s.module, s.call): b.name for b in blocks for s in b.sites}
+        owner = {(s.module, s.call): b.name for b in blocks for s in b.gate_points}
         self.plans = {key: self._plan(key, owner[key], tile) for key in self.calls}
         self.evaluations: list[int] = []
         self._inputs: dict[int, dict[LeafPath, Tensor]] = {}
@@ -95,10 +95,10 @@ class FanOut:
         axis, n = self.layout.exit[self.layout.velocity], self.samples
         v = [axis.rows(self._found, i * n, (i + 1) * n).clone() for i in range(len(self.variants) + 1)]
         for variant, times in zip(self.variants, self._fired, strict=True):
-            if times != len(variant.block.sites):
+            if times != len(variant.block.gate_points):
                 raise NotResidual(
                     f"block {variant.block.name!r}: its gate acted {times} times in a forward, expected "
-                    f"{len(variant.block.sites)}. Call find_blocks on this batch"
+                    f"{len(variant.block.gate_points)}. Call find_blocks on this batch"
                 )
         return v[0], {(w.block.name, w.value): v[i + 1] for i, w in enumerate(self.variants)}
 
@@ -118,12 +118,12 @@ class FanOut:
 
     def _plan(self, key: Key, owner: str, tile: int | None) -> Plan:
         """Runs are the variants that differ from the clean rows by then, but for a closed branch: it gives zeros."""
-        site = self.calls[key]
-        zeros = set(site.give) == set(self.layout.returned[key]) and all(p is None for p in site.give.values())
+        point = self.calls[key]
+        zeros = set(point.give) == set(self.layout.returned[key]) and all(p is None for p in point.give.values())
         mine = [i for i, w in enumerate(self.variants, start=1) if w.block.name == owner]
-        started = [i for i, w in enumerate(self.variants, start=1) if w.start < site.order]
+        started = [i for i, w in enumerate(self.variants, start=1) if w.start < point.order]
         ran = [0, *(i for i in started if not (zeros and i in mine and self.variants[i - 1].value == 0))]
-        size = len(ran) if tile is None else max(tile // max(site.elements, 1), 1)
+        size = len(ran) if tile is None else max(tile // max(point.elements, 1), 1)
         tiles = [ran[i : i + size] for i in range(0, len(ran), size)]
         return Plan(tiles, mine, started, self._order(tiles, set(mine)))
 
@@ -183,18 +183,18 @@ class FanOut:
         self._inputs.clear()
         return replaced(out, new)
 
-    def _together(self, site: Site, plan: Plan, path: LeafPath, axis: Axis, ys: list[Tensor]) -> Tensor:
+    def _together(self, point: GatePoint, plan: Plan, path: LeafPath, axis: Axis, ys: list[Tensor]) -> Tensor:
         """The full batch of one output leaf: what ran, what is closed here, and copies of the clean rows."""
         n, pieces = self.samples, list[Tensor]()
         for rows in plan.order:
             y = axis.rows(ys[rows.tile], rows.start * n, rows.stop * n)
-            closed = rows.gated and path in site.give
-            pieces += [self._closed(site, path, y, rows.gated)] if closed else [y] * rows.times
+            closed = rows.gated and path in point.give
+            pieces += [self._closed(point, path, y, rows.gated)] if closed else [y] * rows.times
         return axis.join(pieces)
 
-    def _closed(self, site: Site, path: LeafPath, y: Tensor, row: int) -> Tensor:
+    def _closed(self, point: GatePoint, path: LeafPath, y: Tensor, row: int) -> Tensor:
         """One variant's rows with its gate at its value."""
-        passage, w = site.give[path], self.variants[row - 1]
+        passage, w = point.give[path], self.variants[row - 1]
         closed = torch.zeros_like(y) if passage is None else carried(self._inputs[row], passage, y, w.block)
         return mixed(y, closed, w.value)
 
@@ -208,7 +208,7 @@ def fanout(
 ) -> Iterator[Tensor]:
     """The base velocity first, then each block's at each gate value; at most `per_run` variants in a forward, and in
     one call of a block as many as have `tile` elements."""
-    todo = [Variant(b, g, min(s.order for s in b.sites)) for b in blocks for g in values]
+    todo = [Variant(b, g, min(s.order for s in b.gate_points)) for b in blocks for g in values]
     found: dict[tuple[str, float], Tensor] = {}
     base = None
     for i in range(0, len(todo), per_run):

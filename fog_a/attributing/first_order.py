@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fog_a.attributing.layout import Axis, Layout
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import Key, at_calls, named_modules, sites
+from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import carried, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.errors import Unsupported
@@ -93,8 +93,8 @@ def _gradient(y: Tensor, gates: Float[Tensor, "L B"], again: bool) -> Float[Tens
 @contextlib.contextmanager
 def _hung_on(gates: Float[Tensor, "L B"], probe: Probe, blocks: Blocks, layout: Layout) -> Iterator[None]:
     """Inside, block k's update is multiplied by gates[k], which are 1."""
-    calls = sites(blocks)
-    owner = {(s.module, s.call): i for i, b in enumerate(blocks) for s in b.sites}
+    calls = gate_points(blocks)
+    owner = {(s.module, s.call): i for i, b in enumerate(blocks) for s in b.gate_points}
     kept: dict[Key, dict[LeafPath, Tensor]] = {}
 
     def before(key: Key, args: Any, kwargs: Any) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fog_a.attributing.footprint import Footprint
-from fog_a.blocks.block import Blocks, Site
-from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, sites, tree
+from fog_a.blocks.block import Blocks, GatePoint
+from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.flows.case import Probe
@@ -101,7 +101,7 @@ _TALK = "its samples depend on each other"
 
 def measure(probe: Probe, blocks: Blocks) -> tuple[Layout, Tensor]:
     """The layout for this probe's batch, and the base velocity that was seen on the way."""
-    calls = sites(blocks)
+    calls = gate_points(blocks)
     base = _run(probe, calls, None, None)
     assert base.v is not None
     layout = Layout(samples=len(base.v) if base.v.ndim else 1)
@@ -120,7 +120,7 @@ def measure(probe: Probe, blocks: Blocks) -> tuple[Layout, Tensor]:
     return layout, base.v
 
 
-def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, Site], base: _Seen) -> None:
+def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _Seen) -> None:
     n, v = layout.samples, base.v
     assert v is not None
     candidates = [p for p, x in base.entrance if x.ndim and x.shape[0] == n]
@@ -150,7 +150,7 @@ def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, Site], base: _Seen) 
 
 
 def _unfold(
-    layout: Layout, probe: Probe, calls: Mapping[Key, Site], base: _Seen, rows: Mapping[LeafPath, int], fewer: int
+    layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _Seen, rows: Mapping[LeafPath, int], fewer: int
 ) -> str | None:
     """Where several rows belong to a sample, see by their values whether they lie side by side or batches apart."""
     tables = {"in": layout.given, "out": layout.returned}
@@ -173,7 +173,7 @@ def _unfold(
     return None
 
 
-def _compare(layout: Layout, base: _Seen, small: _Seen, fewer: int, calls: Mapping[Key, Site]) -> str | None:
+def _compare(layout: Layout, base: _Seen, small: _Seen, fewer: int, calls: Mapping[Key, GatePoint]) -> str | None:
     """Fill in the axes from two runs, or say why they cannot be."""
     n = layout.samples
     layout.exit.clear()
@@ -239,7 +239,7 @@ def cut(path_rows: Mapping[LeafPath, int], args: tuple[Any, ...], kwargs: dict[s
 
 def _run(
     probe: Probe,
-    calls: Mapping[Key, Site],
+    calls: Mapping[Key, GatePoint],
     rows: Mapping[LeafPath, int] | None,
     base: _Seen | None,
     places: Collection[Place] = (),

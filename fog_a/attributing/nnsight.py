@@ -5,8 +5,8 @@
         v = nn_model.output.save()
 
 One trace per ablation, each of the network's own call as the base made it, with the random numbers of that call. What
-is written to an envoy is computed by the code of `fog_a.blocks.gate`, so both engines agree. nnsight is imported only when
-asked for: it mounts `save` on `object`, which packages with beartype (voicebox-pytorch) do not survive if they are
+is written to an envoy is computed by the code of `fog_a.blocks.gate`, so both engines agree. nnsight is imported only
+when asked for: it mounts `save` on `object`, which packages with beartype (voicebox-pytorch) do not survive if they are
 imported later.
 """
 
@@ -113,27 +113,27 @@ class Envoys:
 
     def _traced(self, call: Call, block: ResidualBlock | None = None, value: float = 0.0) -> Tensor:
         (args, kwargs, restore), found = call, []
-        plan = [] if block is None else [(block, site) for site in block.sites]
+        plan = [] if block is None else [(block, point) for point in block.gate_points]
         with contextlib.ExitStack() as stack:
             stack.enter_context(rng(None))
             restore()
             with self.traced.trace(*args, **kwargs, **self.remote):
-                for block, site in plan:
-                    at = self.traced.get(site.module) if site.module else self.traced
+                for block, point in plan:
+                    at = self.traced.get(point.module) if point.module else self.traced
                     inputs = at.inputs
-                    kept = kept_inputs(site, inputs[0], inputs[1])
-                    at.output = closed(site, block, kept, at.output, value)
+                    kept = kept_inputs(point, inputs[0], inputs[1])
+                    at.output = closed(point, block, kept, at.output, value)
                 found.append(self.traced.output.save())
         return velocity_of(found[0])
 
 
 def check(block: ResidualBlock) -> None:
     """Unsupported if nnsight cannot reach this block's calls."""
-    for site in block.sites:
-        if site.times > 1:
+    for point in block.gate_points:
+        if point.times > 1:
             raise Unsupported(
-                f"{block.name!r}: {site.module!r} is called {site.times} times in one forward, and an envoy stands for "
-                "one call. Leave engine='hooks', or leave this block out with blocks="
+                f"{block.name!r}: {point.module!r} is called {point.times} times in one forward, and an envoy "
+                "stands for one call. Leave engine='hooks', or leave this block out with blocks="
             )
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fog_a.attributing.skipping import Answer, Diverged, Record, Scratch, Skip
-from fog_a.blocks.block import Blocks, ResidualBlock, Site
-from fog_a.blocks.calls import Key, at_calls, named_modules, sites, tree
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
+from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules, tree
 from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
@@ -33,10 +33,10 @@ class Prefix:
     def __init__(self, probe: Probe, blocks: Blocks) -> None:
         self.probe = probe
         self.blocks = blocks
-        self.calls = sites(blocks)
+        self.calls = gate_points(blocks)
         self.modules = named_modules(probe.module)
-        self.owner = {(s.module, s.call): b for b in blocks for s in b.sites}
-        self.first = {b.name: min(s.order for s in b.sites) for b in blocks}
+        self.owner = {(s.module, s.call): b for b in blocks for s in b.gate_points}
+        self.first = {b.name: min(s.order for s in b.gate_points) for b in blocks}
         self.kept: dict[Key, Any] = {}
         self.answers: dict[Key, list[Answer]] = {}
         self.versions: dict[Key, list[int]] = {}
@@ -111,10 +111,11 @@ class Prefix:
         if self._overwritten():  # the model wrote into what was kept: make it again, and give out copies from now on
             self.base()
             v, acted = self._run(block, value)
-        if len(acted) != len(block.sites):
+        if len(acted) != len(block.gate_points):
             raise NotResidual(
-                f"block {block.name!r}: its gate acted {len(acted)} times in a forward, expected {len(block.sites)}. "
-                "The model runs other modules on this batch than when its blocks were found: call find_blocks on it"
+                f"block {block.name!r}: its gate acted {len(acted)} times in a forward, expected "
+                f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
+                "call find_blocks on it"
             )
         return v
 
@@ -139,8 +140,8 @@ class Prefix:
                 self.runs += 1
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
-            site = self.calls[key]
-            if self._known(site, start, value):
+            point = self.calls[key]
+            if self._known(point, start, value):
                 self._leave()
                 for place, x in written.pop(key):
                     place.copy_(x)
@@ -148,18 +149,20 @@ class Prefix:
             if block is None or self.owner[key] is not block:
                 return out
             acted.append(key)
-            return closed(site, block, given.pop(key), out, value)
+            return closed(point, block, given.pop(key), out, value)
 
         with self._modes, at_calls(self.modules, self.calls, before, after):
             yield acted
 
-    def _known(self, site: Site, start: int, value: float) -> bool:
+    def _known(self, point: GatePoint, start: int, value: float) -> bool:
         """Is what this call gives out known? Up to and with the first gate it is, from the clean run; a later gate of
         the same block (another branch) need not run either if it is closed and gives nothing but zeros."""
-        if site.order <= start:
+        if point.order <= start:
             return True
-        key = (site.module, site.call)
-        alone = {p for p, _ in leaves(self.kept[key])} == set(site.give) and all(p is None for p in site.give.values())
+        key = (point.module, point.call)
+        alone = {p for p, _ in leaves(self.kept[key])} == set(point.give) and all(
+            p is None for p in point.give.values()
+        )
         return value == 0 and self.first[self.owner[key].name] == start and alone
 
     def _overwritten(self) -> bool:

@@ -84,7 +84,7 @@ def variants(
 def _launch_bound(probe: Probe, blocks: Blocks) -> bool:
     """Do launches, rather than arithmetic, take the time? By size, not by the clock: every process must come to the
     same choice, or their last bits would differ."""
-    return _on_gpu(probe) or max((s.elements for b in blocks for s in b.sites), default=0) < LAUNCH_BOUND
+    return _on_gpu(probe) or max((s.elements for b in blocks for s in b.gate_points), default=0) < LAUNCH_BOUND
 
 
 def _on_gpu(probe: Probe) -> bool:
@@ -209,13 +209,14 @@ def _loop(probe: Probe, blocks: Blocks, values: tuple[float, ...]) -> Iterator[T
 
 
 def once(probe: Probe, blocks: Blocks, value: float) -> Tensor:
-    """One forward at a gate value; every gate must have acted at each of its sites."""
+    """One forward at a gate value; every gate must have acted at each of its points."""
     with gate(blocks, value) as closed:
         v = probe()
     for b in blocks:
-        if closed.fired[b.name] != len(b.sites):
+        if closed.fired[b.name] != len(b.gate_points):
             raise NotResidual(
-                f"block {b.name!r}: its gate acted {closed.fired[b.name]} times in a forward, expected {len(b.sites)}. "
-                "The model runs other modules on this batch than when its blocks were found: call find_blocks on it"
+                f"block {b.name!r}: its gate acted {closed.fired[b.name]} times in a forward, expected "
+                f"{len(b.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
+                "call find_blocks on it"
             )
     return v

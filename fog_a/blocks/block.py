@@ -21,7 +21,7 @@ from fog_a.errors import NotResidual, UnknownBlock
 
 
 @dataclass(frozen=True)
-class Site:
+class GatePoint:
     """One module call at which a gate acts: the `call`-th of `times` executions of `module` within a forward.
 
     `give` says for every output leaf that is replaced what stands there when the gate is closed: the path of the
@@ -30,7 +30,7 @@ class Site:
 
     module: str
     call: int
-    give: Mapping[LeafPath, Passage | None] = field(hash=False)
+    give: Mapping[LeafPath, Source | None] = field(hash=False)
     times: int = 1
     order: int = 0
     """When it runs, among all module calls of the forward."""
@@ -41,7 +41,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Passage:
+class Source:
     """How an output leaf is made from the input leaves when the gate is closed.
 
     `sources` are input leaves: ("args", 0), ("kwargs", "x"). One source is taken as it is, its axes permuted by `dims`
@@ -56,7 +56,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Spot:
+class TapPoint:
     """Where the block's output h_l can be read: a leaf of a module call's output or input, left by one forward.
 
     Where no module sees h_l, `plus` is where the other addend is read: h_l is their sum.
@@ -69,7 +69,7 @@ class Spot:
     times: int = 1
     overwritten: bool = False
     """Whether the model writes into it later: then it must be copied."""
-    plus: Spot | None = None
+    plus: TapPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class ResidualBlock:
     inputs: frozenset[str]
     parts: tuple[str, ...]
     main: bool = field(default=True, repr=False)
-    sites: tuple[Site, ...] = field(default=(), repr=False)
-    outputs: tuple[Spot, ...] = field(default=(), repr=False)
+    gate_points: tuple[GatePoint, ...] = field(default=(), repr=False)
+    outputs: tuple[TapPoint, ...] = field(default=(), repr=False)
 
     def envoy(self, model: Any) -> Any:
         """This block in a model that is wrapped in nnsight: `blocks[3].envoy(nn_model)`.

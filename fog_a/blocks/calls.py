@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fog_a.blocks.block import Blocks, Site
+from fog_a.blocks.block import Blocks, GatePoint
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -107,16 +107,16 @@ Key = tuple[str, int]
 """A module call: name and which execution."""
 
 
-def sites(blocks: Blocks) -> dict[Key, Site]:
+def gate_points(blocks: Blocks) -> dict[Key, GatePoint]:
     """All gated calls, in order of execution."""
-    found = {(s.module, s.call): s for b in blocks for s in b.sites}
+    found = {(s.module, s.call): s for b in blocks for s in b.gate_points}
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
 @contextlib.contextmanager
 def at_calls(
     modules: Mapping[str, nn.Module],
-    calls: Mapping[Key, Site],
+    calls: Mapping[Key, GatePoint],
     before: Callable[[Key, tuple[Any, ...], dict[str, Any]], Any],
     after: Callable[[Key, tuple[Any, ...], dict[str, Any], Any], Any],
     paused: Callable[[], bool] = lambda: False,

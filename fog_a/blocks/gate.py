@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks, Passage, ResidualBlock, Site
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source
 from fog_a.blocks.calls import Counter, hooked, named_modules
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager
@@ -61,11 +61,11 @@ class gate(contextlib.AbstractContextManager["gate"]):
         modules = named_modules(self.blocks.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(eager())
-            if any(site.once and site.times > 1 for block in self.blocks for site in block.sites):
+            if any(point.once and point.times > 1 for block in self.blocks for point in block.gate_points):
                 stack.enter_context(hooked(modules[""], before=self._restart))
             for block in self.blocks:
-                for site in block.sites:
-                    stack.enter_context(self._site(modules[site.module], block, site))
+                for point in block.gate_points:
+                    stack.enter_context(self._hooks(modules[point.module], block, point))
             self._stack = stack.pop_all()
         return self
 
@@ -78,19 +78,19 @@ class gate(contextlib.AbstractContextManager["gate"]):
             count.now = -1
 
     @contextlib.contextmanager
-    def _site(self, module: nn.Module, block: ResidualBlock, site: Site) -> Iterator[None]:
-        count = self._counters.setdefault((site.module, site.call), Counter(site.times))
+    def _hooks(self, module: nn.Module, block: ResidualBlock, point: GatePoint) -> Iterator[None]:
+        count = self._counters.setdefault((point.module, point.call), Counter(point.times))
         kept: dict[LeafPath, Tensor] = {}
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if count.begin() == site.call:
-                kept.update(kept_inputs(site, args, kwargs))
+            if count.begin() == point.call:
+                kept.update(kept_inputs(point, args, kwargs))
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-            if count.now != site.call:
+            if count.now != point.call:
                 return None
             self.fired[block.name] += 1
-            gated = closed(site, block, kept, out, self.value)
+            gated = closed(point, block, kept, out, self.value)
             kept.clear()
             return gated
 
@@ -98,23 +98,25 @@ class gate(contextlib.AbstractContextManager["gate"]):
             yield
 
 
-def kept_inputs(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[LeafPath, Tensor]:
+def kept_inputs(point: GatePoint, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[LeafPath, Tensor]:
     """Copies of the input leaves that a closed gate gives back: the block, or its successor, may write into them."""
-    paths = {path for passage in site.give.values() if passage is not None for path in passage.sources}
+    paths = {path for passage in point.give.values() if passage is not None for path in passage.sources}
     tree = {"args": args, "kwargs": kwargs}
     return {path: leaf(tree, path).clone() for path in paths}
 
 
-def closed(site: Site, block: ResidualBlock, inputs: Mapping[LeafPath, Tensor], out: Any, value: float | Tensor) -> Any:
+def closed(
+    point: GatePoint, block: ResidualBlock, inputs: Mapping[LeafPath, Tensor], out: Any, value: float | Tensor
+) -> Any:
     """The output of a call at a gate of this value."""
     new = {}
-    for path, passage in site.give.items():
+    for path, passage in point.give.items():
         y = leaf(out, path)
         new[path] = mixed(y, carried(inputs, passage, y, block), value)
     return replaced(out, new)
 
 
-def carried(inputs: Mapping[LeafPath, Tensor], passage: Passage | None, out: Tensor, block: ResidualBlock) -> Tensor:
+def carried(inputs: Mapping[LeafPath, Tensor], passage: Source | None, out: Tensor, block: ResidualBlock) -> Tensor:
     """What stands at an output leaf when the gate is closed: the stream's own elements, or zeros."""
     if passage is None:
         return torch.zeros_like(out)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks, Spot
+from fog_a.blocks.block import Blocks, TapPoint
 from fog_a.blocks.calls import Counter, hooked, named_modules
 from fog_a.blocks.tree import leaf
 from fog_a.blocks.untouched import eager
@@ -48,9 +48,9 @@ class tap(contextlib.AbstractContextManager["tap"]):
             modules = named_modules(self.blocks.model)
             with contextlib.ExitStack() as stack:
                 for block in self.blocks:
-                    for i, spot in enumerate(block.outputs):
-                        for part in (spot,) if spot.plus is None else (spot, spot.plus):
-                            stack.enter_context(self._spot(modules[part.module], block.name, i, part, spot))
+                    for i, point in enumerate(block.outputs):
+                        for part in (point,) if point.plus is None else (point, point.plus):
+                            stack.enter_context(self._hooks(modules[part.module], block.name, i, part, point))
                 self._stack = stack.pop_all()
         return self
 
@@ -87,12 +87,12 @@ class tap(contextlib.AbstractContextManager["tap"]):
     def __len__(self) -> int:
         return len(self.all)
 
-    def _keep(self, name: str, i: int, h: Tensor, part: Spot, spot: Spot) -> None:
+    def _keep(self, name: str, i: int, h: Tensor, part: TapPoint, point: TapPoint) -> None:
         found = self._found.setdefault(name, {})
         h = h.clone() if part.overwritten else h
-        if spot.plus is not None:
+        if point.plus is not None:
             addends = self._addends.setdefault((name, i), {})
-            addends[part is spot] = h
+            addends[part is point] = h
             if len(addends) < 2:
                 return
             h = addends[True] + addends[False]
@@ -101,16 +101,16 @@ class tap(contextlib.AbstractContextManager["tap"]):
         self.all[name] = tuple(found[j] for j in sorted(found))
 
     @contextlib.contextmanager
-    def _spot(self, module: nn.Module, name: str, i: int, part: Spot, spot: Spot) -> Iterator[None]:
+    def _hooks(self, module: nn.Module, name: str, i: int, part: TapPoint, point: TapPoint) -> Iterator[None]:
         count = Counter(part.times)
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.when() and count.begin() == part.call:
-                self._keep(name, i, leaf({"args": args, "kwargs": kwargs}, part.leaf), part, spot)
+                self._keep(name, i, leaf({"args": args, "kwargs": kwargs}, part.leaf), part, point)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             if self.when() and count.begin() == part.call:
-                self._keep(name, i, leaf(out, part.leaf), part, spot)
+                self._keep(name, i, leaf(out, part.leaf), part, point)
 
         with hooked(module, before=before) if part.side == "input" else hooked(module, after=after):
             yield

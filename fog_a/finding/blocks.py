@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fog_a.blocks.block import Blocks, Passage, ResidualBlock, Site, Spot
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
 from fog_a.blocks.calls import named_modules
 from fog_a.blocks.tree import LeafPath
 from fog_a.blocks.untouched import preserved
@@ -135,19 +135,19 @@ class Finder:
         passages = through(self.flow, layer.call) if layer.call is not None else {}
         if layer.call is not None and passages:
             me = self.trace.calls[layer.call]
-            sites = (self._site(layer.call, {**passages, **dict.fromkeys(self.levels.aside[layer.call])}),)
+            gate_points = (self._gate(layer.call, {**passages, **dict.fromkeys(self.levels.aside[layer.call])}),)
             form, definition = "stream", "identity"
         else:
             if not branches or len(branches) < len(layer.branches):
                 return None
-            sites = tuple(self._sites(branches))
+            gate_points = tuple(self._gates(branches))
             form, definition = ("stream" if layer.call is not None else "branch"), "branches"
         if layer.call is not None:
             me = self.trace.calls[layer.call]
             name = me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
-            spots = [self._spot(me, "output", p, me.outputs[p]) for p in self._by_main(me, passages)]
+            taps = [self._tap(me, "output", p, me.outputs[p]) for p in self._by_main(me, passages)]
         else:
-            name, spots = layer.name, self._spots(layer.branches[-1], layer.name)
+            name, taps = layer.name, self._taps(layer.branches[-1], layer.name)
         return ResidualBlock(
             name=name,
             stack=_stack(name, exact=layer.call is None),
@@ -157,8 +157,8 @@ class Finder:
             inputs=self._names(needs),
             parts=tuple(dict.fromkeys(self.trace.calls[p.reader].name for b in branches for p in b.parts)),
             main=not self.target or bool(needs & self.target),
-            sites=sites,
-            outputs=tuple(spots),
+            gate_points=gate_points,
+            outputs=tuple(taps),
         )
 
     def branches(self, layer: Layer) -> list[ResidualBlock]:
@@ -185,24 +185,24 @@ class Finder:
             inputs=self._names(needs),
             parts=(self.trace.calls[b.parts[0].reader].name,),
             main=not self.target or bool(needs & self.target),
-            sites=tuple(self._sites([b])),
-            outputs=tuple(self._spots(b, name)),
+            gate_points=tuple(self._gates([b])),
+            outputs=tuple(self._taps(b, name)),
         )
 
-    def _sites(self, branches: Sequence[Branch]) -> list[Site]:
+    def _gates(self, branches: Sequence[Branch]) -> list[GatePoint]:
         give: dict[int, dict[Any, None]] = {}
         for b in branches:
             for p in b.parts:
                 give.setdefault(p.call, {}).update(dict.fromkeys(p.leaves))
-        return [self._site(c, leaves) for c, leaves in sorted(give.items())]
+        return [self._gate(c, leaves) for c, leaves in sorted(give.items())]
 
-    def _site(self, call_id: int, give: Any) -> Site:
+    def _gate(self, call_id: int, give: Any) -> GatePoint:
         me = self.trace.calls[call_id]
         once = self.trace.times.get("") == 1
         size = max((prod(self.trace.values[v].shape) for v in me.outputs.values()), default=0)
-        return Site(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
+        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
 
-    def _by_main(self, me: Call, passages: dict[LeafPath, Passage]) -> list[LeafPath]:
+    def _by_main(self, me: Call, passages: dict[LeafPath, Source]) -> list[LeafPath]:
         """A call's output streams, the one that begins with x_t first. Streams that are joined and cut again (FLUX's
         single blocks) depend on each other: each begins where its own elements do."""
         for path, passage in passages.items():
@@ -217,7 +217,7 @@ class Finder:
         """The model inputs that a stream begins with, as bits."""
         return self.begins.get(v, self.flow.origin[v])
 
-    def _used(self, me: Call, passage: Passage) -> list[LeafPath]:
+    def _used(self, me: Call, passage: Source) -> list[LeafPath]:
         """The sources that a passage has elements of."""
         if passage.index is None:
             return list(passage.sources)
@@ -229,21 +229,21 @@ class Finder:
             if bool(((passage.index > start) & (passage.index <= end)).any())
         ]
 
-    def _spots(self, b: Branch, name: str) -> list[Spot]:
+    def _taps(self, b: Branch, name: str) -> list[TapPoint]:
         """Where the sum of a parent's addition can be read: the first call that gives it out or takes it in; if that is
         a norm of the same layer (post-norm in the parent), what it gives out."""
         calls = [c for c in self.trace.calls[1:] if c.name and not self.trace.inside(b.update.owner, c.id)]
         for c in calls:
             for path, v in c.outputs.items():
                 if v == b.update.sum:
-                    return [self._spot(c, "output", path, v)]
+                    return [self._tap(c, "output", path, v)]
         for c in calls:
             for path, v in c.inputs.items():
                 if v == b.update.sum:
                     normed = [(p, w) for p, w in c.outputs.items() if self.flow.level[w] & self.flow.forks[v]]
                     if normed and self.trace.values[v].readers == 1 and self._of_layer(c, name):
-                        return [self._spot(c, "output", *normed[0])]
-                    return [self._spot(c, "input", path, v)]
+                        return [self._tap(c, "output", *normed[0])]
+                    return [self._tap(c, "input", path, v)]
         return self._addends(b.update)
 
     def _of_layer(self, norm: Call, name: str) -> bool:
@@ -256,9 +256,9 @@ class Finder:
         beside = [c for c in self.trace.calls[1:] if c.name != norm.name and c.kind is norm.kind]
         return any(v in sums for c in beside if c.name.rpartition(".")[0] == home for v in c.inputs.values())
 
-    def _addends(self, u: Update) -> list[Spot]:
+    def _addends(self, u: Update) -> list[TapPoint]:
         """Where the two sides of an addition can be read whose sum no module sees: the last layer's, before a slice."""
-        found: list[Spot] = []
+        found: list[TapPoint] = []
         if not u.op.name.startswith("add") or set(u.op.reads) != {u.stream, u.branch} or u.op.kwargs:
             return []  # a difference, a scaled sum
         for v in (u.stream, u.branch):
@@ -266,12 +266,12 @@ class Finder:
                 out = [p for p, w in c.outputs.items() if w == v]
                 given = [p for p, w in c.inputs.items() if w == v]
                 if c.name and (out or given):
-                    found.append(self._spot(c, "output", out[0], v) if out else self._spot(c, "input", given[0], v))
+                    found.append(self._tap(c, "output", out[0], v) if out else self._tap(c, "input", given[0], v))
                     break
         return [replace(found[0], plus=found[1])] if len(found) == 2 else []
 
-    def _spot(self, c: Call, side: Literal["input", "output"], path: LeafPath, v: int) -> Spot:
-        return Spot(c.name, c.nth, side, path, self.trace.times[c.name], v in self.trace.overwritten)
+    def _tap(self, c: Call, side: Literal["input", "output"], path: LeafPath, v: int) -> TapPoint:
+        return TapPoint(c.name, c.nth, side, path, self.trace.times[c.name], v in self.trace.overwritten)
 
     def _names(self, bits: int) -> frozenset[str]:
         return frozenset(n for i, n in enumerate(self.input_names) if bits >> i & 1)

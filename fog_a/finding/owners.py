@@ -183,12 +183,12 @@ def _index(flow: Flow) -> dict[int, list[int]]:
 
 def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
     frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
-    site = (frame or calls)[-1] if frame else calls[0]
-    leaves = tuple(p for p, w in site.outputs.items() if w == v)
-    return Part(site.id, leaves, _reader(flow, u, v, site).id)
+    point = (frame or calls)[-1] if frame else calls[0]
+    leaves = tuple(p for p, w in point.outputs.items() if w == v)
+    return Part(point.id, leaves, _reader(flow, u, v, point).id)
 
 
-def _reader(flow: Flow, u: Update, v: int, site: Call) -> Call:
+def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
     """The heaviest of the owner's calls in which the branch mixes: attention rather than the norms around it."""
     trace, beside = flow.trace, set(flow.trace.calls[u.owner].children)
     able: set[int] = set()
@@ -197,7 +197,7 @@ def _reader(flow: Flow, u: Update, v: int, site: Call) -> Call:
         if op is not None and mixing(base(op.name)):
             able |= beside & set(trace.ancestors(op.call))
     able -= set(trace.ancestors(u.op.call))
-    return max((trace.calls[c] for c in able), key=lambda c: (c.parameters, c.id), default=site)
+    return max((trace.calls[c] for c in able), key=lambda c: (c.parameters, c.id), default=point)
 
 
 def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fog_a.blocks.block import Passage
+from fog_a.blocks.block import Source
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, NORM, POINTWISE, SCALE, SUM, base
 from fog_a.finding.streams import Flow, Update, operands
@@ -61,9 +61,9 @@ class Replay:
                 self.size += math.prod(trace.values[v].shape)
         self._known: dict[int, Carried | None] = {}
 
-    def passages(self) -> dict[LeafPath, Passage]:
+    def passages(self) -> dict[LeafPath, Source]:
         """The outputs that carry an updated stream, and where each of their elements comes from."""
-        found: dict[LeafPath, Passage] = {}
+        found: dict[LeafPath, Source] = {}
         bent: set[LeafPath] = set()
         for path, v in self.flow.trace.calls[self.call].outputs.items():
             if not self.flow.trace.values[v].floating or v in self.leaf_of:
@@ -236,13 +236,13 @@ class Replay:
         q = values[v]
         return memory.as_strided(q.shape, q.stride, q.offset).clone()
 
-    def _passage(self, v: int, c: Carried) -> Passage | None:
+    def _passage(self, v: int, c: Carried) -> Source | None:
         if c.numbers is None:
             assert c.leaf is not None
-            return Passage((c.leaf,))
+            return Source((c.leaf,))
         return self._simplest(c.numbers)
 
-    def _simplest(self, numbers: Tensor) -> Passage | None:
+    def _simplest(self, numbers: Tensor) -> Source | None:
         """One whole leaf if it is that, perhaps with its axes permuted; else the elements one by one."""
         if not bool((numbers > 0).any()) or bool((numbers < 0).any()):
             return None
@@ -256,11 +256,11 @@ class Replay:
             whole = torch.arange(first + 1, first + n + 1).reshape(shape)
             for dims in itertools.permutations(range(len(shape))) if len(shape) <= 5 else [tuple(range(len(shape)))]:
                 if tuple(shape[d] for d in dims) == tuple(numbers.shape) and torch.equal(whole.permute(dims), numbers):
-                    return Passage((path,), None if list(dims) == sorted(dims) else dims)
-        return Passage(tuple(self.leaf_of.values()), None, numbers.clone(), self.size)
+                    return Source((path,), None if list(dims) == sorted(dims) else dims)
+        return Source(tuple(self.leaf_of.values()), None, numbers.clone(), self.size)
 
 
-def through(flow: Flow, call: int) -> dict[LeafPath, Passage]:
+def through(flow: Flow, call: int) -> dict[LeafPath, Source]:
     """The streams that pass through a call: output leaf → how it is made of the inputs when the updates are removed."""
     return Replay(flow, call).passages()
 

@@ -97,7 +97,7 @@ def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise BadOutput(f"the adapter's loss(batch) must be one number, got {getattr(loss, 'shape', loss)}")
         modules = named_modules(blocks.model)
-        summed = [b.name for b in blocks if any(spot.plus is not None for spot in b.outputs)]
+        summed = [b.name for b in blocks if any(point.plus is not None for point in b.outputs)]
         if wrt == "parameters":
             groups = [list(_parameters(b, modules)) for b in blocks]
         else:
