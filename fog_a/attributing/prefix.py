@@ -114,8 +114,8 @@ class Prefix:
         if len(acted) != len(block.gate_points):
             raise NotResidual(
                 f"block {block.name!r}: its gate acted {len(acted)} times in a forward, expected "
-                f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
-                "call find_blocks on it"
+                f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were "
+                "found: call find_blocks on it"
             )
         return v
 
