@@ -9,6 +9,7 @@ FogError
 ├── UnknownAdapter      no adapter for this model's class, or none of this name
 ├── ShapeMismatch       tensors or scores that do not fit together
 ├── BadScores           a scores file that is corrupt, foreign or of another model
+├── NotWritten          a file that could not be written: full disk, read-only folder, bad path
 ├── BadArgument         something on the command line that names nothing, or something else
 ├── BadManifest         a data manifest with missing or unusable files
 ├── BadFeatures         teacher features of the wrong count or width, NaN, or a corrupt cache
@@ -58,6 +59,10 @@ class ShapeMismatch(FogError, ValueError):
 
 class BadScores(FogError, ValueError):
     """A scores file that is corrupt, foreign or of another model."""
+
+
+class NotWritten(FogError, OSError):
+    """A file that could not be written: a full disk, a folder without permission, a bad path."""
 
 
 class BadArgument(FogError, ValueError):

@@ -394,7 +394,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "cannot read none.json" in done.stderr and "Traceback" not in done.stderr
     code = (
-        "import sys, json\nfrom fog_a import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys, json\nfrom fog_a.shell import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(json.dumps([m for m in ('torch', 'matplotlib', 'scipy', 'pydantic') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,9 +14,8 @@ import pytest
 import soundfile
 import torch
 
-from fog_a.errors import BadArgument, BadManifest, NoWeights, Unsupported
+from fog_a.errors import BadArgument, BadManifest, NotWritten, NoWeights, Unsupported
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.files import DiskFull
 from fog_a_adapters.dit.mel import MELS, frames
 from unified_audio.audio_frames import MelFrames, TeacherFrames, frames_from
 from unified_audio.batches import FrameBatches, MelBatches, Order, balanced
@@ -239,7 +238,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, a_file: Clip) -> None:
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
     try:
-        with pytest.raises(DiskFull, match=r"\(0.4 MiB\) could not be written: File too large. Free some space or"):
+        with pytest.raises(NotWritten, match=r"\(0.4 MiB\) could not be written: File too large. Free some space or"):
             cache.get(a_file, "large", compute)
         assert cache.get(a_file, "small", once(torch.zeros(2))[0])["x"].tolist() == [1, 1]
     finally:
@@ -253,7 +252,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, a_file: Clip) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, a_file: Clip) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DiskFull, match=r"could not be written: Not a directory"):
+    with pytest.raises(NotWritten, match=r"could not be written: Not a directory"):
         Cache(tmp_path / "file" / "c").get(a_file, "kind", once(torch.ones(1))[0])
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import fog_a
-from fog_a.errors import BadArgument, BadOutput, BadScores, Unsupported
+from fog_a.errors import BadArgument, BadOutput, BadScores, NotWritten, Unsupported
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.files import DiskFull, write_state
+from fog_a_adapters.dit.files import write_state
 from unified_audio.aligned import Aligned
 from unified_audio.ast_tokenizer import ASTConfig, ASTTokenizer
 from unified_audio.language_model import LanguageStage
@@ -218,7 +218,7 @@ def test_stage_2_trains_under_torchrun(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    (tmp_path / ".checkpoint.pt.00000000.part").write_bytes(b"what a kill left")
+    (tmp_path / ".fog-a-00.part").write_bytes(b"what a kill left")
     write_state(path, {"step": 1})
 
     def full(descriptor: int) -> None:
@@ -227,7 +227,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            DiskFull, match=r"could not be written: No space left on device. Free some space or give another"
+            NotWritten, match=r"could not be written: No space left on device. Free some space or give another"
         ):
             write_state(path, {"step": 2})
     assert torch.load(path) == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fog_a_adapters.dit.files import write
+from fog_a.files import write
 from unified_audio.clips import Clip
 
 
@@ -29,7 +29,7 @@ class Cache:
         mel = cache.get(clip, "mel", lambda: {"mel": log_mel(wave)})["mel"]
 
     Raises:
-        DiskFull: the folder cannot be written; what was cached before stays and is used at the next start.
+        NotWritten: the folder cannot be written; what was cached before stays and is used at the next start.
     """
 
     def __init__(self, folder: str | Path) -> None:

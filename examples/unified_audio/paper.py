@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 
 import fog_a
 from fog_a.errors import FogError
+from fog_a.files import write, write_json
 from fog_a_adapters.dit.arms import KNOWN, check_arms
 from fog_a_adapters.dit.compare import compare, read_json
-from fog_a_adapters.dit.files import write, write_json
 from fog_a_adapters.dit.flow import FlowMatching
 from fog_a_adapters.dit.mel import RATE
 from fog_a_adapters.dit.task import Plan, Task

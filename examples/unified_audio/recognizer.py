@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, BadScores, MissingDependency, NoWeights
-from fog_a_adapters.dit.files import write
+from fog_a.files import write
 from fog_a_adapters.dit.interface import frame_mask
 from fog_a_adapters.dit.mel import MELS
 

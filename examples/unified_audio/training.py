@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, BadOutput, BadScores, MissingDependency, Unsupported
-from fog_a_adapters.dit.files import write_json, write_state
+from fog_a.files import write_json
+from fog_a_adapters.dit.files import write_state
 from fog_a_adapters.dit.mel import optional
 from unified_audio.stage2 import Average
 
@@ -92,7 +93,7 @@ def fit(
 
     Raises:
         Unsupported: the folder holds another configuration's checkpoint.
-        BadScores: a damaged checkpoint. BadOutput: the loss is not finite. DiskFull: a checkpoint found no room.
+        BadScores: a damaged checkpoint. BadOutput: the loss is not finite. NotWritten: a checkpoint found no room.
     """
     return _Run(model, loss_of, batch, recipe, Path(folder), name, cpu).to(recipe.steps if stop is None else stop)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, MissingDependency, NoWeights
-from fog_a_adapters.dit.files import write
+from fog_a.files import write
 from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, magnitudes, optional
 
 PEAK = 0.99
@@ -38,7 +38,7 @@ class Sound:
         return len(self.samples) / self.rate
 
     def save(self, path: str | Path) -> Path:
-        """A 16-bit WAV by soundfile, whole or absent. Raises DiskFull."""
+        """A 16-bit WAV by soundfile, whole or absent. Raises NotWritten."""
         import io
 
         buffer = io.BytesIO()

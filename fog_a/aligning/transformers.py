@@ -8,17 +8,17 @@ Its heads join the optimizer before the scheduler is made, `compute_loss` adds t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import BadFeatures
+from fog_a.files import write
 
 FILE = "ag_repa.safetensors"
 
@@ -41,10 +41,7 @@ class AlignmentCallback(TrainerCallback):
         if not state.is_world_process_zero or args.output_dir is None:
             return
         target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        save_file({name: t.detach().cpu().contiguous() for name, t in self.reg.state_dict().items()}, part)
-        os.replace(part, target)
+        write(target, save({name: t.detach().cpu().contiguous() for name, t in self.reg.state_dict().items()}))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

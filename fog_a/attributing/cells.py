@@ -21,6 +21,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 
 from fog_a.errors import BadBatch, BadScores, FogError
+from fog_a.files import write
 
 Values = Float[np.ndarray, "G S L"]
 """One cell: gate values × samples × layers."""
@@ -55,7 +56,6 @@ class Cells:
         """Make the directory this run's, or see that it is."""
         assert self.directory is not None
         path = self.directory / "run.json"
-        self.directory.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if path.read_text() != identity:
                 raise BadScores(
@@ -63,7 +63,7 @@ class Cells:
                     "Give checkpoint= an empty directory, or remove this one"
                 )
         else:
-            _move(path, identity.encode())
+            write(path, identity)
 
     def collect(self, cells: list[tuple[str, Callable[[], Values]]]) -> list[Values]:
         """All cells, in order; those of other processes come from them.
@@ -131,7 +131,7 @@ class Cells:
         values = measure()
         data = io.BytesIO()
         np.save(data, values, allow_pickle=False)
-        _move(path, data.getvalue())
+        write(path, data.getvalue())
         return values
 
     def _gathered(self, own: dict[int, Values], count: int) -> list[Values]:
@@ -168,10 +168,3 @@ class Cells:
 def _device() -> torch.device:
     """Where collectives want their tensors."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def _move(path: Path, data: bytes) -> None:
-    """Write in one move: a reader sees the whole file or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    os.replace(part, path)

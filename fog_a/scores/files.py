@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fog_a.errors import BadScores
+from fog_a.files import write
 
 if TYPE_CHECKING:
     from fog_a.scores.scores import Scores
@@ -30,30 +30,6 @@ LONG = ("sample", "id", "domain", "time", "layer", "value")
 
 RELEASE = {"speech": "speech_foga", "audio": "audio_foga", "sound": "audio_foga"}
 """Domain → column of the paper's released CSV."""
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file atomically, making its folder where that is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp's 0600 would hide the result from a group
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def plain(value: Any) -> Any:
@@ -93,7 +69,7 @@ def write_json(scores: Scores, path: str | os.PathLike[str]) -> Path:
     rows = ([[_shortest(x) for x in time] for time in sample] for sample in scores.values)
     lines = [f"  {json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}," for key, value in head.items()]
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    return write_text(path, "{\n" + "\n".join(lines) + '\n  "values": [\n' + body + "\n  ]\n}\n")
+    return write(path, "{\n" + "\n".join(lines) + '\n  "values": [\n' + body + "\n  ]\n}\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -192,4 +168,4 @@ def write_csv(scores: Scores, path: str | os.PathLike[str], layout: str) -> Path
         out.writerows(release_rows(scores))
     else:
         raise ValueError(f"layout = {layout!r}: expected 'long' or 'release'")
-    return write_text(path, text.getvalue())
+    return write(path, text.getvalue())

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fog_a.errors import BadOutput, BadScores, ShapeMismatch, UnknownBlock
+from fog_a.files import write
 from fog_a.scores.scores import Scores
 
 Weighting = Literal["normalized", "proportional", "equal"]
@@ -151,11 +152,7 @@ class Selection(BaseModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, whole or not at all."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        part.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        os.replace(part, target)
+        write(path, self.model_dump_json(indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:

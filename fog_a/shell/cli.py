@@ -218,11 +218,11 @@ def report(
     k: K = 3,
 ) -> None:
     """Write one self-contained HTML page of saved scores."""
-    from fog_a.scores.files import write_text
+    from fog_a.files import write
     from fog_a.scores.scores import Scores
     from fog_a.shell.report import report as page
 
-    write_text(out, page([Scores.load(f) for f in files], title=title, lead=lead, k=k))
+    write(out, page([Scores.load(f) for f in files], title=title, lead=lead, k=k))
     typer.echo(f"wrote {out}")
 
 

@@ -10,7 +10,6 @@ vector is 1280 or 768 floats: 5 KB a clip. Files are mapped, not read: memory ho
 from __future__ import annotations
 
 import json
-import os
 import re
 import uuid
 import warnings
@@ -21,10 +20,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fog_a.errors import BadFeatures
+from fog_a.files import write
 from fog_a.flows.samples import Samples
 from fog_a.teachers.routing import checked, take
 from fog_a.teachers.teacher import Teacher
@@ -150,14 +150,7 @@ class CachedTeacher:
             "teacher": self.name,
             "pool": self.pool,
         }
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            save_file({"features": features}, temporary, metadata=notes)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write(path, save({"features": features}, notes))
         self._files[path] = features
         self._places.update({i: (path, row) for row, i in enumerate(ids)})
         self._audio.update(zip(ids, audio, strict=True))

@@ -25,11 +25,11 @@ from tqdm import tqdm
 from fog_a.aligning.alignment import AGREPA
 from fog_a.blocks.untouched import rng
 from fog_a.errors import Unsupported
+from fog_a.files import write, write_json
 from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
 from fog_a.scores.scores import Scores
 from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
-from fog_a_adapters.dit.files import write, write_json
 from fog_a_adapters.dit.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.measures import flow_losses
 from fog_a_adapters.dit.tables import markdown, summary

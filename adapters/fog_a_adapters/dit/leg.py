@@ -142,7 +142,7 @@ class Leg:
         return loss.item()
 
     def save(self, path: Path, progress: Progress) -> None:
-        """Write everything, whole or not at all. Raises DiskFull."""
+        """Write everything, whole or not at all. Raises NotWritten."""
         state = {
             "model": self.model.state_dict(),
             "terms": {name: term.state_dict() for name, term in self.terms.items()},
