@@ -1,8 +1,8 @@
 # Everything from a fresh machine with Python >= 3.11 and make:
 #   make demo    train a tiny model on the packaged clips and attribute it        make test    the whole suite
 #   make check   format, lint, types                                              make docs    build docs/ into site/
-#   make quick   the suite without its slow tests                                 make paper   examples/unified_audio, whole and small
-#   make bench   what all scores cost, beside other ways to get them
+#   make quick   the suite without its slow tests                                 make soak    properties at EXAMPLES each, and the soak tests
+#   make bench   what all scores cost, beside other ways to get them              make paper   examples/unified_audio, whole and small
 # OUT, DATA, STEPS, SEED go to the demo; PAPER_OUT, DATA, HOURS, ARGS to the paper; ARGS to the benchmark and to pytest.
 # PIP_ARGS goes to every pip call, e.g. an index that has the CPU build of torch.
 
@@ -11,6 +11,7 @@ BIN     := $(VENV)/bin
 PIP_ARGS ?=
 PIP      = $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt $(PIP_ARGS)
 WORKERS ?= 2
+EXAMPLES ?= 500
 # Every Float[Tensor, "B T D"] is held to its word at every call; see tests/shapes.py.
 SHAPES  ?= --jaxtyping-packages=fog_a,fog_a_adapters,shapes.checked
 OUT     ?= out/demo
@@ -22,7 +23,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do 
 
 BENCH_OUT ?= out/bench
 
-.PHONY: demo paper test quick check docs bench clean help
+.PHONY: demo paper test soak quick check docs bench clean help
 
 help:
 	@sed -n '1,8s/^# \{0,1\}//p' Makefile
@@ -65,10 +66,14 @@ paper: $(VENV)/.dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=examples $(BIN)/python -m unified_audio.paper --out $(PAPER_OUT) $(if $(DATA),--data $(DATA)) $(if $(HOURS),--hours $(HOURS)) $(ARGS)
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHAPES) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not soak" $(SHAPES) $(ARGS)
+
+# hypothesis itself marks the properties.
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 FOG_A_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "soak or hypothesis" $(SHAPES) $(ARGS)
 
 quick: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not soak" $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """What must hold for any residual network: held against random ones whose forward is written by hand with its gates.
 
-`FOG_A_EXAMPLES` sets the number of examples per property (500 in CI).
+`FOG_A_EXAMPLES` sets the number of examples per property: 40 in `make test`, 500 in `make soak`.
 """
 
 from __future__ import annotations
@@ -268,6 +268,7 @@ def test_branches_are_single_updates(spec: Spec) -> None:
     agree(scores.values[:, 0], want, RTOL["float32"], unsure)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("name", sorted({"stack", "stages", "tied", "lists", "unet", "dual", "convnet"}))
 def test_the_reference_is_the_module(name: str) -> None:
     """The hand-written forward with all gates open, against the module's own."""
