@@ -19,10 +19,10 @@ import torch
 from scipy.stats import spearmanr
 
 import fog_a
-from fog_a_adapters.dit.data import Corpus, load_corpus
-from fog_a_adapters.dit.flow import FlowMatching
-from fog_a_adapters.dit.model import DiTConfig
-from fog_a_adapters.dit.train import Recipe, new_model, train
+from fog_a_adapters.dit.audio.data import Corpus, load_corpus
+from fog_a_adapters.dit.demo.train import Recipe, new_model, train
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching
 
 TIMES = tuple((j + 0.5) / 8 for j in range(8))
 PROJECTIONS = (4, 8, 16)

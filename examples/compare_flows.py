@@ -18,8 +18,8 @@ import torch
 
 import fog_a
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.data import load_corpus
-from fog_a_adapters.dit.task import Task
+from fog_a_adapters.compare import Task
+from fog_a_adapters.dit.audio.data import load_corpus
 
 
 def f5_tts() -> Task:

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 import fog_a
 from fog_a.flows.samples import Samples
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.data import load_corpus
-from fog_a_adapters.dit.flow import MelBatch
+from fog_a_adapters.dit.audio.data import load_corpus
+from fog_a_adapters.dit.model.flow import MelBatch
 
 DOMAINS = ("speech", "sound")
 MEL, SPEAKER, VOCAB = 100, 192, 128

@@ -17,8 +17,8 @@ from f5_tts.model.dataset import collate_fn
 
 import fog_a
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.data import load_corpus
-from fog_a_adapters.dit.flow import MelBatch
+from fog_a_adapters.dit.audio.data import load_corpus
+from fog_a_adapters.dit.model.flow import MelBatch
 
 DOMAINS = ("speech", "sound")
 

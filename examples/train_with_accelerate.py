@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import fog_a
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.data import collate, load_corpus
+from fog_a_adapters.dit.audio.data import collate, load_corpus
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from tqdm import trange
 import fog_a
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.data import load_corpus
+from fog_a_adapters.dit.audio.data import load_corpus
 
 
 def main() -> None:

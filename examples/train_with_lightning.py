@@ -20,7 +20,7 @@ import fog_a
 from fog_a.aligning.lightning import AlignmentCallback
 from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.data import collate, load_corpus
+from fog_a_adapters.dit.audio.data import collate, load_corpus
 
 
 class Training(pl.LightningModule):

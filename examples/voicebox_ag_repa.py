@@ -18,9 +18,9 @@ from voicebox_pytorch.voicebox_pytorch import AudioEncoderDecoder
 
 import fog_a
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.data import load_corpus
-from fog_a_adapters.dit.flow import MelBatch
-from fog_a_adapters.dit.mel import MELS, RATE, log_mel
+from fog_a_adapters.dit.audio.data import load_corpus
+from fog_a_adapters.dit.audio.mel import MELS, RATE, log_mel
+from fog_a_adapters.dit.model.flow import MelBatch
 
 DOMAINS = ("speech", "sound")
 

@@ -90,7 +90,7 @@ number = 3
 
 
 def a_task():
-    from fog_a_adapters.dit.task import Task
+    from fog_a_adapters.compare import Task
 
     return Task("a task", build=None, batch=None, held_out=[], probe=[], teachers=None)
 """
@@ -270,7 +270,7 @@ def test_demo_hands_its_options_on(shell: Shell, monkeypatch: pytest.MonkeyPatch
 
 
 def test_compare_hands_its_options_on(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fog_a_adapters.dit import bundled_task
+    from fog_a_adapters.dit.demo import bundled_task
 
     seen: dict[str, Any] = {}
 
@@ -290,7 +290,7 @@ def test_compare_hands_its_options_on(shell: Shell, monkeypatch: pytest.MonkeyPa
 
 def test_compare_takes_another_task(shell: Shell) -> None:
     code, _, err = shell("compare", "--task", "nets:number")
-    assert code == 2 and "a task is a fog_a_adapters.dit.task.Task, or a factory of one; got int" in err
+    assert code == 2 and "a task is a fog_a_adapters.compare.Task, or a factory of one; got int" in err
     code, _, err = shell("compare", "--task", "nets:a_task", "--layers", "3")
     assert code == 2 and "a task has its own data and model: leave out --data, --layers and --dim" in err
 

@@ -13,7 +13,7 @@ import torch
 import fog_a
 from fog_a.errors import BadManifest, Unsupported
 from fog_a_adapters.dit import demo
-from fog_a_adapters.dit.manifest import packaged, read_manifest
+from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
 
 
 @pytest.fixture(scope="module")

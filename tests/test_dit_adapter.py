@@ -10,7 +10,7 @@ import torch
 import fog_a
 from fog_a.errors import BadBatch
 from fog_a_adapters.dit import DiT, DiTAdapter, DiTConfig, FlowMatching, MelBatch
-from fog_a_adapters.dit.data import load_corpus
+from fog_a_adapters.dit.audio.data import load_corpus
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import soundfile
 import torch
 
 from fog_a.errors import BadManifest, MissingDependency
-from fog_a_adapters.dit.data import collate, load_corpus
-from fog_a_adapters.dit.manifest import packaged, read_manifest
-from fog_a_adapters.dit.mel import MELS, decode, frames, log_mel, magnitudes, optional
-from fog_a_adapters.dit.tokens import FrameTokens, pairs
+from fog_a_adapters.dit.audio.data import collate, load_corpus
+from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
+from fog_a_adapters.dit.audio.mel import MELS, decode, frames, log_mel, magnitudes, optional
+from fog_a_adapters.dit.audio.tokens import FrameTokens, pairs
 
 
 def tone(seconds: float = 0.5, rate: int = 16_000, hz: float = 440.0, channels: int = 1) -> np.ndarray:
@@ -279,6 +279,6 @@ def test_importing_the_model_imports_no_audio_package(monkeypatch: pytest.Monkey
     for module in [m for m in sys.modules if m.startswith("fog_a_adapters.dit")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", watching)
-    importlib.import_module("fog_a_adapters.dit.data")
+    importlib.import_module("fog_a_adapters.dit.audio.data")
     importlib.import_module("fog_a_adapters.dit")
     assert not {"torchaudio", "soundfile", "sklearn", "matplotlib"} & set(seen)

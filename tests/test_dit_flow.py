@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fog_a.flows.dicts import rows
 from fog_a_adapters.dit import DiTConfig, FlowMatching, MelBatch
-from fog_a_adapters.dit.flow import prefixes, sway
+from fog_a_adapters.dit.model.flow import prefixes, sway
 
 
 def batch_of(lengths: tuple[int, ...] = (20, 31), pad: int = 0, mels: int = 100) -> MelBatch:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fog_a.errors import Unsupported
-from fog_a_adapters.dit.interface import frame_mask, stretch
-from fog_a_adapters.dit.model import Block, DiT, DiTConfig, positions, time_features
+from fog_a_adapters.dit.model.dit import Block, DiT, DiTConfig, positions, time_features
+from fog_a_adapters.dit.model.interface import frame_mask, stretch
 
 
 def layer_norm(x: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ def test_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_the_demo_clips(wheel: zipfile.ZipFile) -> None:
-    clips = [i for i in wheel.infolist() if i.filename.startswith("fog_a_adapters/dit/clips/")]
-    manifest = wheel.read("fog_a_adapters/dit/clips/manifest.csv").decode().splitlines()
-    flac = {i.filename.removeprefix("fog_a_adapters/dit/clips/") for i in clips if i.filename.endswith(".flac")}
+    clips = [i for i in wheel.infolist() if i.filename.startswith("fog_a_adapters/dit/audio/clips/")]
+    manifest = wheel.read("fog_a_adapters/dit/audio/clips/manifest.csv").decode().splitlines()
+    flac = {i.filename.removeprefix("fog_a_adapters/dit/audio/clips/") for i in clips if i.filename.endswith(".flac")}
     listed = {line.split(",")[0] for line in manifest[1:]}
     assert flac == listed
     assert len(flac) >= 24
@@ -69,8 +69,8 @@ def test_demo_clips_load_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) 
     wheel.extractall(tmp_path / "site")
     out = python(
         """
-        import csv, fog_a_adapters.dit, pathlib, soundfile
-        clips = pathlib.Path(fog_a_adapters.dit.__file__).parent / "clips"
+        import csv, fog_a_adapters.dit.audio, pathlib, soundfile
+        clips = pathlib.Path(fog_a_adapters.dit.audio.__file__).parent / "clips"
         rows = list(csv.DictReader((clips / "manifest.csv").open()))
         seconds = [soundfile.info(clips / r["path"]).duration for r in rows]
         print(clips, len(rows), min(seconds) > 0.5)

@@ -16,7 +16,7 @@ import torch
 
 from fog_a.errors import BadArgument, BadManifest, NotWritten, NoWeights, Unsupported
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.mel import MELS, frames
+from fog_a_adapters.dit.audio.mel import MELS, frames
 from unified_audio.audio_frames import MelFrames, TeacherFrames, frames_from
 from unified_audio.batches import FrameBatches, MelBatches, Order, balanced
 from unified_audio.cache import Cache

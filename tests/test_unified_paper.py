@@ -12,7 +12,7 @@ import torch
 from test_unified_data import captioned, librispeech
 
 from fog_a.errors import BadArgument, NoWeights, Unsupported
-from fog_a_adapters.dit.arms import KNOWN, OPTIONS, choose, options, teachers_of
+from fog_a_adapters.compare.arms import KNOWN, OPTIONS, choose, options, teachers_of
 from unified_audio.clips import Corpus, join
 from unified_audio.corpora import from_captions, from_librispeech, from_manifest
 from unified_audio.items import Reader

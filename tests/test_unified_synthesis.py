@@ -9,7 +9,7 @@ from torch import nn
 
 from fog_a.errors import BadArgument, NotWritten, NoWeights
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.mel import log_mel
+from fog_a_adapters.dit.audio.mel import log_mel
 from unified_audio.audio_frames import MelFrames
 from unified_audio.clips import UnknownEvent
 from unified_audio.corpora import from_manifest

@@ -19,8 +19,8 @@ from torch import nn
 import fog_a
 from fog_a.errors import BadArgument, BadOutput, BadScores, NotWritten, Unsupported
 from fog_a.teachers.weightless import SpectralTeacher
+from fog_a_adapters.compare.files import write_state
 from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.files import write_state
 from unified_audio.aligned import Aligned
 from unified_audio.ast_tokenizer import ASTConfig, ASTTokenizer
 from unified_audio.language_model import LanguageStage

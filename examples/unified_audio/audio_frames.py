@@ -19,7 +19,7 @@ from fog_a.flows.samples import Samples
 from fog_a.teachers import BEATsTeacher
 from fog_a.teachers.cached import key
 from fog_a.teachers.weights import frozen
-from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, RATE, log_mel
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, MELS, RATE, log_mel
 
 
 class AudioFrames(Protocol):

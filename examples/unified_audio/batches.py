@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fog_a.errors import BadArgument
-from fog_a_adapters.dit.flow import MelBatch
+from fog_a_adapters.dit.model.flow import MelBatch
 from unified_audio.audio_frames import AudioFrames
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.items import Item, Reader, collate

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fog_a.errors import BadManifest
-from fog_a_adapters.dit.manifest import packaged, read_manifest
-from fog_a_adapters.dit.mel import optional
+from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
+from fog_a_adapters.dit.audio.mel import optional
 from unified_audio.clips import DOMAINS, Clip, Corpus, Domain, few
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fog_a.errors import BadArgument
 from fog_a.flows.samples import Samples
-from fog_a_adapters.dit.measures import MelEmbedding, frechet
-from fog_a_adapters.dit.mel import RATE, optional
+from fog_a_adapters.compare.measures import frechet
+from fog_a_adapters.dit.audio.mel import RATE, optional
+from fog_a_adapters.dit.demo.distance import MelEmbedding
 
 BOOTSTRAPS = 2000
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fog_a.errors import BadArgument, ShapeMismatch
-from fog_a_adapters.dit.flow import FlowMatching
-from fog_a_adapters.dit.interface import frame_mask, stretch
-from fog_a_adapters.dit.model import DiTConfig
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching
+from fog_a_adapters.dit.model.interface import frame_mask, stretch
 
 Configuration = Literal["A", "B"]
 Dual = Literal["interleave", "fuse"]

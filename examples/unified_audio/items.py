@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fog_a.errors import BadArgument, BadManifest
-from fog_a_adapters.dit.flow import MelBatch
-from fog_a_adapters.dit.mel import HOP, MEL_RATE, RATE, decode, log_mel, optional
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, RATE, decode, log_mel, optional
+from fog_a_adapters.dit.model.flow import MelBatch
 from unified_audio.audio_frames import AudioFrames
 from unified_audio.cache import Cache
 from unified_audio.clips import Clip, Domain

@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 import fog_a
 from fog_a.errors import FogError
 from fog_a.files import write, write_json
-from fog_a_adapters.dit.arms import KNOWN, check_arms
-from fog_a_adapters.dit.compare import compare, read_json
-from fog_a_adapters.dit.flow import FlowMatching
-from fog_a_adapters.dit.mel import RATE
-from fog_a_adapters.dit.task import Plan, Task
+from fog_a_adapters.compare.arms import KNOWN, check_arms
+from fog_a_adapters.compare.comparison import compare, read_json
+from fog_a_adapters.compare.task import Plan, Task
+from fog_a_adapters.dit.audio.mel import RATE
+from fog_a_adapters.dit.model.flow import FlowMatching
 from unified_audio.ast_tokenizer import ASTTokenizer
 from unified_audio.batches import FrameBatches, LanguageBatches
 from unified_audio.cache import Cache

@@ -10,7 +10,7 @@ from typing import Any
 from fog_a.scores.scores import Scores
 from fog_a.shell.page import Html, Table
 from fog_a.shell.report import report
-from fog_a_adapters.dit.arms import ARMS
+from fog_a_adapters.compare.arms import ARMS
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.paper_tables import PaperTable, shown
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fog_a.scores.scores import Scores
-from fog_a_adapters.dit.compare import read_json
-from fog_a_adapters.dit.contrasts import Estimate, estimate
-from fog_a_adapters.dit.tables import plain
+from fog_a_adapters.compare.comparison import read_json
+from fog_a_adapters.compare.contrasts import Estimate, estimate
+from fog_a_adapters.compare.tables import plain
 from unified_audio.clips import DOMAINS
 from unified_audio.evaluation import steps_to
 

@@ -1,7 +1,7 @@
 """Probe, branch, intervene, and judge what is synthesized: the paper's protocol on this application's data.
 
 Phase I trains with L_FM + L_BiT and probes; from that checkpoint Phase II trains every arm on the same batches, noise
-and learning rates (`fog_a_adapters.dit.compare`, which also goes on after a kill). Each trained arm then synthesizes
+and learning rates (`fog_a_adapters.compare`, which also goes on after a kill). Each trained arm then synthesizes
 the held-out clips from their tokens, with one frame of reference, so that every word of a transcript is to be heard:
 
     wer              what the recognizer hears of them, against the transcripts
@@ -29,10 +29,10 @@ from fog_a.errors import BadArgument
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.teachers.weightless import SpectralTeacher
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
-from fog_a_adapters.dit.model import DiTConfig
-from fog_a_adapters.dit.task import Task
-from fog_a_adapters.dit.train import new_model
+from fog_a_adapters.compare import Task
+from fog_a_adapters.dit.demo.train import new_model
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 from unified_audio.batches import MelBatches
 from unified_audio.clips import DOMAINS, Clip, Corpus
 from unified_audio.evaluation import Embedder, distance, word_errors

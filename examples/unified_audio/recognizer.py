@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, BadScores, MissingDependency, NoWeights
 from fog_a.files import write
-from fog_a_adapters.dit.interface import frame_mask
-from fog_a_adapters.dit.mel import MELS
+from fog_a_adapters.dit.audio.mel import MELS
+from fog_a_adapters.dit.model.interface import frame_mask
 
 
 class Recognizer(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fog_a_adapters.dit.model import DiTConfig
+from fog_a_adapters.dit.model.dit import DiTConfig
 from unified_audio.ast_tokenizer import ASTConfig
 
 

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fog_a.errors import BadArgument
-from fog_a_adapters.dit.flow import REFERENCE, FlowMatching, MelBatch
-from fog_a_adapters.dit.mel import HOP, MEL_RATE
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE
+from fog_a_adapters.dit.model.flow import REFERENCE, FlowMatching, MelBatch
 
 FRAME_RATE = MEL_RATE / HOP
 

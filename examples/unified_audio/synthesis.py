@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fog_a.errors import BadArgument
-from fog_a_adapters.dit.flow import FlowMatching
+from fog_a_adapters.dit.model.flow import FlowMatching
 from unified_audio.audio_frames import AudioFrames
 from unified_audio.clips import Clip, Corpus
 from unified_audio.fusion import interleave

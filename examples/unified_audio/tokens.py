@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.teachers.weights import fingerprint
-from fog_a_adapters.dit.mel import optional
+from fog_a_adapters.dit.audio.mel import optional
 from unified_audio.ast_tokenizer import ASTTokenizer
 from unified_audio.audio_frames import AudioFrames
 

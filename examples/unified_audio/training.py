@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, BadOutput, BadScores, MissingDependency, Unsupported
 from fog_a.files import write_json
-from fog_a_adapters.dit.files import write_state
-from fog_a_adapters.dit.mel import optional
+from fog_a_adapters.compare.files import write_state
+from fog_a_adapters.dit.audio.mel import optional
 from unified_audio.stage2 import Average
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fog_a.errors import NoWeights
-from fog_a_adapters.dit.mel import RATE, optional
+from fog_a_adapters.dit.audio.mel import RATE, optional
 
 WINDOW, HOP, POINTS, BANDS, PATCH = 400, 160, 512, 64, 96
 POOLED = (0, 1, 3, 5)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadArgument, MissingDependency, NoWeights
 from fog_a.files import write
-from fog_a_adapters.dit.mel import HOP, MEL_RATE, MELS, magnitudes, optional
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, MELS, magnitudes, optional
 
 PEAK = 0.99
 N_FFT = 1024

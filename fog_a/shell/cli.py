@@ -258,13 +258,13 @@ def compare(
     from fog_a.shell import arguments
 
     wanted = {"data": data, "out": out, "steps": steps, "warmup": warmup, "seeds": seeds, "k": k, "layers": layers}
-    run = _bundled("bundled_task")
+    run = _bundled("demo.bundled_task")
     other = None if task is None else arguments.made(task, "--task")
     run(**_given(run, {**wanted, "dim": dim, "arms": arm or None, "task": other}))
 
 
 def _bundled(name: str) -> Callable[..., Any]:
-    """`run` of a file of the bundled model, reached by its adapter's entry point: the core imports no model."""
+    """`run` of a module of the bundled model, reached by its adapter's entry point: the core imports no model."""
     entries = [e for e in importlib.metadata.entry_points(group="fog_a.adapters", name="dit")]
     if not entries:
         raise MissingDependency("the bundled model is not installed: pip install --force-reinstall fog-a")
@@ -273,7 +273,7 @@ def _bundled(name: str) -> Callable[..., Any]:
     except FogError:
         raise
     except ImportError as error:
-        needs = f"fog-a {name} needs more packages ({error}): pip install 'fog-a[plot,audio]'"
+        needs = f"this command needs more packages ({error}): pip install 'fog-a[plot,audio]'"
         raise MissingDependency(needs) from error
     run = getattr(module, "run", None)
     if run is None:

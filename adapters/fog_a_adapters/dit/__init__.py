@@ -1,4 +1,4 @@
-"""The bundled model: a DiT for token-conditioned flow matching on log-mel, with its data, demo and comparison.
+"""The bundled model: a DiT for token-conditioned flow matching on log-mel, with its audio data and its demo.
 
     from fog_a_adapters.dit import DiTConfig, FlowMatching
     flow = fog_a.wrap(FlowMatching(DiTConfig.tiny()))
@@ -8,8 +8,8 @@ Built from the description in the AG-REPA paper (arXiv 2603.01006), §"flow-matc
 
 from __future__ import annotations
 
-from fog_a_adapters.dit.adapter import DiTAdapter
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
-from fog_a_adapters.dit.model import DiT, DiTConfig
+from fog_a_adapters.dit.model.adapter import DiTAdapter
+from fog_a_adapters.dit.model.dit import DiT, DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 
 __all__ = ["DiT", "DiTAdapter", "DiTConfig", "FlowMatching", "MelBatch"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fog_a.flows.flow import Flow
-from fog_a_adapters.dit.arms import ARMS
+from fog_a_adapters.compare.arms import ARMS
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from fog_a.flows.wrapping import wrap
 from fog_a.scores.curves import Run
 from fog_a.scores.scores import Scores
 from fog_a.teachers.weightless import SpectralTeacher
-from fog_a_adapters.dit.compare import compare
-from fog_a_adapters.dit.data import Corpus
-from fog_a_adapters.dit.demo_page import TOP
-from fog_a_adapters.dit.flow import FlowMatching
-from fog_a_adapters.dit.model import DiTConfig
-from fog_a_adapters.dit.task import Plan, Task
-from fog_a_adapters.dit.train import new_model
+from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.dit.audio.data import Corpus
+from fog_a_adapters.dit.demo.page import TOP
+from fog_a_adapters.dit.demo.train import new_model
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching
 
 FEW = 4
 """Clips per domain."""

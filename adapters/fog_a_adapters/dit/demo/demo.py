@@ -27,12 +27,12 @@ from fog_a.probing.lasp import lasp
 from fog_a.scores.plots import plot_scd
 from fog_a.scores.scores import Scores
 from fog_a.teachers.weightless import SpectralTeacher
-from fog_a_adapters.dit.data import Corpus, collate, load_corpus
-from fog_a_adapters.dit.demo_page import TOP, Demo, facts_of, page_of
-from fog_a_adapters.dit.demo_runs import Checkpoints, with_and_without
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
-from fog_a_adapters.dit.model import DiTConfig
-from fog_a_adapters.dit.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
+from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
+from fog_a_adapters.dit.demo.page import TOP, Demo, facts_of, page_of
+from fog_a_adapters.dit.demo.runs import Checkpoints, with_and_without
+from fog_a_adapters.dit.demo.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 
 TIMES = tuple((j + 0.5) / 8 for j in range(8))
 HELD_OUT = 16

@@ -21,7 +21,7 @@ from torch import nn
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadOutput, BadScores
 from fog_a.flows.flow import Flow
-from fog_a_adapters.dit.files import write_state
+from fog_a_adapters.compare.files import write_state
 
 SAVE_SECONDS = 20.0
 

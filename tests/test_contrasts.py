@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from fog_a_adapters.dit.contrasts import contrast, detectable_effect, estimate, holm
-from fog_a_adapters.dit.measures import MelEmbedding, frechet, windows
+from fog_a_adapters.compare.contrasts import contrast, detectable_effect, estimate, holm
+from fog_a_adapters.compare.measures import frechet
+from fog_a_adapters.dit.demo.distance import MelEmbedding, windows
 
 
 def test_a_contrast_is_the_paired_t_test() -> None:

@@ -29,11 +29,11 @@ from fog_a.files import write, write_json
 from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
 from fog_a.scores.scores import Scores
-from fog_a_adapters.dit.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
-from fog_a_adapters.dit.leg import Leg, Progress, Schedule
-from fog_a_adapters.dit.measures import flow_losses
-from fog_a_adapters.dit.tables import markdown, summary
-from fog_a_adapters.dit.task import Plan, Task
+from fog_a_adapters.compare.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
+from fog_a_adapters.compare.leg import Leg, Progress, Schedule
+from fog_a_adapters.compare.measures import flow_losses
+from fog_a_adapters.compare.tables import markdown, summary
+from fog_a_adapters.compare.task import Plan, Task
 
 
 def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, progress: bool = True) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
 from fog_a.flows.dicts import described, moved, need
 from fog_a.flows.samples import Samples
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
-from fog_a_adapters.dit.interface import frame_mask
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
+from fog_a_adapters.dit.model.interface import frame_mask
 
 KEYS = ("mel", "lengths", "tokens", "token_lengths", "domain", "ids")
-HINT = "fog_a_adapters.dit.data makes such batches: load_corpus(folder).held_out()"
+HINT = "fog_a_adapters.dit.audio.data makes such batches: load_corpus(folder).held_out()"
 
 
 class DiTAdapter:

@@ -15,13 +15,12 @@ from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.teachers.weightless import SpectralTeacher
-from fog_a_adapters.dit.compare import compare
-from fog_a_adapters.dit.data import Corpus, Item, collate, load_corpus
-from fog_a_adapters.dit.flow import FlowMatching
-from fog_a_adapters.dit.measures import SampleDistance
-from fog_a_adapters.dit.model import DiTConfig
-from fog_a_adapters.dit.task import Plan, Task
-from fog_a_adapters.dit.train import Recipe, new_model
+from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.dit.audio.data import Corpus, Item, collate, load_corpus
+from fog_a_adapters.dit.demo.distance import SampleDistance
+from fog_a_adapters.dit.demo.train import Recipe, new_model
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching
 
 PROBE = 8
 """Training clips per domain on which layers are chosen."""
@@ -103,7 +102,7 @@ def run(
     if task is None:
         task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64))
     elif not isinstance(task, Task):
-        raise Unsupported(f"a task is a fog_a_adapters.dit.task.Task, or a factory of one; got {type(task).__name__}")
+        raise Unsupported(f"a task is a fog_a_adapters.compare.Task, or a factory of one; got {type(task).__name__}")
     elif data is not None or layers is not None or dim is not None:
         raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim")
     chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import BadScores, Unsupported
-from fog_a_adapters.dit import DiTConfig, FlowMatching, leg
-from fog_a_adapters.dit.arms import ARMS
-from fog_a_adapters.dit.bundled_task import bundled_task
-from fog_a_adapters.dit.compare import compare
-from fog_a_adapters.dit.leg import Leg, Schedule
-from fog_a_adapters.dit.measures import flow_losses
-from fog_a_adapters.dit.task import Plan, Task
-from fog_a_adapters.dit.train import Recipe
+from fog_a_adapters.compare import Plan, Task, compare, leg
+from fog_a_adapters.compare.arms import ARMS
+from fog_a_adapters.compare.leg import Leg, Schedule
+from fog_a_adapters.compare.measures import flow_losses
+from fog_a_adapters.dit import DiTConfig, FlowMatching
+from fog_a_adapters.dit.demo.bundled_task import bundled_task
+from fog_a_adapters.dit.demo.train import Recipe
 
 PLAN = Plan(seeds=(0, 1), warmup=4, steps=4, k=2, looks=2, draws=2, lr=5e-3, timing=2)
 

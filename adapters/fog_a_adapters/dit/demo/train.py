@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a_adapters.dit.data import Corpus
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
+from fog_a_adapters.dit.audio.data import Corpus
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 
 
 @dataclass(frozen=True)

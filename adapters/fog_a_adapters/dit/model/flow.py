@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fog_a.flows.noise import noise, uniform
-from fog_a_adapters.dit.interface import TokenInterface, frame_mask
-from fog_a_adapters.dit.model import DiT, DiTConfig
+from fog_a_adapters.dit.model.dit import DiT, DiTConfig
+from fog_a_adapters.dit.model.interface import TokenInterface, frame_mask
 
 REFERENCE = 0.3
 """The reference mel is shorter than this share of the clip as it is cropped."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fog_a_adapters.dit.model import DiTConfig
+from fog_a_adapters.dit.model.dit import DiTConfig
 
 
 class TokenInterface(nn.Module):

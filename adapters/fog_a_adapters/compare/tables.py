@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fog_a_adapters.dit.contrasts import Contrast, contrast, estimate, holm
+from fog_a_adapters.compare.contrasts import Contrast, contrast, estimate, holm
 
 NAMES = {
     "loss": "held-out flow loss",

@@ -14,10 +14,10 @@ from fog_a.flows.dicts import rows
 from fog_a.scores.curves import Run, plot_stability, plot_training
 from fog_a.scores.scores import Scores
 from fog_a.shell.report import report
-from fog_a_adapters.dit.data import Corpus
-from fog_a_adapters.dit.flow import FlowMatching, MelBatch
-from fog_a_adapters.dit.mel import HOP, MEL_RATE
-from fog_a_adapters.dit.pictures import Shown, plot_learning, plot_samples
+from fog_a_adapters.dit.audio.data import Corpus
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE
+from fog_a_adapters.dit.demo.pictures import Shown, plot_learning, plot_samples
+from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 
 TOP = 3
 """Layers marked per domain."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fog_a_adapters.dit.mel import optional
+from fog_a_adapters.dit.audio.mel import optional
 
 STRIDE = 2
 """Mel frames per token."""

@@ -1,7 +1,7 @@
 """Makes the clips that the demo ships: 30 sentences by espeak-ng, 30 sounds by sox, 16 kHz mono FLAC.
 
     apt-get install espeak-ng sox flac
-    python -m fog_a_adapters.dit.make_clips            # writes into this folder's clips/
+    python -m fog_a_adapters.dit.audio.make_clips            # writes into this folder's clips/
 
 Nothing is recorded and nothing is random (sox runs with -R), so the same programs (espeak-ng 1.51, sox 14.4.2) make
 the same samples again. In each domain 14 clips are for training and 16 are held out: other sentences by the same

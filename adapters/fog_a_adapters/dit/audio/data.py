@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fog_a_adapters.dit.flow import MelBatch
-from fog_a_adapters.dit.manifest import Clip, read_manifest
-from fog_a_adapters.dit.mel import HOP, MEL_RATE, RATE, decode, log_mel
-from fog_a_adapters.dit.tokens import STRIDE, FrameTokens
+from fog_a_adapters.dit.audio.manifest import Clip, read_manifest
+from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, RATE, decode, log_mel
+from fog_a_adapters.dit.audio.tokens import STRIDE, FrameTokens
+from fog_a_adapters.dit.model.flow import MelBatch
 
 
 @dataclass(frozen=True)
