@@ -8,19 +8,21 @@ import torch
 import torch.distributed as dist
 
 from fog_a.probing.bitc import BiTC
+from fog_a_adapters import released
 
 ROWS = [[0, 1, 2, 3, 5], [4, 6, 7]]
 DOMAINS = ["speech", "sound", "speech", "sound", "speech", "sound", "speech", "speech"]
 
 
-def gradients(rank: int | None, reduction: Any) -> dict[str, list[float]]:
+def gradients(rank: int | None, release: bool) -> dict[str, list[float]]:
     """The gradients of embedding and heads, averaged over ranks as DistributedDataParallel does; None: one process."""
     from test_probing import a_batch, a_flow, rotation
 
     torch.manual_seed(0)
     flow, batch = a_flow(rotation()), a_batch(8) | {"domains": DOMAINS}
     features = torch.randn(8, 4)
-    bitc = BiTC(flow, {"speech": 4, "sound": 4}, weight={"speech": 0.5, "sound": 1.0}, width=12, reduction=reduction)
+    kind = released.BiTC if release else BiTC
+    bitc = kind(flow, {"speech": 4, "sound": 4}, weight={"speech": 0.5, "sound": 1.0}, width=12)
     rows = list(range(8)) if rank is None else ROWS[rank]
     bitc(flow.samples(batch).rows(rows), features=features[rows]).backward()
     net: Any = flow.module

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_flow import CHANNELS, WIDTH, Net, a_batch, a_flow, two_teachers
+from small_flow import CHANNELS, Net, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.scores.selection import Choice, Selection
+from fog_a_adapters import released
 
 CHOSEN = Selection(
     domains={
@@ -84,14 +85,12 @@ def part(batch: dict[str, Any], rank: int) -> dict[str, Any]:
     return {key: value[rows] for key, value in batch.items()}
 
 
-def gradients(
-    rank: int | None, wrapped: bool = False, reduction: str = "domain", accumulate: int = 1
-) -> list[list[float]]:
+def gradients(rank: int | None, wrapped: bool = False, release: bool = False, accumulate: int = 1) -> list[list[float]]:
     """Of the model and the heads after one step; rank None: one process with the joint batch."""
     batch = joint_batch()
     here = batch if rank is None else part(batch, rank)
     flow = a_flow()
-    reg: Any = AGREPA(flow, two_teachers(), CHOSEN, batch=batch, reduction=reduction)
+    reg: Any = (released.AGREPA if release else AGREPA)(flow, two_teachers(), CHOSEN, batch=batch)
     train: Any = Training(flow.module)
     inner = reg
     if rank is not None:
@@ -216,10 +215,10 @@ def sharded(rank: int, given: str) -> Any:
         fully_shard(block)
     fully_shard(net)
     if given == "probing":
-        reg = AGREPA(flow, two_teachers(), k=1, warmup=1, every=1, width=WIDTH)
+        reg = AGREPA(flow, two_teachers(), k=1, warmup=1, every=1)
     elif given == "late":
         slots = {"speech": ["blocks.1", "blocks.3"], "sound": ["blocks.0", "blocks.2"]}
-        reg = AGREPA(flow, two_teachers(), slots, width=WIDTH)
+        reg = AGREPA(flow, two_teachers(), slots)
         Training(net)(here)
         assert reg(here) == 0
     elif given == "after":
@@ -240,7 +239,7 @@ def everything(rank: int) -> dict[str, Any]:
     return {
         "plain": gradients(rank),
         "wrapped": gradients(rank, wrapped=True),
-        "release": gradients(rank, reduction="release"),
+        "release": gradients(rank, release=True),
         "accumulated": gradients(rank, accumulate=2),
         "warmup": warmup(rank),
         "warmup, wrapped": warmup(rank, wrapped=True),

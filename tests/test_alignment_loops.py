@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
+from fog_a.aligning import heads
 from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import NoActivations
 
@@ -104,7 +106,7 @@ def test_probes_wait_for_whole_steps() -> None:
 def test_mixed_precision(dtype: torch.dtype) -> None:
     """Heads and cosines are computed in float32, whatever the autocast; the warm-up's probes run under it."""
     flow = a_flow()
-    reg = AGREPA(flow, two_teachers(), k=2, warmup=4, every=2, hidden=32)
+    reg = AGREPA(flow, two_teachers(), k=2, warmup=4, every=2, head=partial(heads.mlp, hidden=32))
     optimizer = torch.optim.AdamW([*flow.module.parameters(), *reg.parameters()], lr=3e-3)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16, init_scale=2.0**10)
     values = []
@@ -185,6 +187,6 @@ def test_flow_times_and_masks_pass_through_wrappers() -> None:
 
     flow = fog_a.wrap(nn.DataParallel(Masked()), x="x_t", t="t")
     batch = {**a_batch(), "mask": torch.ones(6, 7, dtype=torch.bool)}
-    reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch, time_bins=2)
+    reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch, head=partial(heads.by_time, bins=2))
     flow.loss(batch)
     assert float(reg(batch).detach()) > 0

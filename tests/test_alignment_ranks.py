@@ -25,7 +25,7 @@ def close(a: list[list[float]], b: list[list[float]]) -> None:
     [
         ("plain", {}),
         ("wrapped", {}),
-        ("release", {"reduction": "release"}),
+        ("release", {"release": True}),
         ("accumulated", {"accumulate": 2}),
         ("sharded", {}),
         ("sharded before", {}),

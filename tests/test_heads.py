@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
-from fog_a.aligning.heads import Head, resample
+from fog_a.aligning import heads
 from fog_a.aligning.recipe import Recipe
-from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.aligning.targets import resample
+from fog_a.errors import BadBatch, ShapeMismatch
 
 
-def count(head: Head) -> int:
+def count(head: nn.Module) -> int:
     return sum(p.numel() for p in head.parameters())
 
 
 def test_parameter_counts_are_those_of_the_release_and_of_table_11() -> None:
-    assert count(Head(1024, 1280)) == 1024 * 1024 + 1024 + 1024 * 1280 + 1280  # 2.36 M
-    assert round(count(Head(1024, 1280, hidden=78)) / 1e6, 2) == 0.18
-    assert count(Head(1024, 768, kind="linear")) == 1024 * 768 + 768
+    assert count(heads.mlp(1024, 1280)) == 1024 * 1024 + 1024 + 1024 * 1280 + 1280  # 2.36 M
+    assert round(count(heads.mlp(1024, 1280, hidden=78)) / 1e6, 2) == 0.18
+    assert count(heads.linear(1024, 768)) == 1024 * 768 + 768
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d"])
-def test_convolutions_see_neighbours_but_no_padding(kind: str) -> None:
-    head = Head(8, 5, kind=kind)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("factory", [heads.conv1d, heads.conv2d])
+def test_convolutions_see_neighbours_but_no_padding(factory: Any) -> None:
+    head = factory(8, 5, pool=False)
     x = torch.randn(2, 6, 8)
     mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
     y = head(x, mask)
@@ -36,24 +40,35 @@ def test_convolutions_see_neighbours_but_no_padding(kind: str) -> None:
 
 
 def test_conv2d_over_a_grid_mixes_columns() -> None:
-    head = Head(4, 3, kind="conv2d", grid=3)
+    head = heads.conv2d(4, 3, grid=3, pool=False, normalize=nn.Identity())
     x = torch.zeros(1, 12, 4)
     near = x.clone()
     near[0, 4] = 1.0  # row 1, column 1: all of rows 0-2
     moved = (head(near) - head(x)).abs().amax(-1)[0] > 0
     assert moved[:9].all() and not moved[9:].any()
-    with pytest.raises(ShapeMismatch, match="do not fill rows of 3; set grid="):
+    with pytest.raises(ShapeMismatch, match="do not fill rows of 3: type partial\\(conv2d, grid="):
         head(torch.zeros(1, 10, 4))
 
 
-def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(Unsupported, match="take 'mlp', 'linear', 'conv1d' or 'conv2d'"):
-        Head(4, 4, kind="transformer")  # pyright: ignore[reportArgumentType]
-    assert Recipe().head == "mlp"
+def test_a_head_of_a_part_of_the_flow_times() -> None:
+    """Each sample by the head of its own part of [0, 1], in the order of the batch; without its time no sample."""
+    head = heads.by_time(4, 3, bins=2, head=heads.linear)
+    h, t = torch.randn(4, 5, 4), torch.tensor([0.9, 0.1, 1.0, 0.49])
+    y = head(h, None, t)
+    for i, part in enumerate((1, 0, 1, 0)):
+        assert torch.allclose(y[i], head.parts[part](h[i : i + 1])[0])
+    with pytest.raises(BadBatch, match=r"heads by flow time need this batch's flow times.*type reg\(batch, t=t\)"):
+        head(h)
+    with pytest.raises(BadBatch, match=r"must lie in \[0, 1\], 0 noise and 1 data; got 100 to 1000"):
+        head(h, None, 1000 * t)
+
+
+def test_the_default_head() -> None:
+    assert Recipe().head is heads.mlp
 
 
 def test_first_values_are_xavier_and_zero_bias() -> None:
-    head = Head(64, 32)
+    head = heads.mlp(64, 32)
     assert all(not p.any() for p in head.parameters() if p.ndim == 1)
     bound = (6 / (64 + 32)) ** 0.5
     assert head.outer.weight.abs().max() <= bound

@@ -24,8 +24,11 @@ from fog_a.flows.wrapping import wrap
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.gradnorm import gradnorm
 from fog_a.probing.lasp import lasp
+from fog_a_adapters import released
 
 D = 12
+PLAIN: dict[str, Any] = {"norm": "layer", "flip": False, "clean": False, "train": False}
+"""The release's LASP with all its deviations undone."""
 
 
 def linear(matrix: Tensor) -> nn.Sequential:
@@ -116,10 +119,10 @@ def test_sign_flip_of_the_release() -> None:
     options: dict[str, Any] = {"head": torch.eye(D), "features": teaching, "times": [1.0]}
     c = cosine_similarity(described(batch["x1"]), teaching).numpy()
     assert 0.5 < c.mean() < 0.97
-    plain, flipped = lasp(flow, batch, **options), lasp(flow, batch, flip=True, **options)
+    plain, flipped = lasp(flow, batch, **options), released.lasp(flow, batch, **{**PLAIN, "flip": True}, **options)
     np.testing.assert_allclose(plain.values[:, 0], np.stack([c, -c], 1), atol=1e-5)
     np.testing.assert_allclose(flipped.values[:, 0], np.stack([c, c], 1), atol=1e-5)
-    release = lasp(flow, batch, preset="release", head=torch.eye(D), features=teaching)
+    release = released.lasp(flow, batch, head=torch.eye(D), features=teaching)
     assert release.times == (0.8,) and release.info["options"]["norm"] == "l2"
     c2 = cosine_similarity(batch["x1"].mean(1), teaching).numpy()  # x_1, not x_t, though t = .8
     np.testing.assert_allclose(release.values[:, 0], np.stack([c2, c2], 1), atol=1e-5)
@@ -133,15 +136,12 @@ def test_each_deviation_is_an_option() -> None:
     options: dict[str, Any] = {"head": torch.eye(D), "features": torch.randn(32, D), "times": [0.8], "beside": ()}
     base = lasp(flow, batch, **options)
     assert base == lasp(flow, batch, **options)
+    assert np.array_equal(released.lasp(flow, batch, **PLAIN, **options).values, base.values)
     for deviation in ({"norm": "l2"}, {"clean": True}, {"train": True}, {"center": True}):
-        assert lasp(flow, batch, **options, **deviation) != base, deviation
-    train = lasp(flow, batch, **options, train=True)
-    assert train == lasp(flow, batch, **options, train=True)  # dropout from the seed
-    assert train != lasp(flow, batch, **options, train=True, seed=1)
-    preset = lasp(flow, batch, preset="release", **options)
-    assert preset == lasp(flow, batch, norm="l2", flip=True, clean=True, train=True, **options)
-    with pytest.raises(Unsupported, match="preset must be 'release'"):
-        lasp(flow, batch, preset="paper", **options)  # pyright: ignore[reportArgumentType]
+        assert released.lasp(flow, batch, **{**PLAIN, **deviation}, **options) != base, deviation
+    train = {**PLAIN, "train": True, **options}
+    assert released.lasp(flow, batch, **train) == released.lasp(flow, batch, **train)  # dropout from the seed
+    assert released.lasp(flow, batch, **train) != released.lasp(flow, batch, **train, seed=1)
 
 
 def test_l2_is_not_layer_norm() -> None:
@@ -150,10 +150,12 @@ def test_l2_is_not_layer_norm() -> None:
     batch["x1"] = batch["x1"] + 3
     teaching = torch.ones(32, D)
     options: dict[str, Any] = {"head": torch.eye(D), "features": teaching, "times": [1.0], "beside": ()}
-    assert lasp(flow, batch, norm="l2", **options).values.mean() > 0.8
+    assert released.lasp(flow, batch, **{**PLAIN, "norm": "l2"}, **options).values.mean() > 0.8
     assert abs(lasp(flow, batch, **options).values.mean()) < 1e-5
     expected = cosine_similarity(normalize(batch["x1"].mean(1), dim=-1), teaching)
-    np.testing.assert_allclose(lasp(flow, batch, norm="l2", **options).values[:, 0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        released.lasp(flow, batch, **{**PLAIN, "norm": "l2"}, **options).values[:, 0, 0], expected, atol=1e-5
+    )
 
 
 def test_padding_does_not_count() -> None:
@@ -333,7 +335,7 @@ def test_leaves_no_trace(probe: str) -> None:
     else:
         {
             "lasp": lambda: lasp(flow, batch, head=bitc, features=features),
-            "release": lambda: lasp(flow, batch, head=bitc, features=features, preset="release"),
+            "release": lambda: released.lasp(flow, batch, head=bitc, features=features),
             "curve": lambda: bitc.curve(batch, features=features),
             "gradnorm": lambda: gradnorm(flow, batch),
             "activations": lambda: gradnorm(flow, batch, wrt="activations"),
@@ -404,7 +406,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(Unsupported, match="head= has none for 'all', only for speech"):
         lasp(flow, batch, head={"speech": torch.eye(D)}, features=features)
     with pytest.raises(Unsupported, match="there is no interface of the layers' width here"):
-        lasp(Mixed(), x, features=features, flip=True)
+        released.lasp(Mixed(), x, features=features, **{**PLAIN, "flip": True}, times=None)
     with pytest.raises(Unsupported, match="beside= knows shuffled, probe, cka, cknna; got r2"):
         lasp(flow, batch, features=batch["x1"].mean(1), beside=["r2"])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ShapeMismatch, match="domains= names 2 samples, the batch has 16"):
@@ -449,7 +451,8 @@ def test_bitc_reductions_and_dropped_conditions() -> None:
     flow, batch = a_flow(rotation()), a_batch(8)
     batch["domains"] = ["speech"] * 6 + ["sound"] * 2
     heads: dict[str, Any] = {"speech": 4, "sound": 4}
-    ours, release = BiTC(flow, heads, width=D), BiTC(flow, heads, width=D, reduction="release")
+    ours, release = BiTC(flow, heads, width=D), released.BiTC(flow, heads, width=D)
+    release.describe = ours.describe  # the reduction alone
     release.load_state_dict(ours.state_dict())
     features = torch.randn(8, 4)
     kept = torch.tensor([1, 1, 0, 1, 1, 0, 1, 0]).bool()
@@ -460,8 +463,6 @@ def test_bitc_reductions_and_dropped_conditions() -> None:
     torch.testing.assert_close(release(batch, features=features), away.mean())
     torch.testing.assert_close(ours(batch, features=features, kept=kept), away[:6][kept[:6]].mean() + away[6])
     torch.testing.assert_close(release(batch, features=features, kept=kept), away[kept].sum() / 8)
-    with pytest.raises(Unsupported, match="reduction must be"):
-        BiTC(flow, heads, width=D, reduction="mean")  # pyright: ignore[reportArgumentType]
 
 
 def test_bitc_head_without_samples_gets_a_zero_gradient() -> None:
@@ -582,12 +583,12 @@ def test_gradnorm_chooses_layers() -> None:
     assert math.isfinite(scores.mean().sum())
 
 
-@pytest.mark.parametrize("reduction", ["domain", "release"])
-def test_bitc_on_two_ranks_is_the_joint_batch(tmp_path: Path, reduction: str) -> None:
+@pytest.mark.parametrize("release", [False, True])
+def test_bitc_on_two_ranks_is_the_joint_batch(tmp_path: Path, release: bool) -> None:
     """A mean of rank means is not the joint mean, and one rank has no sound: the gradients are the joint ones all the
     same, on both ranks, in sync."""
-    joint = bitc_ranks.gradients(None, reduction)
-    for found in rank_jobs.start(bitc_ranks.gradients, tmp_path, reduction):
+    joint = bitc_ranks.gradients(None, release)
+    for found in rank_jobs.start(bitc_ranks.gradients, tmp_path, release):
         assert found.keys() == joint.keys()
         for name, gradient in found.items():
             np.testing.assert_allclose(gradient, joint[name], rtol=1e-4, atol=1e-6)

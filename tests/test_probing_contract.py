@@ -14,7 +14,7 @@ import fog_a
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import preserved, rng
-from fog_a.flows.clean import clean_input
+from fog_a_adapters.released import clean_input
 
 pytestmark = [
     # Theirs, raised where our code calls them.

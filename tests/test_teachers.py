@@ -36,6 +36,7 @@ from fog_a.teachers import (
     weightless,
 )
 from fog_a.teachers.teacher import Teacher
+from fog_a_adapters import released
 
 RATE = 16_000
 
@@ -216,7 +217,7 @@ def test_any_rate(teacher: Any) -> None:
 def test_whisper_real_frames() -> None:
     """1 s is 50 frames of the window's 100; the release takes all; a clip beyond the window is read in pieces."""
     model = tiny_whisper()
-    real, release = WhisperTeacher(model), WhisperTeacher(model, pool="release")
+    real, release = WhisperTeacher(model), released.WhisperTeacher(model)
     samples = clips([16_000])
     assert samples.audio is not None
     mel = real.extract(
@@ -262,7 +263,7 @@ def test_beats_patches(tmp_path: Path) -> None:
     assert net.preprocess(audio).shape == (1, 998, 128)
     assert net.extract_features(audio, torch.ones(1))[0].shape == (1, 496, 32)
     assert teacher(clips([100])).shape == (1, 32)
-    padded = BEATsTeacher(teacher.net, pool="release")(clips([16_000, 9_600]))
+    padded = released.BEATsTeacher(teacher.net)(clips([16_000, 9_600]))
     real = teacher(clips([16_000, 9_600]))
     torch.testing.assert_close(padded[0], real[0])
     assert not torch.allclose(padded[1], real[1])
@@ -349,8 +350,6 @@ def test_bad_audio() -> None:
         teacher(Samples(("a",), ("x",), list, torch.zeros(1, 2, 100), RATE))
     with pytest.raises(ShapeMismatch, match=r"Samples.lengths must be 1 numbers"):
         teacher(Samples(("a",), ("x",), list, torch.zeros(1, 100), RATE, torch.tensor([200])))
-    with pytest.raises(Unsupported, match="pool must be one of"):
-        WhisperTeacher(tiny_whisper(), pool="mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(Unsupported, match="needs a Whisper model"):
         WhisperTeacher(nn.Linear(1, 1))
 

@@ -1,29 +1,31 @@
-"""The probes of the warm-up: how many, at which t, of which layers; the presets of the paper and of the release."""
+"""The probes of the warm-up: how many, at which t, of which layers; the ways of the paper and of the release."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_flow import a_batch, a_flow
+from small_flow import a_batch, a_flow, two_teachers
 from torch import nn
 
 import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.aligning.recipe import recipe
-from fog_a.aligning.warmup import Warmup
-from fog_a.errors import BadOutput, Unsupported
+from fog_a.aligning.warmup import Probe, Warmup, contribution
+from fog_a.errors import BadOutput
+from fog_a_adapters import released
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
 DOMAINS = ("speech", "sound")
 
 
-def probed(flow: Any, calls: int, **options: Any) -> Warmup:
+def probed(flow: Any, calls: int, probe: Probe = contribution, **options: Any) -> Warmup:
     """`calls` probes on the same batch, without a training in between."""
-    warmup = Warmup(flow, recipe(warmup=calls, every=1, **options), DOMAINS)
+    warmup = Warmup(flow, recipe(warmup=calls, every=1, **options), DOMAINS, probe=probe)
     batch = a_batch()
     for step in range(1, calls + 1):
         warmup.call(step)
@@ -80,7 +82,7 @@ def test_probes_leave_the_training_alone() -> None:
 
 def test_only_candidates_are_probed_and_chosen() -> None:
     flow = a_flow()
-    reg = AGREPA(flow, {"speech": 5, "sound": 3}, k=1, warmup=2, every=1, blocks=["blocks.0", "blocks.2"])
+    reg = AGREPA(flow, two_teachers(), k=1, warmup=2, every=1, blocks=["blocks.0", "blocks.2"])
     for step in range(2):
         flow.loss(a_batch(seed=step))
         reg(a_batch(seed=step))
@@ -105,7 +107,7 @@ def measured(warmup: Warmup) -> list[set[int]]:
 
 
 def test_the_papers_halves_alternate_by_probe_not_by_step() -> None:
-    warmup = probed(a_flow(), 5, preset="paper")
+    warmup = probed(a_flow(), 5, **released.PAPER)
     sets = [s for s, row in zip(measured(warmup), warmup.rows, strict=True) if row["domain"] == "speech"]
     assert sets == [{0, 2}, {1, 3}] * 2 + [{0, 2}]
     scores = warmup.scores({})
@@ -115,7 +117,7 @@ def test_the_papers_halves_alternate_by_probe_not_by_step() -> None:
 
 
 def test_the_release_only_ever_measures_every_second_layer() -> None:
-    warmup = probed(a_flow(), 25, preset="release", probe_input="noisy")
+    warmup = probed(a_flow(), 25, released.Probe(clean=False), samples=1)
     assert all(s == {0, 2} for s in measured(warmup)) and len(warmup.rows) == 50
     assert {row["t"] for row in warmup.rows} == {0.8}
     scores = warmup.scores({})
@@ -129,23 +131,29 @@ def test_the_release_only_ever_measures_every_second_layer() -> None:
 def test_the_releases_norm_has_a_floor_and_its_mode_a_noise() -> None:
     """A block without effect scores 1e-4/base under 1e-8 inside the root; with dropout in train mode, more."""
     flow = a_flow(scales=(0.0, 1.0))
-    options: dict[str, Any] = {"probe_layers": "all", "probe_norm": "rms", "samples": 1, "probe_time": 0.8}
-    quiet = probed(flow, 1, **options).rows[0]["values"]
+    probe = released.Probe(every=1, clean=False, train=False)
+    quiet = probed(flow, 1, probe, samples=1).rows[0]["values"]
     batch = a_batch()
-    warmup = Warmup(flow, recipe(**options), DOMAINS)
+    warmup = Warmup(flow, recipe(samples=1), DOMAINS)
     v = flow.velocity(flow.samples(batch).rows([0, 1]), 0.8, warmup._seed(0, 0))[0]
     base = float((v.square().mean() + 1e-8).sqrt().detach())
     assert quiet[0] == pytest.approx(1e-4 / base, rel=1e-4) and quiet[1] > 0.05
     flow.module.blocks[1].f.append(nn.Dropout(0.5))
-    assert probed(flow, 1, **options).rows[0]["values"][0] == pytest.approx(1e-4 / base, rel=0.5)
-    noisy = probed(flow, 1, **options, probe_mode="train").rows[0]["values"]
+    assert probed(flow, 1, probe, samples=1).rows[0]["values"][0] == pytest.approx(1e-4 / base, rel=0.5)
+    noisy = probed(flow, 1, replace(probe, train=True), samples=1).rows[0]["values"]
     assert noisy[0] > 100 * quiet[0]
     assert flow.module.training
 
 
-def test_the_clean_mel_needs_an_adapter_that_gives_it() -> None:
-    with pytest.raises(Unsupported, match=r"GenericAdapter's does not\. Type AGREPA\(.*probe_input='noisy'\)"):
-        probed(a_flow(), 1, preset="release")
+def test_the_release_on_any_adapter() -> None:
+    """The clean data in x_t's place needs nothing of the adapter; the loss is the same as of the bundled model."""
+    reg = released.AGREPA(a_flow(), {"speech": 5, "sound": 3}, k=1, warmup=1, every=1)
+    features = {"speech": torch.randn(3, 5), "sound": torch.randn(3, 3)}
+    for _ in range(2):
+        reg.flow.loss(a_batch())
+        loss = reg(a_batch(), features=features)
+    assert reg.selection is not None and reg.selection.weighting == "proportional" and reg.selection.total == 2
+    assert loss > 0 and reg.scores is None
 
 
 def test_a_diverged_model_is_an_error_not_a_zero() -> None:
@@ -198,14 +206,14 @@ def test_nothing_is_dropped_while_it_probes() -> None:
 def test_the_release_on_the_bundled_model_probes_the_clean_mel() -> None:
     flow, batch = bundled()
     scrambled(flow)
-    warmup = Warmup(flow, recipe("release", warmup=1, every=1), DOMAINS)
+    warmup = Warmup(flow, recipe(warmup=1, every=1, samples=1), DOMAINS, probe=released.Probe())
     warmup.call(1)
     seen: list[Any] = []
-    handle = flow.module.register_forward_pre_hook(lambda m, args: seen.append(args))
+    handle = flow.module.register_forward_hook(lambda m, args, v: seen.append(args))
     rows = warmup.measure(batch, flow.samples(batch))["rows"]
     handle.remove()
-    released = [args for args in seen if torch.equal(args[0], batch["mel"][:2])]
-    assert len(released) >= 3 and all((args[1] == 0.8).all() for args in released)
+    clean = [args for args in seen if torch.equal(args[0], batch["mel"][:2]) and (args[1] < 1).all()]
+    assert len(clean) >= 3 and all((args[1] == 0.8).all() for args in clean)
     assert [row["values"][1] for row in rows] == [None, None]
 
 

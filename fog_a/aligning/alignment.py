@@ -1,10 +1,17 @@
 """AG-REPA: align the layers that drive the velocity with a frozen teacher.
 
-    L = L_FM + Σ_m Σ_{k∈S_m} λ_{m,k} · E_{x∈D_m}[ 1 − cos( φ_{m,k}(h̄_k), T_m(x) ) ]                       (Eq. 12)
+    L = L_FM + Σ_m Σ_{k∈S_m} λ_{m,k} · E_{x∈D_m}[ 1 − cos( φ_{m,k}(h_k), T_m(x) ) ]                         (Eq. 12)
 
-m are the domains, S_m and λ the selection (Eq. 10–11), φ_{m,k} one small head per layer and domain, h̄_k the descriptor
-of the layer's output (Eq. 3), T_m the domain's teacher. The mean is over the domain's samples in the joint batch of all
-ranks; domains are summed.
+m are the domains, S_m and λ the selection (Eq. 10–11), φ_{m,k} one small head per layer and domain, which reads the
+layer's output h_k, T_m the domain's teacher. The mean is over the domain's samples in the joint batch of all ranks;
+domains are summed.
+
+A training goes through these states:
+
+    probing    nothing is chosen yet: the warm-up measures the layers now and then
+    finding    the layers are chosen by name, and the next call looks for their blocks on its batch
+    aligning   the blocks are listened to, and the term is Eq. 12
+    over       the schedule has ended
 """
 
 from __future__ import annotations
@@ -12,21 +19,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening
-from fog_a.aligning.recipe import recipe
-from fog_a.aligning.schedules import Plateau
+from fog_a.aligning.recipe import RecipeOptions, recipe
+from fog_a.aligning.schedules import Plateau, flow_times
 from fog_a.aligning.slots import Slots
-from fog_a.aligning.targets import Target, merged, targets
-from fog_a.aligning.warmup import Warmup, identity
+from fog_a.aligning.targets import Targets, cosines, merged, taught
+from fog_a.aligning.warmup import Probe, Warmup, contribution, identity
 from fog_a.aligning.width import measured_widths, slot_widths, stream_width
 from fog_a.blocks.block import Blocks
-from fog_a.errors import BadBatch, ShapeMismatch
+from fog_a.blocks.untouched import rng
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
@@ -55,19 +63,16 @@ class AGREPA(nn.Module):
         selection: the layers: a Selection, layer names, or domain → layer names. None: the first `warmup` steps are
             probed, then it chooses by itself.
         batch: one batch of the training, on which blocks and widths are measured now. Without it the heads are built
-            for the width that the model's weights suggest (checked at the first call), and with `selection=` the
-            first call only looks for the blocks.
-        width: of the streams, where neither is wanted.
+            for the width that the model's weights suggest, which the first call checks.
         blocks: names of the candidates; default: the main blocks.
         features: features(batch) → tensor or domain → tensor, asked at each call instead of the teachers.
         group: the process group that shares the joint batch; default: all ranks.
-        preset: "paper" or "release"; see `fog_a.aligning.recipe`.
-        **options: the fields of `fog_a.aligning.recipe.Recipe`: k, warmup, every, samples, refresh, weighting, total,
-            head, hidden, schedule, targets, accumulation, seed, …
+        probe: measures a few samples in the warm-up; default: Eq. 9 of every block. See `fog_a.aligning.warmup`.
+        **options: the fields of `fog_a.aligning.recipe.Recipe`.
 
     Raises:
         Unsupported: an option or combination that is refused. ShapeMismatch: widths that do not fit.
-        BadFeatures, BadBatch: teachers' features or domains that do not fit.
+        BadFeatures, BadBatch: teachers' features, flow times or domains that do not fit.
         NoActivations: no forward before reg(batch), or one without a graph.
         BadOutput: at the end of the warm-up no layer contributes: the model is untrained.
         BadScores: a selection made for another model.
@@ -85,30 +90,32 @@ class AGREPA(nn.Module):
         selection: Selection | Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
         *,
         batch: Any = None,
-        width: int | None = None,
         blocks: Blocks | Sequence[str] | None = None,
         features: Callable[[Any], Any] | None = None,
         group: Group = None,
-        preset: str | None = None,
-        **options: Any,
+        probe: Probe = contribution,
+        **options: Unpack[RecipeOptions],
     ) -> None:
         super().__init__()
-        self.recipe = recipe(preset, **options)
-        self.flow = flow if isinstance(flow, Flow) else wrap(flow)
-        self._one = not isinstance(teachers, Mapping)
-        self.teachers: dict[str, Any] = {"all": teachers} if self._one else dict(teachers)
+        self.recipe = recipe(**options)
+        self.flow = wrap(flow)
+        self._merge = not isinstance(teachers, Mapping)
+        self.teachers: dict[str, Any] = {"all": teachers} if self._merge else dict(teachers)
         self.domains = tuple(d for d, teacher in self.teachers.items() if teacher is not None)
         check_teachers(self.teachers)
         names = blocks.names if isinstance(blocks, Blocks) else blocks
         self._features, self._group = features, group
-        self._listening = Listening(self.flow)
-        self._warmup = Warmup(self.flow, self.recipe, self.domains, names, group)
+        self._warmup = Warmup(self.flow, self.recipe, self.domains, names, group, probe)
         self._plateau = Plateau(self.recipe.schedule)
         self._calls = self._aligned = 0
-        self._own: dict[str, str] = {}  # domain → the block that its SelfTeacher reads
+        self._block_of_teacher: dict[str, str] = {}  # domain → the block that its SelfTeacher reads
         self._last: dict[str, Tensor] = {}
+        self._tried: set[str] = set()
         self._selection = Selection.of(selection, self.domains, self.recipe.total)
-        self.slots = self._slots(batch, width)
+        self.slots = self._slots(batch)
+        by_time = any(isinstance(m, TimeHeads) for m in self.slots.modules())
+        self._needs_time = by_time or self.recipe.time_weight is not None
+        self._listening = Listening(self.flow, clock=self._needs_time)
         if self._selection is not None:
             self.slots.bind(self._selection, self.domains)
             if batch is not None:
@@ -123,6 +130,15 @@ class AGREPA(nn.Module):
     def step(self) -> int:
         """Optimizer steps so far."""
         return self._calls // self.recipe.accumulation
+
+    @property
+    def state(self) -> Literal["probing", "finding", "aligning", "over"]:
+        """What the next call does: see the head of this module."""
+        if self._selection is None:
+            return "probing"
+        if self.weight == 0:
+            return "over"
+        return "finding" if self._listening.blocks is None else "aligning"
 
     @property
     def scores(self) -> Scores | None:
@@ -160,79 +176,97 @@ class AGREPA(nn.Module):
         Args:
             batch: what the model was just trained on.
             features: teacher features of this batch, instead of asking the teachers.
-            t: the samples' flow times (B,), for `time_weight` and `time_bins`.
+            t: the samples' flow times (B,), for `time_weight` and heads by time.
 
         On many ranks the value is that rank's part, so that the mean over ranks is the joint batch's.
         """
-        loss = next(self.parameters()).new_zeros(())
+        term = next(self.parameters()).new_zeros(())
         if inside_ddp():
-            loss = loss + sum(p.sum() for p in self.parameters()) * 0.0
+            term = term + sum(p.sum() for p in self.parameters()) * 0.0
         if not self.training or not torch.is_grad_enabled():
             self._listening.clear()
-            return loss
+            return term
         samples = self.flow.samples(batch)
-        samples = merged(samples) if self._one else samples
-        if not self._calls and self._selection is None:
-            self._check(batch)
-        if self.weight > 0 and self._listening.blocks is None:
+        samples = merged(samples) if self._merge else samples
+        state = self.state
+        if state in ("probing", "finding"):
+            self._try_out(batch, samples, features, t)
+        if state == "finding":
             log.info("fog_a: the blocks are found now; alignment starts with the next step (batch= starts it at once)")
             self._listen(batch)
-        elif self.weight > 0:
-            with torch.autocast(loss.device.type, enabled=False):
-                loss = self._align(batch, samples, features, t)
+        elif state == "aligning":
+            with torch.autocast(term.device.type, enabled=False):
+                term = self._align(batch, samples, features, t)
         self._listening.clear()
         self._advance(batch, samples)
-        return loss
+        return term
+
+    def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
+        """Eq. 12 from its sums: each domain's mean, domains added.
+
+        Args:
+            sums: domain → Σ over this rank's samples and the domain's layers of λ_k (1 − cos).
+            sizes: domain → how many samples it has in the joint batch.
+            count: how many samples the joint batch has.
+        """
+        return torch.stack([sums[domain] / sizes[domain] for domain in sums]).sum()
 
     def _align(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> Tensor:
         """This rank's part of Eq. 12, scaled so that the mean over ranks is the joint mean."""
         assert self._selection is not None
-        if features is None and self._features is not None:
-            features = self._features(batch)
-        heard = self._listening.read(samples)
-        own = {domain: heard[name] for domain, name in self._own.items()}
-        wanted = targets(self.teachers, samples, own, features=features, tokens=self.recipe.targets == "tokens")
-        device = next(iter(heard.values()))[0].device
-        counts = [float(len(wanted[d].rows)) if d in wanted else 0.0 for d in self.domains]
-        *joint, everyone = total(torch.tensor([*counts, float(len(samples))], device=device), self._group)
-        sizes = joint if self.recipe.reduction == "domain" else [everyone] * len(joint)
-        factor = self.weight * world(self._group)
-        scales = {d: factor / size for d, size in zip(self.domains, sizes, strict=True)}
-        shares = {d: self._selection.weights(d) for d in self.domains}
-        times = self._times(t, len(samples), device)
-        loss, cosines = self.slots.loss(wanted, heard, shares, scales, times, self._group)
-        self._last = {f"ag_repa/{name}": value for name, value in cosines.items()} | {"ag_repa/loss": loss.detach()}
+        layers = self._listening.read(samples)
+        of_teachers = {domain: layers[name] for domain, name in self._block_of_teacher.items()}
+        targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
+        times = self._times(t, len(samples))
+        groups = taught(self.teachers, samples)
+        zero, heads = self.slots.synchronized(self._group)
+        sums: dict[str, Tensor] = {}
+        self._last = {}
+        for domain, rows in groups.items():
+            weights = self._selection.weights(domain)
+            outputs = list(self.slots.outputs(domain, rows, layers, times, heads))
+            target = targets.of(domain, rows, frames=any(y.ndim == 3 for _, y, _ in outputs))
+            for layer, y, mask in outputs:
+                cosine = cosines(y, target, mask)
+                distance = 1 - cosine
+                if self.recipe.time_weight is not None and times is not None:
+                    distance = distance * self.recipe.time_weight(times[rows])
+                sums[domain] = sums.get(domain, zero) + weights[layer] * distance.sum()
+                self._last[f"ag_repa/{domain}/{layer}"] = cosine.detach().mean()
+        sizes = [float(len(groups.get(domain, ()))) for domain in self.domains]
+        *joint, count = total(torch.tensor([*sizes, float(len(samples))], device=zero.device), self._group)
+        size_of = dict(zip(self.domains, joint, strict=True))
+        loss = zero + self.weight * world(self._group) * self.reduce(sums, size_of, count) if sums else zero
+        self._last["ag_repa/loss"] = loss.detach()
         if self.recipe.schedule.kind == "saturated":
-            self._saturate(wanted, dict(zip(self.domains, joint, strict=True)))
+            self._saturate(groups, size_of)
         self._aligned += 1
         self.slots.watch(STILL * self.recipe.accumulation)
         return loss
 
-    def _times(self, t: Tensor | None, count: int, device: torch.device) -> Tensor | None:
-        if not self.recipe.needs_time:
-            return None
-        t = self._listening.t if t is None else t
-        if t is None:
-            raise BadBatch(
-                "time_weight= and time_bins= need this batch's flow times, and the adapter's attribute t names no "
-                "argument of the network: type reg(batch, t=t)"
-            )
-        t = torch.as_tensor(t, device=device).detach().float().reshape(-1)
-        if t.numel() not in (1, count):
-            raise ShapeMismatch(
-                f"t has {t.numel()} values for {count} samples: pass the (B,) that the forward was given"
-            )
-        return t.expand(count)
+    def _features_of(self, batch: Any, features: Any) -> Any:
+        """What is given in the teachers' place, if anything."""
+        if features is not None or self._features is None:
+            return features
+        with rng():
+            return self._features(batch)
 
-    def _saturate(self, wanted: Mapping[str, Target], joint: Mapping[str, Tensor]) -> None:
+    def _times(self, t: Tensor | None, count: int) -> Tensor | None:
+        """The flow times, given or heard; None where nobody needs them and they are not known."""
+        heard = self._listening.t if t is None else torch.as_tensor(t)
+        if self._needs_time or t is not None:
+            return flow_times(heard, count)
+        return None if heard is None or heard.numel() not in (1, count) else heard.float().reshape(-1).expand(count)
+
+    def _saturate(self, groups: Mapping[str, Sequence[int]], sizes: Mapping[str, Tensor]) -> None:
         """Tell the plateau the joint mean cosine; only for that schedule, since reading it waits for the device."""
-        own, count = next(iter(joint.values())).new_zeros(()), 0.0
-        for domain, size in joint.items():
+        here, count = next(iter(sizes.values())).new_zeros(()), 0.0
+        for domain, size in sizes.items():
             for layer in filter(None, self.slots.bound[domain]):
                 count += float(size)
-                if domain in wanted:
-                    own = own + self._last[f"ag_repa/{domain}/{layer}"] * len(wanted[domain].rows)
-        mean = float(total(own, self._group)) / max(count, 1.0)
+                if domain in groups:
+                    here = here + self._last[f"ag_repa/{domain}/{layer}"] * len(groups[domain])
+        mean = float(total(here, self._group)) / max(count, 1.0)
         if count:
             self._plateau.update(mean)
 
@@ -248,41 +282,50 @@ class AGREPA(nn.Module):
             self._selection = chosen
             self._listen(batch)
 
-    def _check(self, batch: Any) -> None:
-        """Before a warm-up of thousands of steps: that there are layers to choose, and heads that fit them."""
-        self._warmup.refuse_sharded()
-        table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
-        self.slots.check(slot_widths(table, self.recipe.k, None)[0])
+    def _try_out(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> None:
+        """Before a warm-up of thousands of steps: everything that alignment will need, once for each domain."""
+        if not self._calls and self._selection is None:
+            self._warmup.refuse_sharded()
+            table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
+            self.slots.check(slot_widths(table, self.recipe.k, None)[0])
+        new = taught(self.teachers, samples).keys() - self._tried
+        if new:
+            frames = {domain for domain in new if self.slots.gives_tokens(domain)}
+            Targets(self.teachers, samples, self._features_of(batch, features)).try_out(new, frames)
+            self._times(t, len(samples))
+            self._tried |= new
 
     def _listen(self, batch: Any) -> None:
         """Find the chosen layers' blocks and hook them, from the next forward on."""
         assert self._selection is not None
         blocks = self._warmup.blocks(batch)
         self._selection.check(identity(blocks))
-        own = {d: t for d, t in self.teachers.items() if isinstance(t, SelfTeacher)}
-        self._own = {d: teacher.block_of(blocks).name for d, teacher in own.items()}
-        names = [*self._selection.layers, *self._own.values()]
+        self._block_of_teacher = {d: teacher.block_of(blocks).name for d, teacher in self._self_teachers().items()}
+        names = [*self._selection.layers, *self._block_of_teacher.values()]
         self._listening.open(blocks.named([n for n in blocks.names if n in names]))
 
-    def _slots(self, batch: Any, width: int | None) -> Slots:
+    def _self_teachers(self) -> dict[str, SelfTeacher]:
+        return {d: teacher for d, teacher in self.teachers.items() if isinstance(teacher, SelfTeacher)}
+
+    def _slots(self, batch: Any) -> Slots:
         """K heads per domain, as wide as the streams are."""
-        chosen = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
-        k = {d: self.recipe.k if chosen is None else len(chosen[d]) for d in self.domains}
-        own: dict[str, int] = {}  # of the blocks that SelfTeachers read
+        layers = {d: None if self._selection is None else list(self._selection.weights(d)) for d in self.domains}
+        k = {d: self.recipe.k if names is None else len(names) for d, names in layers.items()}
+        dims = {
+            d: teacher if isinstance(teacher, int) else teacher.dim
+            for d, teacher in self.teachers.items()
+            if teacher is not None
+        }
         if batch is not None:
             blocks = self._warmup.blocks(batch)
             table = measured_widths(self.flow, batch, blocks)
-            own = {d: table[t.block_of(blocks).name] for d, t in self.teachers.items() if isinstance(t, SelfTeacher)}
-            widths = {d: slot_widths(table, k[d], None if chosen is None else chosen[d]) for d in self.domains}
+            dims |= {d: table[teacher.block_of(blocks).name] for d, teacher in self._self_teachers().items()}
+            widths = {d: slot_widths(table, k[d], names) for d, names in layers.items()}
         else:
-            width = width or stream_width(self.flow.module)
+            width = stream_width(self.flow.module)
             widths = {d: [width] * k[d] for d in self.domains}
-        dims = {
-            d: t if isinstance(t, int) else own.get(d) or t.dim or widths[d][0]
-            for d, t in self.teachers.items()
-            if t is not None
-        }
-        return Slots(widths, dims, self.recipe)
+        dims = {d: dim or widths[d][0] for d, dim in dims.items()}
+        return Slots(widths, dims, self.recipe.head, self.recipe.seed)
 
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""
@@ -291,7 +334,7 @@ class AGREPA(nn.Module):
             "aligned": self._aligned,
             "selection": None if self._selection is None else self._selection.model_dump(mode="json"),
             "bound": self.slots.bound,
-            "own": self._own,
+            "block of teacher": self._block_of_teacher,
             "blocks": self._listening.state(),
             "warmup": self._warmup.state(),
             "plateau": self._plateau.state(),
@@ -304,6 +347,6 @@ class AGREPA(nn.Module):
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._calls, self._aligned = saved["calls"], saved["aligned"]
         self._selection = None if saved["selection"] is None else Selection.model_validate(saved["selection"])
-        self.slots.bound, self._own = saved["bound"], saved["own"]
+        self.slots.bound, self._block_of_teacher = saved["bound"], saved["block of teacher"]
         self._warmup.restore(saved["warmup"])
         self._plateau.restore(saved["plateau"])

@@ -1,99 +1,150 @@
-"""Projection heads φ_k: from a layer's stream of width D to a teacher's width.
+"""Projection heads φ_k: from a layer's stream of width D to a teacher's width E.
 
-    y_k = φ_k(h̄_k),   h̄_k the descriptor of Eq. 3                compared with the teacher by its cosine (Eq. 12)
+    y_k = φ_k(h_k)                                     compared with the teacher's features by its cosine (Eq. 12)
 
-"mlp" is Linear–GELU–Linear, "linear" one Linear; both read the pooled descriptor, or each token when the target has a
-time axis. "conv1d" (kernel 3 over time) and "conv2d" (3 × 3 over a token grid of `grid` columns, as for spectrogram
-patches or images; with grid = 1, frames, it sees what conv1d sees) read tokens and are pooled afterwards (Table 11).
+A head is any module that is called `head(h, mask, t)`: the layer's tokens h (B, T, D), mask (B, T) True where they are
+real, or None, and the flow times t (B,) in [0, 1], or None where the adapter does not tell them. It gives one vector a
+sample (B, E), or tokens (B, T, E), which are compared with the teacher's frames.
+
+AGREPA makes its heads by a factory `(width, dim) -> nn.Module`. Those of this file take options by `partial`:
+
+    AGREPA(flow, teachers, head=partial(heads.mlp, hidden=96))
+
+`pool=False` keeps the tokens apart; `normalize` is what the vectors pass before the first map (Eq. 3: LayerNorm).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.aligning.schedules import flow_times
+from fog_a.errors import ShapeMismatch
+from fog_a.teachers.descriptors import standardized, temporal_mean
+
+HeadFactory = Callable[[int, int], nn.Module]
+"""(width of the stream, width of the teacher) → a head."""
+
+Tokens = Float[Tensor, "B T D"]
+Mask = Bool[Tensor, "B T"] | None
+Normalize = Callable[[Tensor], Tensor]
 
 
-class Head(nn.Module):
-    """One φ: `head(x)` for pooled (B, D) or tokens (B, T, D) → the teacher's width in place of D.
+class TokenHead(nn.Module):
+    """A head that maps each token by itself. It pools first, so it costs one vector a sample, whatever the length."""
 
-    Args:
-        width: D of the layer's stream.
-        dim: the teacher's.
-        kind: "mlp", "linear", "conv1d" or "conv2d".
-        hidden: width between the two maps; None: D.
-        grid: columns of the token grid, for "conv2d".
+    def __init__(self, inner: nn.Linear | None, outer: nn.Linear, pool: bool, normalize: Normalize) -> None:
+        super().__init__()
+        self.inner, self.outer, self.pool, self.normalize = inner, outer, pool, normalize
+        _initialize(self)
 
-    Example:
-        >>> import torch
-        >>> Head(8, 5)(torch.zeros(2, 8)).shape
-        torch.Size([2, 5])
-        >>> Head(8, 5, kind="conv1d")(torch.zeros(2, 7, 8)).shape
-        torch.Size([2, 7, 5])
+    def forward(self, h: Tokens, mask: Mask = None, t: Tensor | None = None) -> Float[Tensor, "B *T E"]:
+        h = h.float()
+        z = self.normalize(temporal_mean(h, mask) if self.pool else h).to(self.outer.weight.dtype)
+        return self.outer(z if self.inner is None else F.gelu(self.inner(z)))
+
+
+class ConvolutionHead(nn.Module):
+    """A head that looks at neighbouring tokens, so it pools last. What stands in the padding reaches no real token.
+
+    The tokens are laid out in rows of `grid`: 1 for frames, the number of columns for the patches of an image.
     """
 
     def __init__(
-        self,
-        width: int,
-        dim: int,
-        *,
-        kind: Literal["mlp", "linear", "conv1d", "conv2d"] = "mlp",
-        hidden: int | None = None,
-        grid: int = 1,
+        self, inner: nn.Conv1d | nn.Conv2d, outer: nn.Linear, grid: int, pool: bool, normalize: Normalize
     ) -> None:
         super().__init__()
-        self.width, self.dim, self.kind, self.grid = width, dim, kind, grid
-        middle = hidden or width
-        if kind == "linear":
-            self.inner, self.outer = None, nn.Linear(width, dim)
-        else:
-            self.inner, self.outer = _inner(kind, width, middle), nn.Linear(middle, dim)
-        for weight in self.parameters():
-            nn.init.xavier_uniform_(weight) if weight.dim() > 1 else nn.init.zeros_(weight)
+        self.inner, self.outer, self.grid, self.pool, self.normalize = inner, outer, grid, pool, normalize
+        _initialize(self)
 
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether it looks at neighbouring tokens, so that pooling comes after it."""
-        return self.kind in ("conv1d", "conv2d")
-
-    def forward(self, x: Float[Tensor, "... D"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "... E"]:
-        x = x.to(self.outer.weight.dtype)
-        if self.inner is None:
-            return self.outer(x)
-        if not self.reads_tokens:
-            return self.outer(F.gelu(self.inner(x)))
+    def forward(self, h: Tokens, mask: Mask = None, t: Tensor | None = None) -> Float[Tensor, "B *T E"]:
+        z = self.normalize(h.float()).to(self.outer.weight.dtype)
         if mask is not None:
-            x = x * mask.unsqueeze(-1)  # what stands in the padding must not reach its neighbours
-        return self.outer(F.gelu(self._convolve(x)))
+            z = z * mask.unsqueeze(-1)
+        y = self.outer(F.gelu(self._convolve(z.transpose(1, 2))))
+        return temporal_mean(y, mask) if self.pool else y
 
-    def _convolve(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        assert self.inner is not None
-        if self.kind == "conv1d":
-            return self.inner(x.transpose(1, 2)).transpose(1, 2)
-        b, t, d = x.shape
-        if t % self.grid:
-            raise ShapeMismatch(f"conv2d head: {t} tokens do not fill rows of {self.grid}; set grid= to their columns")
-        plane = x.transpose(1, 2).reshape(b, d, t // self.grid, self.grid)
-        return self.inner(plane).flatten(2).transpose(1, 2)
-
-
-def _inner(kind: str, width: int, middle: int) -> nn.Module:
-    """The first of a head's two maps."""
-    if kind == "mlp":
-        return nn.Linear(width, middle)
-    if kind == "conv1d":
-        return nn.Conv1d(width, middle, kernel_size=3, padding=1)
-    if kind == "conv2d":
-        return nn.Conv2d(width, middle, kernel_size=3, padding=1)
-    raise Unsupported(f"head {kind!r}: take 'mlp', 'linear', 'conv1d' or 'conv2d'")
+    def _convolve(self, z: Float[Tensor, "B D T"]) -> Float[Tensor, "B T H"]:
+        if isinstance(self.inner, nn.Conv2d):
+            if z.shape[2] % self.grid:
+                raise ShapeMismatch(
+                    f"conv2d head: {z.shape[2]} tokens do not fill rows of {self.grid}: type partial(conv2d, grid=...) "
+                    "with the number of columns"
+                )
+            z = z.unflatten(2, (-1, self.grid))
+        return self.inner(z).flatten(2).transpose(1, 2)
 
 
-def resample(features: Float[Tensor, "B S E"], length: int) -> Float[Tensor, "B length E"]:
-    """A teacher's frames at another number of frames, linearly (edges aligned to the ends of the clip)."""
-    if features.shape[1] == length:
-        return features
-    return F.interpolate(features.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
+class TimeHeads(nn.Module):
+    """One head for each of so many equal parts of [0, 1] in t (Table 9)."""
+
+    def __init__(self, parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, h: Tokens, mask: Mask = None, t: Tensor | None = None) -> Float[Tensor, "B *T E"]:
+        count = len(self.parts)
+        times = flow_times(t, len(h))
+        part_of = (times * count).long().clamp(max=count - 1)
+        rows_of, outputs = [], []
+        for part in part_of.unique().tolist():
+            rows = (part_of == part).nonzero().flatten()
+            outputs.append(self.parts[part](h[rows], None if mask is None else mask[rows], times[rows]))
+            rows_of.append(rows)
+        return torch.cat(outputs)[torch.cat(rows_of).argsort()]
+
+
+def mlp(
+    width: int, dim: int, *, hidden: int | None = None, pool: bool = True, normalize: Normalize = standardized
+) -> TokenHead:
+    """Linear, GELU, Linear: the default. `hidden`: the width between them (None: D).
+
+    Example:
+        >>> mlp(8, 5)(torch.zeros(2, 7, 8)).shape, mlp(8, 5, pool=False)(torch.zeros(2, 7, 8)).shape
+        (torch.Size([2, 5]), torch.Size([2, 7, 5]))
+    """
+    middle = hidden or width
+    return TokenHead(nn.Linear(width, middle), nn.Linear(middle, dim), pool, normalize)
+
+
+def linear(width: int, dim: int, *, pool: bool = True, normalize: Normalize = standardized) -> TokenHead:
+    """One Linear."""
+    return TokenHead(None, nn.Linear(width, dim), pool, normalize)
+
+
+def conv1d(
+    width: int, dim: int, *, hidden: int | None = None, pool: bool = True, normalize: Normalize = standardized
+) -> ConvolutionHead:
+    """A convolution of 3 tokens, GELU, Linear (Table 11)."""
+    middle = hidden or width
+    inner = nn.Conv1d(width, middle, kernel_size=3, padding=1)
+    return ConvolutionHead(inner, nn.Linear(middle, dim), 1, pool, normalize)
+
+
+def conv2d(
+    width: int,
+    dim: int,
+    *,
+    grid: int = 1,
+    hidden: int | None = None,
+    pool: bool = True,
+    normalize: Normalize = standardized,
+) -> ConvolutionHead:
+    """A convolution of 3 × 3 tokens in rows of `grid`, GELU, Linear (Table 11). Raises ShapeMismatch."""
+    middle = hidden or width
+    inner = nn.Conv2d(width, middle, kernel_size=3, padding=1)
+    return ConvolutionHead(inner, nn.Linear(middle, dim), grid, pool, normalize)
+
+
+def by_time(width: int, dim: int, *, bins: int = 4, head: HeadFactory = mlp) -> TimeHeads:
+    """`bins` heads made by `head`; each sample goes through the one of its flow time. Needs t: `reg(batch, t=t)`."""
+    return TimeHeads([head(width, dim) for _ in range(bins)])
+
+
+def _initialize(head: nn.Module) -> None:
+    for weight in head.parameters():
+        nn.init.xavier_uniform_(weight) if weight.dim() > 1 else nn.init.zeros_(weight)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.aligning.targets import Tokens
+from fog_a.aligning.targets import TokensOfLayer
 from fog_a.blocks.block import Blocks, ResidualBlock, TapPoint
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.blocks.tap import tap
@@ -27,23 +27,29 @@ from fog_a.flows.samples import Samples
 
 
 class Listening:
-    """A long-lived tap on a few blocks of a flow's network."""
+    """A long-lived tap on a few blocks of a flow's network, and on its time.
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
+    Args:
+        flow: what is trained.
+        clock: whether to hear the flow times before there are blocks to listen to.
+    """
+
+    def __init__(self, flow: Flow, clock: bool = False) -> None:
+        self.flow, self.clock = flow, clock
         self.blocks: Blocks | None = None
         self.t: Tensor | None = None
         """The flow times of the last forward, where the adapter names by `t` the network's argument that holds them."""
         self._tap: tap | None = None
         self._entrance = contextlib.ExitStack()
+        self.open()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a regularizer listens to the copy of its model, once it is opened there."""
-        return {"flow": self.flow, "at": self.state()}
+        return {"flow": self.flow, "clock": self.clock, "blocks": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["flow"])
-        self.blocks = self._blocks(state["at"])
+        self.clock, self.blocks = state["clock"], self._blocks(state["blocks"])
 
     def open(self, blocks: Blocks | None = None) -> None:
         """Listen to these blocks, or again to those of before. Without harm when open already."""
@@ -52,19 +58,16 @@ class Listening:
             self.blocks = blocks
         if self.blocks is not None and self._tap is None:
             self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
-            network, name = unwrapped(self.flow.module), getattr(self.flow.adapter, "t", None)
-            arguments = list(inspect.signature(network.forward).parameters)
-            if name in arguments:
-                place = arguments.index(name)
-                self._entrance.enter_context(hooked(network, before=lambda a, k: self._time(a, k, name, place)))
             if "torch._dynamo" in sys.modules:
                 torch.compiler.reset()  # code compiled before the hooks were there would never call them
+        if self.clock or self.blocks is not None:
+            self._hear_time()
 
     def close(self) -> None:
         """Take every hook away; the model is as if we had never been there."""
+        self.clear()
         if self._tap is not None:
             self._tap.close()
-            self._tap.clear()
             self._tap = None
         self._entrance.close()
 
@@ -74,37 +77,48 @@ class Listening:
         if self._tap is not None:
             self._tap.clear()
 
-    def read(self, samples: Samples) -> dict[str, Tokens]:
+    def read(self, samples: Samples) -> dict[str, TokensOfLayer]:
         """Each block's tokens in the last forward, with their graph. Raises NoActivations, ShapeMismatch."""
         assert self.blocks is not None
-        found: dict[str, Tokens] = {}
-        for block in self.blocks:
-            if self._tap is None or block.name not in self._tap:
-                raise NoActivations(
-                    f"nothing was recorded of {block.name!r} since the last call: expected one forward of the model in "
-                    "train mode, with grad, before reg(batch). Type loss = flow.loss(batch) + reg(batch); after "
-                    "reg.close(), reg.open()"
-                )
-            h = self._tap[block.name]
-            if not h.requires_grad:
-                raise NoActivations(
-                    f"{block.name!r} was recorded without a graph, so its alignment cannot train the model. Under "
-                    "re-entrant checkpointing: checkpoint(..., use_reentrant=False), or checkpoint each block alone. "
-                    "Otherwise: the forward ran under no_grad, or every parameter up to this block is frozen"
-                )
-            tokens, mask = self.flow.tokens(h, block, samples)
-            if tokens.ndim != 3 or len(tokens) != len(samples):
-                raise ShapeMismatch(
-                    f"{block.name!r}: the adapter's tokens are {tuple(tokens.shape)}, expected ({len(samples)}, T, D): "
-                    "one row per sample. Call reg with the batch of the last forward"
-                )
-            found[block.name] = (tokens, mask)
-        return found
+        return {block.name: self._tokens(block, samples) for block in self.blocks}
 
-    def _time(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, place: int) -> None:
-        if worth_recording(self.flow):
-            t = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
-            self.t = t.detach() if isinstance(t, Tensor) else None
+    def _tokens(self, block: ResidualBlock, samples: Samples) -> TokensOfLayer:
+        if self._tap is None or block.name not in self._tap:
+            raise NoActivations(
+                f"nothing was recorded of {block.name!r} since the last call: expected one forward of the model in "
+                "train mode, with grad, before reg(batch). Type loss = flow.loss(batch) + reg(batch); after "
+                "reg.close(), reg.open()"
+            )
+        h = self._tap[block.name]
+        if not h.requires_grad:
+            raise NoActivations(
+                f"{block.name!r} was recorded without a graph, so its alignment cannot train the model. Under "
+                "re-entrant checkpointing: checkpoint(..., use_reentrant=False), or checkpoint each block alone. "
+                "Otherwise: the forward ran under no_grad, or every parameter up to this block is frozen"
+            )
+        tokens, mask = self.flow.tokens(h, block, samples)
+        if tokens.ndim != 3 or len(tokens) != len(samples):
+            raise ShapeMismatch(
+                f"{block.name!r}: the adapter's tokens are {tuple(tokens.shape)}, expected ({len(samples)}, T, D): "
+                "one row per sample. Call reg with the batch of the last forward"
+            )
+        return tokens, mask
+
+    def _hear_time(self) -> None:
+        """Keep the argument t of each training forward."""
+        network, name = unwrapped(self.flow.module), getattr(self.flow.adapter, "t", None)
+        arguments = list(inspect.signature(network.forward).parameters)
+        if name not in arguments:
+            return
+        place = arguments.index(name)
+
+        def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if worth_recording(self.flow):
+                t = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+                self.t = t.detach() if isinstance(t, Tensor) else None
+
+        self._entrance.close()
+        self._entrance.enter_context(hooked(network, before=keep))
 
     def state(self) -> list[dict[str, Any]] | None:
         """Where to listen, JSON-able: a resumed run listens from its first forward on."""
@@ -125,19 +139,17 @@ class Listening:
     def _blocks(self, state: Sequence[dict[str, Any]] | None) -> Blocks | None:
         if state is None:
             return None
-        blocks, there = [], named_modules(self.flow.module)
+        blocks, modules = [], named_modules(self.flow.module)
         for entry in state:
-            spots = tuple(_point(s) for s in entry["outputs"])
-            missing = [
-                s.module for point in spots for s in (point, point.plus) if s is not None and s.module not in there
-            ]
+            points = tuple(_point(saved) for saved in entry["outputs"])
+            parts = [part for point in points for part in (point, point.plus) if part is not None]
+            missing = [part.module for part in parts if part.module not in modules]
             if missing:
                 raise BadScores(
                     f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
                     f"{missing[0]!r}. Load it beside the model that it was trained with, or start AGREPA anew"
                 )
-            rest = {**entry, "outputs": spots}
-            blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **rest))
+            blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **{**entry, "outputs": points}))
         return Blocks(blocks, unwrapped(self.flow.module))
 
 

@@ -1,49 +1,51 @@
-"""Recipe: every choice that AG-REPA leaves open, with the default of each, and the two published settings by name.
-
-`preset="paper"` is what the paper states, `preset="release"` what its authors' code does; each deviation from the
-default is one option, so that it can be undone or taken alone.
-"""
+"""Recipe: every choice that AG-REPA leaves open, with the default of each."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fog_a.aligning.heads import HeadFactory, mlp
 from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import Unsupported
 from fog_a.scores.selection import Weighting
-from fog_a.teachers.descriptors import Norm
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # 25 probes of 12 of 24 layers in turn, on one sample per domain (SPEC §5); λ_k ∝ FoG-A_k.
-    "paper": {"samples": 1, "probe_layers": "alternate"},
-    # As coded: every second layer only, the clean mel as x_t at t = 0.8, in train mode, RMS norms, λ = 2·FoG-A,
-    # L2-normalised descriptors, and every domain weighted by its share of the batch.
-    "release": {
-        "samples": 1,
-        "probe_layers": "even",
-        "probe_input": "clean",
-        "probe_time": 0.8,
-        "probe_mode": "train",
-        "probe_norm": "rms",
-        "weighting": "proportional",
-        "total": 2.0,
-        "descriptor": "l2",
-        "reduction": "release",
-    },
-}
+By = Literal["top", "random", "shallow", "deep"]
+
+
+class RecipeOptions(TypedDict, total=False):
+    """The recipe as keywords of `AGREPA`, for editors and type checkers; `Recipe` says what each one means."""
+
+    k: int
+    by: By
+    weighting: Weighting
+    total: float
+    warmup: int
+    every: int
+    samples: int
+    refresh: int | None
+    seed: int
+    accumulation: int
+    head: HeadFactory
+    schedule: Schedule
+    time_weight: TimeWeight | None
 
 
 class Recipe(BaseModel):
-    """The options of `AGREPA`, validated."""
+    """The options of `AGREPA`, checked.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Example:
+        >>> Recipe(k=2).warmup
+        5000
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     k: Annotated[int, Field(ge=1)] = 3
     """Layers per domain (K)."""
-    by: Literal["top", "random", "shallow", "deep"] = "top"
+    by: By = "top"
     """How they are chosen from the probes' scores."""
     weighting: Weighting = "normalized"
     total: Annotated[float, Field(ge=0)] = 0.5
@@ -62,59 +64,35 @@ class Recipe(BaseModel):
     accumulation: Annotated[int, Field(ge=1)] = 1
     """How many calls make one optimizer step."""
 
-    probe_layers: Literal["all", "alternate", "even"] = "all"
-    """Which layers a probe measures: all; one half and the other in turn; or 0, 2, 4, … only."""
-    probe_input: Literal["noisy", "clean"] = "noisy"
-    """x_t, or the clean data in its place (needs an adapter whose `velocity` takes `clean=True`)."""
-    probe_time: Annotated[float | None, Field(ge=0, le=1)] = None
-    """One t for every probe; None: stratified over [0, 1]."""
-    probe_mode: Literal["eval", "train"] = "eval"
-    probe_norm: Literal["l2", "rms"] = "l2"
-    """‖v_k − v‖/(‖v‖ + 1e-8); "rms": root mean squares, each with 1e-8 under the root."""
-
-    head: Literal["mlp", "linear", "conv1d", "conv2d"] = "mlp"
-    hidden: Annotated[int | None, Field(ge=1)] = None
-    """Width inside a head; None: the stream's (0.18 M parameters, as in Table 11, take about 96)."""
-    grid: Annotated[int, Field(ge=1)] = 1
-    """Columns of the token grid for conv2d heads."""
-    descriptor: Norm = "layer"
-    targets: Literal["pooled", "tokens"] = "pooled"
-    """Compare one vector per sample, or token by token with the teacher's frames resampled to the layer's."""
-    loss: Literal["cosine", "negative_cosine"] = "cosine"
-    """1 − cos, or −cos: the same gradients."""
-    reduction: Literal["domain", "release"] = "domain"
-    """Mean over each domain's samples, domains summed; "release": sum over samples / batch size."""
-
+    head: HeadFactory = mlp
+    """Makes a head φ_k: see `fog_a.aligning.heads`."""
     schedule: Schedule = Schedule("constant")
+    """How λ changes with the step."""
     time_weight: TimeWeight | None = None
-    time_bins: Annotated[int, Field(ge=1)] = 1
-    """Heads per slot, one for each of so many equal parts of [0, 1] in t (Table 9)."""
+    """How a sample's term is weighted by its flow time."""
 
-    @property
-    def needs_time(self) -> bool:
-        return self.time_weight is not None or self.time_bins > 1
+    @field_validator("head", mode="before")
+    @classmethod
+    def _is_factory(cls, head: Any) -> Any:
+        if not callable(head):
+            raise ValueError("expected a factory (width, dim) -> nn.Module. Type head=fog_a.aligning.heads.mlp")
+        return head
 
 
-def recipe(preset: str | None = None, **options: Any) -> Recipe:
-    """The defaults, changed by a preset, changed by options. Raises Unsupported naming what does not fit.
+def recipe(**options: Any) -> Recipe:
+    """The defaults, changed by options. Raises Unsupported naming what does not fit.
 
     Example:
-        >>> recipe("paper", k=2).samples, recipe(k=2).samples
-        (1, 2)
+        >>> recipe(k=2).k, recipe().k
+        (2, 3)
     """
-    if preset is not None and preset not in PRESETS:
-        raise Unsupported(f"preset {preset!r}: take one of {', '.join(PRESETS)}, or None")
-    if isinstance(options.get("schedule"), str):
-        options["schedule"] = Schedule(options["schedule"])
-    if isinstance(options.get("time_weight"), str):
-        options["time_weight"] = TimeWeight(options["time_weight"])
     unknown = [name for name in options if name not in Recipe.model_fields]
     if unknown:
         near = difflib.get_close_matches(unknown[0], Recipe.model_fields, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(Recipe.model_fields)}"
         raise Unsupported(f"AGREPA has no option {unknown[0]!r}{hint}")
     try:
-        return Recipe(**{**PRESETS.get(preset or "", {}), **options})
+        return Recipe(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.errors import Unsupported
+from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,30 @@ class Plateau:
         self.average = state["average"]
         self.best = -math.inf if best is None else float(best)
         self.since, self.reached = int(state["since"] or 0), bool(state["reached"])
+
+
+def flow_times(t: Tensor | None, count: int) -> Float[Tensor, "B"]:
+    """The flow times of `count` samples, in float32.
+
+    Raises BadBatch where there are none or one lies outside [0, 1], ShapeMismatch for another number of times.
+
+    >>> flow_times(torch.tensor(0.5), 2).tolist()
+    [0.5, 0.5]
+    """
+    if t is None:
+        raise BadBatch(
+            "time_weight= and heads by flow time need this batch's flow times, and the adapter names no argument of "
+            "the network that holds them: type reg(batch, t=t)"
+        )
+    t = t.detach().float().reshape(-1)
+    if t.numel() not in (1, count):
+        raise ShapeMismatch(f"t has {t.numel()} values for {count} samples: pass the (B,) that the forward was given")
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise BadBatch(
+            f"flow times must lie in [0, 1], 0 noise and 1 data; got {float(t.min()):g} to {float(t.max()):g}. Where "
+            "the network counts otherwise, pass them: reg(batch, t=t)"
+        )
+    return t.expand(count)
 
 
 @dataclass(frozen=True)

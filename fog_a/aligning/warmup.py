@@ -14,15 +14,13 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.released import as_released
 from fog_a.aligning.width import few
 from fog_a.attributing.attribute import attribute
 from fog_a.blocks.block import Blocks
@@ -37,8 +35,31 @@ from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection, select
 
 log = logging.getLogger("fog_a")
-Rows = list[dict[str, Any]]
-"""One measured sample each: domain, id, t, and a score per layer (None: not measured, or not finite)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a probe is offered: the number of its domain's probes before it, a flow time, and a seed for the noise."""
+
+    number: int
+    t: float
+    seed: int
+
+
+Probe = Callable[[Flow, Any, Blocks, Draw], Scores]
+"""probe(flow, batch, blocks, draw) → one score per sample for those of the blocks that it measures, at one time."""
+
+
+def contribution(flow: Flow, batch: Any, blocks: Blocks, draw: Draw) -> Scores:
+    """The default probe: Eq. 9 of every block. Early in training nothing may contribute yet: then all scores are 0."""
+    try:
+        return attribute(flow, batch, blocks=blocks, times=[draw.t], seed=draw.seed, progress=False, spread=False)
+    except BadOutput as error:
+        if "untrained" not in str(error):
+            raise
+    samples = flow.samples(batch)
+    zeros = np.zeros((len(samples), 1, len(blocks)), dtype=np.float32)
+    return Scores(zeros, blocks.names, (draw.t,), samples.domains, samples.ids, "contribution", {})
 
 
 class Warmup:
@@ -50,6 +71,7 @@ class Warmup:
         domains: those that are to be probed.
         candidates: names of the blocks that may be chosen; None: the main ones.
         group: the process group; the first rank probes for all.
+        probe: how a few samples are measured.
     """
 
     def __init__(
@@ -59,16 +81,20 @@ class Warmup:
         domains: Sequence[str],
         candidates: Sequence[str] | None = None,
         group: Group = None,
+        probe: Probe = contribution,
     ) -> None:
-        self.flow, self.recipe, self.group = flow, recipe, group
+        self.flow, self.recipe, self.group, self.probe = flow, recipe, group, probe
         self.domains = tuple(domains)
         self.candidates = None if candidates is None else tuple(candidates)
         self.chosen_at = 0
         self.due: list[str] = []
+        """Domains whose probe waits for a batch that has a sample of them."""
         self.counts = dict.fromkeys(self.domains, 0)
+        """Probes of each domain so far."""
         self.layers: tuple[str, ...] = ()
-        self.rows: Rows = []
-        self._told = False
+        self.rows: list[dict[str, Any]] = []
+        """One measured sample each: domain, id, t, and a score per layer (None: not measured)."""
+        self._warned = False
 
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
         """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
@@ -77,12 +103,12 @@ class Warmup:
         """
         self.call(step)
         if self.due:
-            self.add(self.shared(batch, samples))
+            self.add(self.measure_once(batch, samples))
         wait = self.recipe.warmup if first else self.recipe.refresh or math.inf
         if step - self.chosen_at < wait:
             return None
         if self.due:
-            self._tell(step)
+            self._warn_of_waiting(step)
         if self.due or not self.rows:
             return None
         r, scores = self.recipe, self.scores(identity(self.blocks(batch)))
@@ -90,26 +116,6 @@ class Warmup:
         self.rows, self.chosen_at = [], step
         log.info("fog_a: layers chosen at step %d\n%s", step, chosen.explain())
         return chosen
-
-    def _tell(self, step: int) -> None:
-        """Warn, once, that the choice waits."""
-        if not self._told:
-            self._told = True
-            missing = self.due[0]
-            warnings.warn(
-                f"step {step}: the layers are to be chosen now, but no batch (of the first process) since the last "
-                f"probe had a sample of {missing!r}: nothing is aligned until one has. Where the data has none, leave "
-                f"it out: teachers={{..., {missing!r}: None}}",
-                stacklevel=2,
-            )
-
-    def blocks(self, batch: Any) -> Blocks:
-        """The candidates, found on two samples of the batch."""
-        return self._candidates(few(self.flow, batch))
-
-    def _candidates(self, batch: Any) -> Blocks:
-        blocks = find_blocks(self.flow, batch).main
-        return blocks if self.candidates is None else blocks.named(self.candidates)
 
     def call(self, step: int) -> None:
         """Mark what is due after `step` optimizer steps."""
@@ -119,29 +125,48 @@ class Warmup:
                 log.info("fog_a: no sample of %s in any batch since the last probe", ", ".join(self.due))
             self.due = list(self.domains)
 
+    def blocks(self, batch: Any) -> Blocks:
+        """The candidates, found on two samples of the batch."""
+        return self._candidates(few(self.flow, batch))
+
+    def time(self, count: int, slot: int) -> float:
+        """The t of a slot's sample at a domain's `count`-th probe."""
+        strata = max(1, self.recipe.warmup // self.recipe.every)
+        order = random.Random(f"{self.recipe.seed}/{slot}").sample(range(strata), strata)
+        return (order[count % strata] + 0.5) / strata
+
     def measure(self, batch: Any, samples: Samples) -> dict[str, Any]:
         """Probe the due domains that this batch has samples of. Leaves this object as it is: `add` takes the result."""
-        rows: Rows = []
-        layers: tuple[str, ...] = self.layers
-        ready: dict[int, list[str]] = {}
+        measured: dict[str, Any] = {"layers": list(self.layers), "rows": []}
+        domains_at: dict[int, list[str]] = {}
         for domain in self.due:
             if domain in samples.domains:
-                ready.setdefault(self.counts[domain], []).append(domain)
-        for count, domains in ready.items():
+                domains_at.setdefault(self.counts[domain], []).append(domain)
+        for count, domains in domains_at.items():
             for slot in range(self.recipe.samples):
-                index = [i for d in domains for i in _of(samples, d)[slot : slot + 1]]
-                if not index:
-                    continue
-                t = self.time(count, slot)
-                with preserved(*self.flow.modules):  # the parts around the network too: they may drop conditions
-                    layers, values = self._scores(samples.rows(index), count, t, self._seed(count, slot))
-                for i, a in zip(index, values.tolist(), strict=True):
-                    finite = [x if math.isfinite(x) else None for x in a]
-                    rows.append({"domain": samples.domains[i], "id": samples.ids[i], "t": t, "values": finite})
-        return {"layers": list(layers), "rows": rows}
+                index = [i for domain in domains for i in _rows_of(samples, domain)[slot : slot + 1]]
+                if index:
+                    draw = Draw(count, self.time(count, slot), self._seed(count, slot))
+                    layers, rows = self._probe(samples, index, draw)
+                    measured = {"layers": layers, "rows": measured["rows"] + rows}
+        return measured
 
-    def shared(self, batch: Any, samples: Samples) -> dict[str, Any]:
-        """`measure` on the first rank, its result on all of them; a failure there is raised everywhere."""
+    def _probe(self, samples: Samples, index: list[int], draw: Draw) -> tuple[list[str], list[dict[str, Any]]]:
+        """All candidates' names, and one row for each of these samples."""
+        with preserved(*self.flow.modules):  # the parts around the network too: they may drop conditions
+            batch = samples.rows(index)
+            blocks = self._candidates(batch)
+            scores = self.probe(self.flow, batch, blocks, draw)
+        t = draw.t if scores.times is None else scores.times[0]
+        rows = []
+        for i, values in zip(index, scores.values[:, 0].tolist(), strict=True):
+            score = dict(zip(scores.layers, values, strict=True))
+            row = {"domain": samples.domains[i], "id": samples.ids[i], "t": t}
+            rows.append({**row, "values": [score.get(name) for name in blocks.names]})
+        return list(blocks.names), rows
+
+    def measure_once(self, batch: Any, samples: Samples) -> dict[str, Any]:
+        """`measure` on the first rank, its result on all of them; a failure of the first rank is raised on all."""
         self.refuse_sharded()
         if world(self.group) == 1:
             return self.measure(batch, samples)
@@ -159,14 +184,6 @@ class Warmup:
             raise FogError(f"the probe failed on the first rank: {result['failed']}")
         return result
 
-    def refuse_sharded(self) -> None:
-        """Raises Unsupported for a model that one rank cannot run."""
-        if any(type(p).__name__ == "DTensor" for p in self.flow.module.parameters()):
-            raise Unsupported(
-                "probing during training runs on one rank, and a sharded model (FSDP2) needs all ranks for a forward. "
-                "Attribute first, select(scores).save(path), and pass AGREPA(..., selection=Selection.load(path))"
-            )
-
     def add(self, measured: dict[str, Any]) -> None:
         """Take what `measure` gave, here or on another rank."""
         if not measured["rows"]:
@@ -183,14 +200,6 @@ class Warmup:
             self.counts[domain] += 1
             self.due.remove(domain)
 
-    def time(self, count: int, slot: int) -> float:
-        """The t of a slot's sample at a domain's `count`-th probe."""
-        if self.recipe.probe_time is not None:
-            return self.recipe.probe_time
-        strata = max(1, self.recipe.warmup // self.recipe.every)
-        order = random.Random(f"{self.recipe.seed}/{slot}").sample(range(strata), strata)
-        return (order[count % strata] + 0.5) / strata
-
     def scores(self, signature: dict[str, Any]) -> Scores:
         """Everything measured so far: one row per sample, no time axis (each row has its own t in `info`)."""
         values = [[np.nan if x is None else x for x in row["values"]] for row in self.rows]
@@ -205,7 +214,7 @@ class Warmup:
                 "signature": signature,
                 "seed": self.recipe.seed,
                 "t": [row["t"] for row in self.rows],
-                "unmeasured": self.recipe.probe_layers != "all",
+                "unmeasured": any(x is None for row in self.rows for x in row["values"]),
             },
         )
 
@@ -219,39 +228,36 @@ class Warmup:
         self.due, self.counts, self.rows = list(state["due"]), dict(state["counts"]), list(state["rows"])
         self.layers, self.chosen_at = tuple(state["layers"]), state["chosen_at"]
 
+    def refuse_sharded(self) -> None:
+        """Raises Unsupported for a model that one rank cannot run."""
+        if any(type(p).__name__ == "DTensor" for p in self.flow.module.parameters()):
+            raise Unsupported(
+                "probing during training runs on one rank, and a sharded model (FSDP2) needs all ranks for a forward. "
+                "Attribute first, select(scores).save(path), and pass AGREPA(..., selection=Selection.load(path))"
+            )
+
+    def _candidates(self, batch: Any) -> Blocks:
+        blocks = find_blocks(self.flow, batch).main
+        return blocks if self.candidates is None else blocks.named(self.candidates)
+
     def _seed(self, count: int, slot: int) -> int:
         return random.Random(f"{self.recipe.seed}/{count}/{slot}").getrandbits(31)
 
-    def _scores(self, batch: Any, count: int, t: float, seed: int) -> tuple[tuple[str, ...], Tensor]:
-        """All layers' names, and (rows, layers) scores with NaN for those that this probe does not measure."""
-        r = self.recipe
-        blocks = self._candidates(batch)
-        offset = count if r.probe_layers == "alternate" else 0
-        step = 1 if r.probe_layers == "all" else 2
-        picked = list(range(offset % step, len(blocks), step))
-        chosen = blocks.named([blocks[i].name for i in picked])
-        if (r.probe_mode, r.probe_input, r.probe_norm) == ("eval", "noisy", "l2"):
-            some = _attributed(self.flow, batch, chosen, t, seed)
-        else:
-            some = as_released(self.flow, batch, chosen, t, seed, r)
-        full = torch.full((len(some), len(blocks)), math.nan)
-        full[:, picked] = some.float()
-        return blocks.names, full
+    def _warn_of_waiting(self, step: int) -> None:
+        """Warn, once, that the choice waits."""
+        if not self._warned:
+            self._warned = True
+            missing = self.due[0]
+            warnings.warn(
+                f"step {step}: the layers are to be chosen now, but no batch (of the first process) since the last "
+                f"probe had a sample of {missing!r}: nothing is aligned until one has. Where the data has none, leave "
+                f"it out: teachers={{..., {missing!r}: None}}",
+                stacklevel=2,
+            )
 
 
-def _of(samples: Samples, domain: str) -> list[int]:
+def _rows_of(samples: Samples, domain: str) -> list[int]:
     return [i for i, d in enumerate(samples.domains) if d == domain]
-
-
-def _attributed(flow: Flow, batch: Any, blocks: Blocks, t: float, seed: int) -> Tensor:
-    """Eq. 9 at one t. Early in training nothing may contribute yet: then zeros, judged at the end of the warm-up."""
-    try:
-        scores = attribute(flow, batch, blocks=blocks, times=[t], seed=seed, progress=False, spread=False)
-    except BadOutput as error:
-        if "untrained" not in str(error):
-            raise
-        return torch.zeros(len(flow.samples(batch)), len(blocks))
-    return torch.from_numpy(np.array(scores.values[:, 0, :]))
 
 
 def identity(blocks: Blocks) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def stream_width(module: nn.Module) -> int:
     """The size that most matrices inside the network's longest repeated stack have as an input or output.
 
     A transformer layer maps D → 3D → D → 4D → D: D meets every one of its matrices, anything else some of them. It is
-    checked at the first forward; where it errs, the error says to give `batch=` or `width=`.
+    checked at the first call; where it errs, the error says to give `batch=`.
 
     Raises Unsupported where there is no repeated stack, or no size meets most of its matrices.
 
@@ -71,6 +71,6 @@ def stream_width(module: nn.Module) -> int:
     if 2 * count <= len(matrices) or not count:
         raise Unsupported(
             f"the width of the streams of {type(module).__name__} cannot be read from its weights, and the heads need "
-            "it before the optimizer is made. Type AGREPA(..., batch=one_training_batch), or width=..."
+            "it before the optimizer is made. Type AGREPA(..., batch=one_training_batch)"
         )
     return width

@@ -4,14 +4,13 @@
     L_BiT = Σ_m λ_m E_{x∈D_m}[ 1 − BiT-C_m^{(0)} ]                                                         Eq. 5
 
 m are the domains, T_m their frozen teachers, P_m one linear head each, without bias, orthogonal at the start;
-superscript 0 is the conditioning (token) embedding. The gradient reaches that embedding (in the AG-REPA release it does
-not: there only the heads learn). λ in the release: .5 speech, 1 sound.
+superscript 0 is the conditioning (token) embedding. The gradient reaches that embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +25,7 @@ from fog_a.probing.depth import Reading, read_depth
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
 from fog_a.scores.scores import Scores
-from fog_a.teachers.descriptors import Norm, descriptor
+from fog_a.teachers.descriptors import descriptor
 from fog_a.teachers.routing import Features, Routed, Teachers, check_teachers, route
 from fog_a.teachers.teacher import Teacher
 
@@ -43,9 +42,6 @@ class BiTC(nn.Module):
             features that are given at each call; None leaves a domain out.
         weight: λ_m, one for all or one per domain.
         batch: one batch, on which the interface's width is measured now; or `width`, if it is known.
-        reduction: `"domain"`: the mean over each domain's samples (on all ranks), domains summed. `"release"`: summed
-            over the samples and divided by the batch, so that a domain weighs by its share.
-        norm: `"layer"` (Eq. 3) or `"l2"`.
         group: the process group that shares the joint batch; None: all ranks.
 
     Its parameters and its state dict are the heads; neither the model nor the teachers are submodules. A head without
@@ -69,18 +65,13 @@ class BiTC(nn.Module):
         weight: float | Mapping[str, float] = 1.0,
         batch: Any = None,
         width: int | None = None,
-        reduction: Literal["domain", "release"] = "domain",
-        norm: Norm = "layer",
         group: Group = None,
     ) -> None:
         super().__init__()
-        if reduction not in ("domain", "release"):
-            raise Unsupported(f"reduction must be 'domain' or 'release', got {reduction!r}")
         table: dict[str, Teacher | int | None] = dict(teachers) if isinstance(teachers, Mapping) else {ALL: teachers}
         check_teachers(table)
         self.teachers = table
-        self.flow, self.reduction, self.group = wrap(flow), reduction, group
-        self.norm: Norm = norm
+        self.flow, self.group = wrap(flow), group
         scale = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(table, float(weight))
         if scale.keys() != table.keys():
             raise Unsupported(f"weight= names {', '.join(scale)}; the teachers are of {', '.join(table)}")
@@ -115,25 +106,38 @@ class BiTC(nn.Module):
         """
         samples = self.flow.samples(batch)
         c = self._interface(batch)
-        z = descriptor(c, token_mask(samples.mask, c), self.norm)
+        z = self.describe(c, token_mask(samples.mask, c))
         if z.shape[-1] != self.width:
             raise ShapeMismatch(f"the interface is {z.shape[-1]} wide, BiTC's heads were built for {self.width}")
-        loss, weights = self._synced()
-        distance = dict.fromkeys(weights, z.new_zeros(()))
-        counts = dict.fromkeys(weights, 0)
+        zero, weights = self._synchronized()
+        sums = dict.fromkeys(weights, z.new_zeros(()))
+        sizes = dict.fromkeys(weights, 0)
         for domain, routed in self._routed(samples, features).items():
             key = _key(domain) if _key(domain) in weights else ALL
             place = [i for i, row in enumerate(routed.rows) if kept is None or bool(kept[row])]
             rows = [routed.rows[i] for i in place]
             with torch.autocast(z.device.type, enabled=False):
                 bitc = cosine(z[rows] @ weights[key].float().T, routed.features[place].to(z.device))
-            distance[key] = distance[key] + (1 - bitc).sum()
-            counts[key] += len(rows)
-        sizes = total(torch.tensor([*counts.values(), len(samples)], device=z.device, dtype=torch.float), self.group)
-        for key, count in zip(weights, sizes, strict=False):
-            over = sizes[-1] if self.reduction == "release" else count.clamp(min=1)
-            loss = loss + self._scale[key] * world(self.group) * distance[key] / over
-        return loss
+            sums[key] = sums[key] + self._scale[key] * (1 - bitc).sum()
+            sizes[key] += len(rows)
+        *joint, count = total(
+            torch.tensor([*sizes.values(), len(samples)], device=z.device, dtype=torch.float), self.group
+        )
+        return zero + world(self.group) * self.reduce(sums, dict(zip(weights, joint, strict=True)), count)
+
+    def describe(self, h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B D"]:
+        """z of Eq. 3: one vector of a sample's tokens, what the heads read."""
+        return descriptor(h, mask)
+
+    def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
+        """Eq. 5 from its sums: each domain's mean, domains added.
+
+        Args:
+            sums: domain → Σ over this rank's samples of λ_m (1 − cos).
+            sizes: domain → how many samples it has in the joint batch.
+            count: how many samples the joint batch has.
+        """
+        return torch.stack([sums[domain] / sizes[domain].clamp(min=1) for domain in sums]).sum()
 
     @torch.no_grad()
     def curve(self, batch: Any, *, times: Any = None, seed: int = 0, features: Any = None) -> Scores:
@@ -142,7 +146,7 @@ class BiTC(nn.Module):
         `info["interface"]` has each domain's mean at l = 0. The same as `lasp(flow, batch, head=bitc)`, bare.
         """
         depth = read_depth(
-            Reading(self.flow, norm=self.norm),
+            Reading(self.flow, describe=self.describe),
             batch,
             None if features is not None else self.asked(),
             features=features,
@@ -175,7 +179,7 @@ class BiTC(nn.Module):
             raise Unsupported(f"BiTC knows only the width of {', '.join(numbers)}, no teacher: pass features={{...}}")
         return cast(Teachers, self.teachers.get(ALL, self.teachers))
 
-    def _synced(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def _synchronized(self) -> tuple[Tensor, dict[str, Tensor]]:
         """A zero that touches every head, and the heads' matrices, their gradients averaged over the ranks."""
         matrices = [cast(nn.Linear, head).weight for head in self.heads.values()]
         if world(self.group) == 1:

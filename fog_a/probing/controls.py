@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fog_a.errors import Unsupported
+from fog_a.probing.halves import Halves
 from fog_a.probing.lens import Lens
 from fog_a.probing.ridge import fit_ridge
 from fog_a.probing.similarity import cknna, cosine, linear_cka, shuffled_cosine
-from fog_a.probing.teachings import Teaching
 
 Control = Literal["shuffled", "probe", "cka", "cknna"]
 CONTROLS: tuple[Control, ...] = ("shuffled", "probe", "cka", "cknna")
@@ -37,54 +37,54 @@ def beside_scores(lenses: Sequence[Lens], wanted: Sequence[Control]) -> dict[str
     beside: dict[str, dict[str, Any]] = {c: {} for c in wanted}
     interface: dict[str, dict[str, float | None]] = {}
     for lens in lenses:
-        layers = lens.teaching.whole.z.shape[2]
-        for domain in dict.fromkeys(lens.teaching.scored.domains):
+        layers = lens.halves.whole.z.shape[2]
+        for domain in dict.fromkeys(lens.halves.scored.domains):
             for control in wanted:
                 columns = [_measured(control, lens, domain, number) for number in range(layers)]
                 beside[control][domain] = [list(row) for row in zip(*columns, strict=True)]
-            if lens.teaching.whole.anchor is not None:
+            if lens.halves.whole.interface is not None:
                 interface[domain] = _of_interface(lens, domain, wanted)
     return {"beside": beside, "interface": interface}
 
 
 def _of_interface(lens: Lens, domain: str, wanted: Sequence[Control]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {"cosine": None}
+    values: dict[str, float | None] = {"cosine": None}
     if lens.reads_interface:
         p, y = lens.look(None)
-        rows = lens.teaching.scored.of(domain)
-        found["cosine"] = numbers([cosine(p[rows, 0], y[rows]).mean()])[0]
-    return found | {control: _measured(control, lens, domain, None)[0] for control in wanted}
+        rows = lens.halves.scored.of(domain)
+        values["cosine"] = numbers([cosine(p[rows, 0], y[rows]).mean()])[0]
+    return values | {control: _measured(control, lens, domain, None)[0] for control in wanted}
 
 
 def _measured(control: Control, lens: Lens, domain: str, number: int | None) -> Numbers:
     """One control of one layer (None: the interface) at each time."""
-    teaching = lens.teaching
     if control == "shuffled":
         if number is None and not lens.reads_interface:
             return [None]
-        (p, y), rows = lens.look(number), teaching.scored.of(domain)
+        (p, y), rows = lens.look(number), lens.halves.scored.of(domain)
         return numbers([shuffled_cosine(p[rows, j], y[rows]).mean() for j in range(p.shape[1])])
     if control == "probe":
-        return _probe(teaching, number, domain, lens.center)
-    rows = teaching.whole.of(domain)
-    z, y = teaching.whole.layer(number)[rows], teaching.whole.y[rows]
+        return _probe(lens.halves, number, domain, lens.center)
+    whole = lens.halves.whole
+    rows = whole.of(domain)
+    z, y = whole.layer(number)[rows], whole.y[rows]
     compare = linear_cka if control == "cka" else cknna
     return numbers([compare(z[:, j], y) for j in range(z.shape[1])])
 
 
-def _probe(teaching: Teaching, number: int | None, domain: str, center: bool) -> Numbers:
+def _probe(halves: Halves, number: int | None, domain: str, center: bool) -> Numbers:
     """A head of this layer alone, all times together."""
-    rows = teaching.held.of(domain)
-    z, y = teaching.held.layer(number)[rows], teaching.held.y[rows]
-    past = teaching.fitted
-    if past is None or len(past.group.unique()) < 2 or not rows:
+    rows = halves.unseen.of(domain)
+    z, y = halves.unseen.layer(number)[rows], halves.unseen.y[rows]
+    fit = halves.fit
+    if fit is None or len(fit.clip.unique()) < 2 or not rows:
         return [None] * z.shape[1]
-    seen, told = past.layer(number), past.y
+    z_fit, y_fit = fit.layer(number), fit.y
     if center:
-        shift, mean = seen.mean(0), told.mean(0)
-        seen, told, z, y = seen - shift, told - mean, z - shift, y - mean
-    times = seen.shape[1]
-    head = fit_ridge(seen.flatten(0, 1), told.repeat_interleave(times, 0), past.group.repeat_interleave(times))
+        shift, mean = z_fit.mean(0), y_fit.mean(0)
+        z_fit, y_fit, z, y = z_fit - shift, y_fit - mean, z - shift, y - mean
+    times = z_fit.shape[1]
+    head = fit_ridge(z_fit.flatten(0, 1), y_fit.repeat_interleave(times, 0), fit.clip.repeat_interleave(times))
     return numbers(cosine(head(z), y[:, None]).mean(0))
 
 

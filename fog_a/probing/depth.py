@@ -8,6 +8,7 @@ time, in eval mode and without gradient; the model is left as it was.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,17 +23,16 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import Forward, call, each, signature
-from fog_a.flows.clean import clean_input
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import as_tokens, token_mask
 from fog_a.flows.samples import Samples
-from fog_a.teachers.descriptors import Norm, descriptor
+from fog_a.teachers.descriptors import descriptor
 from fog_a.teachers.routing import Features, Teachers, route
 
 STEPS = 8
 """Times of the grid where none are asked for."""
 
-Given = Features | Sequence[Features] | Callable[[Any], Features] | None
+FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | None
 """Features in the teachers' place: of the one batch, one entry for each batch, or features(batch)."""
 
 
@@ -44,17 +44,18 @@ class Reading:
         model: a wrapped flow, or a bare module (no time axis).
         forward: `forward(model, batch)` for a bare module that is not simply called.
         domains, mask: of a bare module's samples, one name each, and True (B, T) where tokens are real.
-        clean: the network is given x_1 in x_t's place, with the time as it is (the release).
-        train: dropout stays on (the release).
+        describe: makes one vector of a sample's tokens: describe(h, mask).
+        around: around(flow, batch, seed) is open while a batch runs.
     """
 
     model: nn.Module | Flow
     forward: Forward | None = None
     domains: Sequence[str] | None = None
     mask: Bool[Tensor, "B T"] | None = None
-    norm: Norm = "layer"
-    clean: bool = False
-    train: bool = False
+    describe: Callable[[Tensor, Tensor | None], Tensor] = descriptor
+    around: Callable[[Any, Any, int], contextlib.AbstractContextManager[Any]] = lambda flow, batch, seed: (
+        contextlib.nullcontext()
+    )
 
     @property
     def module(self) -> nn.Module:
@@ -97,18 +98,15 @@ class Reading:
         return h, token_mask(self.mask, h)
 
     def run(self, batch: Any, t: float | None, seed: int) -> None:
-        if not isinstance(self.model, Flow):
-            call(self.model, batch, self.forward)
-        elif self.clean:
-            with clean_input(self.model, batch, seed):
-                self.model.velocity(batch, 0.0 if t is None else t, seed)
-        else:
+        if isinstance(self.model, Flow):
             self.model.velocity(batch, 0.0 if t is None else t, seed)
+        else:
+            call(self.model, batch, self.forward)
 
     def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
         """z^{(0)}, or None where there is no interface."""
         c = self.model.interface(batch) if isinstance(self.model, Flow) else None
-        return None if c is None else descriptor(c, token_mask(samples.mask, c), self.norm)
+        return None if c is None else self.describe(c, token_mask(samples.mask, c))
 
 
 @dataclass
@@ -119,7 +117,7 @@ class Depth:
         z: z_i^{(l)}(t_j).
         interface: z_i^{(0)}, or None.
         targets: domain → (which of the S samples, their teacher's features).
-        one: whether one teacher speaks of all domains.
+        single: whether one teacher speaks of all domains.
     """
 
     layers: tuple[str, ...]
@@ -130,7 +128,7 @@ class Depth:
     ids: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     targets: dict[str, tuple[list[int], Float[Tensor, "n E"]]] = field(default_factory=dict)
-    one: bool = True
+    single: bool = True
 
 
 def read_depth(
@@ -138,7 +136,7 @@ def read_depth(
     batch: Any,
     teachers: Teachers | None,
     *,
-    features: Given = None,
+    features: FeaturesOfBatches = None,
     blocks: Blocks | Sequence[str] | None = None,
     times: int | Sequence[float] | None = None,
     seed: int = 0,
@@ -151,16 +149,16 @@ def read_depth(
     """
     grid = reading.times(times)
     depth: Depth | None = None
-    found, zs, anchors = blocks, [], []
+    zs, anchors = [], []
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
-        found = reading.blocks(item, found)
+        blocks = reading.blocks(item, blocks)
         if depth is None:
-            depth = Depth(found.names, grid, signature(reading.module, found))
-        samples, z, anchor = _batch(reading, item, found, grid or (None,), seed, len(depth.ids))
-        own = _given(features, item, number)
-        depth.one = not isinstance(own if own is not None else teachers, Mapping)
-        for domain, routed in route(teachers, samples, features=own).items():
+            depth = Depth(blocks.names, grid, signature(reading.module, blocks))
+        samples, z, anchor = _batch(reading, item, blocks, grid or (None,), seed, len(depth.ids))
+        here = _features_of(features, item, number)
+        depth.single = not isinstance(here if here is not None else teachers, Mapping)
+        for domain, routed in route(teachers, samples, features=here).items():
             rows, parts = targets.setdefault(domain, ([], []))
             rows += [len(depth.ids) + i for i in routed.rows]
             parts.append(routed.features.cpu())
@@ -182,9 +180,7 @@ def _batch(
     whole = reading.model.modules if isinstance(reading.model, Flow) else [reading.model]
     samples = reading.samples(batch, 0, 0) if isinstance(reading.model, Flow) else None
     columns = []
-    with preserved(*whole, seed=seed), tap(blocks) as h:
-        for part in (p for m in whole for p in m.modules()) if reading.train else ():
-            part.training = True
+    with preserved(*whole, seed=seed), reading.around(reading.model, batch, seed), tap(blocks) as h:
         for t in times:
             h.clear()
             reading.run(batch, t, seed)
@@ -193,7 +189,7 @@ def _batch(
                 raise NoActivations(
                     f"blocks {', '.join(silent[:4])} did not run in this forward: find them on this batch"
                 )
-            layers = [descriptor(*reading.tokens(h[b.name], b, samples), reading.norm) for b in blocks]
+            layers = [reading.describe(*reading.tokens(h[b.name], b, samples)) for b in blocks]
             columns.append(_one_width(layers, blocks))
         z = torch.stack(columns, 1).cpu()
         samples = samples or reading.samples(batch, len(z), start)
@@ -217,7 +213,7 @@ def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:
     return torch.stack(layers, 1)
 
 
-def _given(features: Given, batch: Any, number: int) -> Features | None:
+def _features_of(features: FeaturesOfBatches, batch: Any, number: int) -> Features | None:
     if features is None or isinstance(features, (Tensor, Mapping)):
         if features is not None and number:
             raise BadBatch(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fog_a.errors import MissingDependency, NoWeights
 from fog_a.flows.samples import Samples
-from fog_a.teachers.waveforms import by_length, one_of, waveforms
+from fog_a.teachers.waveforms import by_length, waveforms
 from fog_a.teachers.weights import fingerprint, frozen
 
 
@@ -22,8 +23,9 @@ class BEATsTeacher:
         checkpoint: path of a BEATs checkpoint (`BEATs_iter3_plus_AS2M.pt`, from
             github.com/microsoft/unilm/tree/master/beats), read with `weights_only=True`;
             or a speechbrain `BEATs` object.
-        pool: `"real"`: the mean over the patches of real audio; `"release"`: over those of the padded batch.
         domain: the domain it is meant for, or None.
+
+    It gives the mean over the patches of real audio.
 
     Raises:
         MissingDependency: speechbrain or torchaudio is absent.
@@ -33,12 +35,10 @@ class BEATsTeacher:
     """
 
     rate = 16_000
+    pool = "real"
     shortest = 400 + 15 * 160  # one patch is 16 fbank frames of 25 ms every 10 ms
 
-    def __init__(
-        self, checkpoint: Any, *, pool: Literal["real", "release"] = "real", domain: str | None = None
-    ) -> None:
-        one_of("pool", pool, ("real", "release"))
+    def __init__(self, checkpoint: Any, *, domain: str | None = None) -> None:
         if isinstance(checkpoint, (str, Path)):
             self.net: nn.Module = _beats(Path(checkpoint))
             self.name = f"beats:{Path(checkpoint).name}"
@@ -48,27 +48,28 @@ class BEATsTeacher:
         if config.finetuned_model:
             self.name += ":finetuned"
         self.dim: int = config.encoder_embed_dim
-        self.domain, self.pool = domain, pool
+        self.domain = domain
         self.fingerprint = fingerprint(self.net)
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The frames of each sample before pooling, one per 160 ms: the mean of its 8 patches in frequency."""
-        waves = waveforms(samples, self.rate, self.name)
-        if self.pool == "release":
-            waves = list(nn.utils.rnn.pad_sequence(waves, batch_first=True))
+        return self.encode(waveforms(samples, self.rate, self.name))
+
+    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
+        """The mean of the patch tokens, float32, no grad."""
+        return torch.stack([h.mean(0) for h in self.frames(samples)])
+
+    def encode(self, waves: Sequence[Float[Tensor, "_"]]) -> list[Float[Tensor, "_ D"]]:
+        """The frames of each waveform, every sample of which counts as real."""
         waves = [nn.functional.pad(w, (0, max(0, self.shortest - len(w)))) for w in waves]
-        found: dict[int, Tensor] = {}
+        frames: dict[int, Tensor] = {}
         with frozen(self.net, waves[0].device) as net:
             beats: Any = net
             for rows, audio in by_length(waves):
                 whole = torch.ones(len(rows), device=audio.device)  # speechbrain fails without lengths
                 patches = beats.extract_features(audio, whole)[0].float()  # (b, T · 8, D), time-major
-                found |= dict(zip(rows, patches.unflatten(1, (-1, 8)).mean(2), strict=True))
-        return [found[i] for i in range(len(waves))]
-
-    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
-        """The mean of the patch tokens, float32, no grad."""
-        return torch.stack([h.mean(0) for h in self.frames(samples)])
+                frames |= dict(zip(rows, patches.unflatten(1, (-1, 8)).mean(2), strict=True))
+        return [frames[i] for i in range(len(waves))]
 
 
 def _beats(path: Path) -> nn.Module:

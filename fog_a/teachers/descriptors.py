@@ -2,21 +2,16 @@
 
     z = LayerNorm( (1/T) Σ_τ h_τ )                                                            Eq. 3
 
-over the valid tokens τ; no affine parameters. The release divides by the L2 norm instead (`norm="l2"`), which differs
-by more than a scale: LayerNorm also takes the mean over the width away.
+over the valid tokens τ; no affine parameters.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import layer_norm, normalize
+from torch.nn.functional import layer_norm
 
-from fog_a.errors import ShapeMismatch, Unsupported
-
-Norm = Literal["layer", "l2", "none"]
+from fog_a.errors import ShapeMismatch
 
 
 def temporal_mean(h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B D"]:
@@ -41,19 +36,11 @@ def temporal_mean(h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = 
     return h.masked_fill(~mask[..., None], 0).sum(1) / count.to(h.dtype)
 
 
-def descriptor(
-    h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None, norm: Norm = "layer"
-) -> Float[Tensor, "B D"]:
-    """Eq. 3 in float32: the temporal mean over valid tokens, then LayerNorm without affine (`"l2"`: the release's)."""
-    return normalized(temporal_mean(h.float(), mask), norm)
+def descriptor(h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B D"]:
+    """Eq. 3 in float32: the temporal mean over valid tokens, then LayerNorm without affine."""
+    return standardized(temporal_mean(h.float(), mask))
 
 
-def normalized(z: Float[Tensor, "... D"], norm: Norm = "layer") -> Float[Tensor, "... D"]:
-    """The second half of Eq. 3, for vectors that are pooled already."""
-    if norm == "layer":
-        return layer_norm(z, z.shape[-1:])
-    if norm == "l2":
-        return normalize(z, dim=-1)
-    if norm == "none":
-        return z
-    raise Unsupported(f"norm must be 'layer' (Eq. 3), 'l2' (the release's) or 'none', got {norm!r}")
+def standardized(z: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """LayerNorm without affine: the second half of Eq. 3."""
+    return layer_norm(z, z.shape[-1:])

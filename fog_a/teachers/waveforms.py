@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, Unsupported
+from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch
 from fog_a.flows.samples import Samples
 
 
@@ -64,9 +64,3 @@ def by_length(waves: Sequence[Float[Tensor, "_"]]) -> Iterator[tuple[list[int], 
         groups.setdefault(len(wave), []).append(i)
     for rows in groups.values():
         yield rows, torch.stack([waves[i] for i in rows])
-
-
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises Unsupported for a value that is none of the choices."""
-    if value not in choices:
-        raise Unsupported(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

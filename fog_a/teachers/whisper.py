@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fog_a.errors import Unsupported
 from fog_a.flows.samples import Samples
-from fog_a.teachers.waveforms import one_of, waveforms
+from fog_a.teachers.waveforms import waveforms
 from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
 
 
@@ -22,10 +23,10 @@ class WhisperTeacher:
     Args:
         model: a hub name, a folder with `config.json`, `preprocessor_config.json` and `model.safetensors`, or a Whisper
             model or encoder object (which is put in eval mode and frozen).
-        pool: `"real"`: the mean over the ceil(N / 320) frames of real audio (10 s: 500 of 1500); clips beyond the
-            encoder's 30 s are read window by window. `"release"`: the mean over all 1500 frames of the first 30 s,
-            silence included, as the AG-REPA release has it.
         domain: the domain it is meant for, or None.
+
+    It gives the mean over the ceil(N / 320) frames of real audio (10 s: 500 of 1500). Clips beyond the encoder's 30 s
+    are read window by window.
 
     Raises:
         MissingDependency: transformers is absent.
@@ -35,16 +36,10 @@ class WhisperTeacher:
     """
 
     rate = 16_000
+    pool = "real"
 
-    def __init__(
-        self,
-        model: Any = "openai/whisper-large-v3",
-        *,
-        pool: Literal["real", "release"] = "real",
-        domain: str | None = None,
-    ) -> None:
+    def __init__(self, model: Any = "openai/whisper-large-v3", *, domain: str | None = None) -> None:
         transformers = transformers_for("WhisperTeacher")
-        one_of("pool", pool, ("real", "release"))
         source = model if isinstance(model, (str, Path)) else None
         load = transformers.WhisperModel.from_pretrained
         whole: Any = model if source is None else loaded(load, source, "WhisperTeacher")
@@ -56,28 +51,31 @@ class WhisperTeacher:
         self.extract = transformers.WhisperFeatureExtractor(feature_size=net.config.num_mel_bins)
         self.name = f"whisper:{short(source) if source else type(model).__name__}"
         self.dim: int = net.config.d_model
-        self.domain, self.pool = domain, pool
+        self.domain = domain
         self.fingerprint = fingerprint(net)
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The frames of each sample before pooling, 50 a second: targets for token-wise alignment."""
-        waves = waveforms(samples, self.rate, self.name)
-        with frozen(self.net, waves[0].device) as net:
-            return [self._frames(net, wave) for wave in waves]  # one at a time: Whisper pads each to 30 s anyway
+        return [self._frames(wave) for wave in waveforms(samples, self.rate, self.name)]
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """The pooled encoder output, float32, no grad."""
         return torch.stack([h.mean(0) for h in self.frames(samples)])
 
-    def _frames(self, net: nn.Module, wave: Float[Tensor, "N"]) -> Float[Tensor, "T D"]:
-        pieces = wave.split(self.window) if self.pool == "real" else (wave[: self.window],)
+    def encode(self, pieces: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, "W F D"]:
+        """The encoder's frames of audio of 30 s at most each, silence after it included."""
+        device = pieces[0].device
         mel = self.extract(
             [piece.cpu().numpy() for piece in pieces],
             sampling_rate=self.rate,
             max_length=self.window,
             return_tensors="pt",
-            device=str(wave.device),
+            device=str(device),
         ).input_features
-        h = net(mel.to(wave.device, next(net.parameters()).dtype)).last_hidden_state.float()  # (windows, 1500, D)
-        real = [math.ceil(len(p) / 320) if self.pool == "real" else self.window // 320 for p in pieces]
-        return torch.cat([frames[:n] for frames, n in zip(h, real, strict=True)])
+        with frozen(self.net, device) as net:
+            return net(mel.to(device, next(net.parameters()).dtype)).last_hidden_state.float()
+
+    def _frames(self, wave: Float[Tensor, "N"]) -> Float[Tensor, "T D"]:
+        pieces = wave.split(self.window)  # a sample at a time: Whisper pads each window to 30 s anyway
+        frames = [h[: math.ceil(len(piece) / 320)] for h, piece in zip(self.encode(pieces), pieces, strict=True)]
+        return torch.cat(frames)

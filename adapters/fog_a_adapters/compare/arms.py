@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from fog_a.aligning import heads
 from fog_a.attributing.attribute import attribute
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.flow import Flow
@@ -35,7 +36,7 @@ ARMS = ("base", "fixed", "shallow", "deep", "random", "lasp", "gradnorm", "foga"
 OTHER_K = {"foga-k2": 2, "foga-k4": 4}
 OPTIONS: dict[str, dict[str, Any]] = {
     "foga-equal": {}, "foga-k2": {}, "foga-k4": {}, "foga-self": {}, "foga-refresh": {},
-    "foga-times": {"time_bins": 4}, "foga-conv1d": {"head": "conv1d"}, "foga-conv2d": {"head": "conv2d"},
+    "foga-times": {"head": heads.by_time}, "foga-conv1d": {"head": heads.conv1d}, "foga-conv2d": {"head": heads.conv2d},
 }  # fmt: skip
 """Variant → what AGREPA is told besides."""
 KNOWN = (*ARMS, *OPTIONS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -46,18 +45,9 @@ class DiTAdapter:
         """The DiT."""
         return self.model.net
 
-    def velocity(
-        self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0, *, clean: bool = False
-    ) -> Float[Tensor, "B T M"]:
-        """v(x_t, t, c); noise and reference length are functions of the seed and of each clip's id.
-
-        `clean`: the mel itself in the place of x_t, as the authors' release probes.
-        """
-        batch = self._read(batch)
-        if not clean:
-            return self.model.velocity(batch, t, seed)
-        t = torch.as_tensor(t, dtype=torch.float32, device=batch["mel"].device).expand(len(batch["mel"]))
-        return self.model.predict(batch, batch["mel"], t, self.model.draws(batch, seed)[1])
+    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
+        """v(x_t, t, c); noise and reference length are functions of the seed and of each clip's id."""
+        return self.model.velocity(self._read(batch), t, seed)
 
     def samples(self, batch: Any) -> Samples:
         """Ids, domains, audio where the batch holds it, and the mask (B, T, 1) of real frames."""
