@@ -17,7 +17,7 @@ from small_flow import TEACHER, WIDTH, Block, Net, Statistics, a_batch, a_flow, 
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.aligning import alignment, heads
+from fog_a.aligning import heads, width
 from fog_a.aligning.alignment import AGREPA
 from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import (
@@ -588,7 +588,7 @@ class TestRefusals:
 
         with pytest.raises(Unsupported, match=r"cannot be read from its weights.*batch=one_training_batch"):
             AGREPA(fog_a.wrap(Odd(), x="x_t", t="t"), Statistics())
-        monkeypatch.setattr(alignment, "stream_width", lambda module: 9)  # a guess that errs
+        monkeypatch.setattr(width, "stream_width", lambda module: 9)  # a guess that errs
         flow = a_flow()
         reg = AGREPA(flow, Statistics(), "blocks.0")
         batch = a_batch()
@@ -638,7 +638,7 @@ class TestRefusals:
         flow.module(batch["x1"], torch.rand(6))
         with pytest.raises(BadBatch, match=r"type reg\(batch, t=t\)"):
             reg(batch)
-        monkeypatch.setattr(alignment, "stream_width", lambda module: 9)
+        monkeypatch.setattr(width, "stream_width", lambda module: 9)
         with pytest.raises(ShapeMismatch, match="layers are 16 wide, but the heads were built for 9"):
             AGREPA(a_flow(), Statistics())(batch)
 

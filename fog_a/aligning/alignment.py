@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
@@ -30,9 +31,9 @@ from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.schedules import Plateau, flow_times
 from fog_a.aligning.slots import Slots
-from fog_a.aligning.targets import Targets, cosines, merged, taught
+from fog_a.aligning.targets import Targets, merged, taught
 from fog_a.aligning.warmup import Probe, Warmup, contribution, identity
-from fog_a.aligning.width import measured_widths, slot_widths, stream_width
+from fog_a.aligning.width import head_sizes, measured_widths, self_blocks, slot_widths
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import rng
 from fog_a.flows.flow import Flow
@@ -42,7 +43,6 @@ from fog_a.ranks import Group, inside_ddp, total, world
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
-from fog_a.teachers.weightless import SelfTeacher
 
 log = logging.getLogger("fog_a")
 STILL = 20
@@ -217,29 +217,20 @@ class AGREPA(nn.Module):
         layers = self._listening.read(samples)
         of_teachers = {domain: layers[name] for domain, name in self._block_of_teacher.items()}
         targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
-        times = self._times(t, len(samples))
-        groups = taught(self.teachers, samples)
-        zero, heads = self.slots.synchronized(self._group)
-        sums: dict[str, Tensor] = {}
-        self._last = {}
-        for domain, rows in groups.items():
-            weights = self._selection.weights(domain)
-            outputs = list(self.slots.outputs(domain, rows, layers, times, heads))
-            target = targets.of(domain, rows, frames=any(y.ndim == 3 for _, y, _ in outputs))
-            for layer, y, mask in outputs:
-                cosine = cosines(y, target, mask)
-                distance = 1 - cosine
-                if self.recipe.time_weight is not None and times is not None:
-                    distance = distance * self.recipe.time_weight(times[rows])
-                sums[domain] = sums.get(domain, zero) + weights[layer] * distance.sum()
-                self._last[f"ag_repa/{domain}/{layer}"] = cosine.detach().mean()
-        sizes = [float(len(groups.get(domain, ()))) for domain in self.domains]
-        *joint, count = total(torch.tensor([*sizes, float(len(samples))], device=zero.device), self._group)
-        size_of = dict(zip(self.domains, joint, strict=True))
-        loss = zero + self.weight * world(self._group) * self.reduce(sums, size_of, count) if sums else zero
-        self._last["ag_repa/loss"] = loss.detach()
-        if self.recipe.schedule.kind == "saturated":
-            self._saturate(groups, size_of)
+        rows = taught(self.teachers, samples)
+        zero, sums, means = self.slots.distances(
+            rows, layers, targets, self._selection, self._times(t, len(samples)), self.recipe.time_weight, self._group
+        )
+        counts = [float(len(rows.get(domain, ()))) for domain in self.domains]
+        *joint, count = total(torch.tensor([*counts, float(len(samples))], device=zero.device), self._group)
+        sizes = dict(zip(self.domains, joint, strict=True))
+        loss = zero + self.weight * world(self._group) * self.reduce(sums, sizes, count) if sums else zero
+        self._last = {f"ag_repa/{name}": mean for name, mean in means.items()} | {"ag_repa/loss": loss.detach()}
+        if self.recipe.schedule.kind == "saturated":  # for that one alone: reading the mean waits for the device
+            here = torch.stack([len(rows[name.rsplit("/", 1)[0]]) * mean for name, mean in means.items()] or [zero])
+            pairs = sum(float(size) * sum(map(bool, self.slots.bound[d])) for d, size in sizes.items())
+            similarity = float(total(here.sum(), self._group)) / max(pairs, 1.0)
+            self._plateau.update(similarity if pairs else math.nan)
         self._aligned += 1
         self.slots.watch(STILL * self.recipe.accumulation)
         return loss
@@ -257,18 +248,6 @@ class AGREPA(nn.Module):
         if self._needs_time or t is not None:
             return flow_times(heard, count)
         return None if heard is None or heard.numel() not in (1, count) else heard.float().reshape(-1).expand(count)
-
-    def _saturate(self, groups: Mapping[str, Sequence[int]], sizes: Mapping[str, Tensor]) -> None:
-        """Tell the plateau the joint mean cosine; only for that schedule, since reading it waits for the device."""
-        here, count = next(iter(sizes.values())).new_zeros(()), 0.0
-        for domain, size in sizes.items():
-            for layer in filter(None, self.slots.bound[domain]):
-                count += float(size)
-                if domain in groups:
-                    here = here + self._last[f"ag_repa/{domain}/{layer}"] * len(groups[domain])
-        mean = float(total(here, self._group)) / max(count, 1.0)
-        if count:
-            self._plateau.update(mean)
 
     def _advance(self, batch: Any, samples: Samples) -> None:
         """Count the call; after a whole optimizer step, probe and choose when it is time."""
@@ -300,31 +279,15 @@ class AGREPA(nn.Module):
         assert self._selection is not None
         blocks = self._warmup.blocks(batch)
         self._selection.check(identity(blocks))
-        self._block_of_teacher = {d: teacher.block_of(blocks).name for d, teacher in self._self_teachers().items()}
+        self._block_of_teacher = self_blocks(self.teachers, blocks)
         names = [*self._selection.layers, *self._block_of_teacher.values()]
         self._listening.open(blocks.named([n for n in blocks.names if n in names]))
 
-    def _self_teachers(self) -> dict[str, SelfTeacher]:
-        return {d: teacher for d, teacher in self.teachers.items() if isinstance(teacher, SelfTeacher)}
-
     def _slots(self, batch: Any) -> Slots:
         """K heads per domain, as wide as the streams are."""
-        layers = {d: None if self._selection is None else list(self._selection.weights(d)) for d in self.domains}
-        k = {d: self.recipe.k if names is None else len(names) for d, names in layers.items()}
-        dims = {
-            d: teacher if isinstance(teacher, int) else teacher.dim
-            for d, teacher in self.teachers.items()
-            if teacher is not None
-        }
-        if batch is not None:
-            blocks = self._warmup.blocks(batch)
-            table = measured_widths(self.flow, batch, blocks)
-            dims |= {d: table[teacher.block_of(blocks).name] for d, teacher in self._self_teachers().items()}
-            widths = {d: slot_widths(table, k[d], names) for d, names in layers.items()}
-        else:
-            width = stream_width(self.flow.module)
-            widths = {d: [width] * k[d] for d in self.domains}
-        dims = {d: dim or widths[d][0] for d, dim in dims.items()}
+        layers = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
+        blocks = None if batch is None else self._warmup.blocks(batch)
+        widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, blocks)
         return Slots(widths, dims, self.recipe.head, self.recipe.seed)
 
     def get_extra_state(self) -> Tensor:

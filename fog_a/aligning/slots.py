@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.aligning.heads import HeadFactory
-from fog_a.aligning.targets import TokensOfLayer
+from fog_a.aligning.schedules import TimeWeight
+from fog_a.aligning.targets import Targets, TokensOfLayer, cosines
 from fog_a.blocks.untouched import rng
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, world
 from fog_a.scores.selection import Selection
 
 Weights = Mapping[str, Tensor]
-"""The heads' parameters by name, as `Slots.synchronized` gives them."""
+"""The heads' parameters by name."""
 
 
 class Slots(nn.Module):
@@ -93,7 +94,41 @@ class Slots(nn.Module):
         """Whether a head of this domain says (by `pool=False`) that it keeps the tokens apart."""
         return any(getattr(m, "pool", True) is False for m in self.heads[_key(domain)].modules())
 
-    def synchronized(self, group: Group = None) -> tuple[Tensor, Weights]:
+    def distances(
+        self,
+        rows_of: Mapping[str, Sequence[int]],
+        layers: Mapping[str, TokensOfLayer],
+        targets: Targets,
+        selection: Selection,
+        t: Tensor | None,
+        time_weight: TimeWeight | None,
+        group: Group,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Eq. 12 before its mean, on this rank.
+
+        Args:
+            rows_of: domain → its rows in the batch.
+            layers: name → tokens.
+
+        Returns a zero that is tied to every head; domain → Σ over samples and layers of λ_k (1 − cos), weighted by
+        time; "domain/layer" → its mean cosine.
+        """
+        zero, weights = self._synchronized(group)
+        sums: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
+        for domain, rows in rows_of.items():
+            outputs = list(self._outputs(domain, rows, layers, t, weights))
+            target = targets.of(domain, rows, frames=any(y.ndim == 3 for _, y, _ in outputs))
+            for layer, y, mask in outputs:
+                cosine = cosines(y, target, mask)
+                distance = 1 - cosine
+                if time_weight is not None and t is not None:
+                    distance = distance * time_weight(t[rows])
+                sums[domain] = sums.get(domain, zero) + selection.weights(domain)[layer] * distance.sum()
+                means[f"{domain}/{layer}"] = cosine.detach().mean()
+        return zero, sums, means
+
+    def _synchronized(self, group: Group) -> tuple[Tensor, Weights]:
         """A zero to start the loss from, and the heads' weights; on many ranks their gradients come out in sync."""
         weights: dict[str, Tensor] = dict(self.named_parameters())
         if world(group) == 1:
@@ -101,7 +136,7 @@ class Slots(nn.Module):
         zero, same = shared(list(weights.values()), group)
         return zero, dict(zip(weights, same, strict=True))
 
-    def outputs(
+    def _outputs(
         self, domain: str, rows: Sequence[int], layers: Mapping[str, TokensOfLayer], t: Tensor | None, weights: Weights
     ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Layer by layer: its name, what its head gives of these rows of the batch, and their mask."""

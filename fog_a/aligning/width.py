@@ -13,6 +13,34 @@ from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
 from fog_a.flows.flow import Flow
+from fog_a.teachers.weightless import SelfTeacher
+
+
+def head_sizes(
+    flow: Flow, teachers: Mapping[str, Any], k: int, layers: Mapping[str, list[str]] | None, batch: Any, blocks: Any
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Per domain, the width of the stream at each of its heads, and that of its teacher.
+
+    Args:
+        layers: domain → the layers that are chosen; None: k of them, not known yet.
+        batch, blocks: what widths are measured on; None: the width is read from the weights.
+    """
+    present = {domain: teacher for domain, teacher in teachers.items() if teacher is not None}
+    dims = {domain: teacher if isinstance(teacher, int) else teacher.dim for domain, teacher in present.items()}
+    if batch is None:
+        width = stream_width(flow.module)
+        widths = {d: [width] * (k if layers is None else len(layers[d])) for d in present}
+    else:
+        table = measured_widths(flow, batch, blocks)
+        dims |= {domain: table[name] for domain, name in self_blocks(teachers, blocks).items()}
+        widths = {d: slot_widths(table, k, None if layers is None else layers[d]) for d in present}
+    return widths, {domain: dim or widths[domain][0] for domain, dim in dims.items()}
+
+
+def self_blocks(teachers: Mapping[str, Any], blocks: Blocks) -> dict[str, str]:
+    """Domain → the block that its SelfTeacher reads."""
+    readers = {domain: teacher for domain, teacher in teachers.items() if isinstance(teacher, SelfTeacher)}
+    return {domain: teacher.block_of(blocks).name for domain, teacher in readers.items()}
 
 
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:

@@ -65,14 +65,14 @@ class WhisperTeacher:
     def encode(self, pieces: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, "W F D"]:
         """The encoder's frames of audio of 30 s at most each, silence after it included."""
         device = pieces[0].device
-        mel = self.extract(
-            [piece.cpu().numpy() for piece in pieces],
-            sampling_rate=self.rate,
-            max_length=self.window,
-            return_tensors="pt",
-            device=str(device),
-        ).input_features
         with frozen(self.net, device) as net:
+            mel = self.extract(
+                [piece.cpu().numpy() for piece in pieces],
+                sampling_rate=self.rate,
+                max_length=self.window,
+                return_tensors="pt",
+                device=str(device),
+            ).input_features
             return net(mel.to(device, next(net.parameters()).dtype)).last_hidden_state.float()
 
     def _frames(self, wave: Float[Tensor, "N"]) -> Float[Tensor, "T D"]:
