@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import along, real, token_mask
+from fog_a.flows.frames import along, real
 from fog_a.flows.generic import times
 from fog_a.flows.noise import noise, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
-from fog_a_adapters.matcha import channels_first
+from fog_a_adapters.decoders import decoder_tokens
 
 KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")
 FLOWS = ("MaskedDiffWithXvec", "CausalMaskedDiffWithXvec", "CausalMaskedDiffWithDiT")
@@ -103,9 +103,7 @@ class CosyVoiceAdapter:
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
         """Transformer blocks give tokens; the convolutional blocks of versions 1 and 2 give (B, D, T)."""
-        if channels_first(self.module, block):
-            h = h.transpose(1, 2)
-        return h, token_mask(samples.mask, h)
+        return decoder_tokens(self.module, h, block, samples)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The loss of the flow's own forward, with its own random numbers."""

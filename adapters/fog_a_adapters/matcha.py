@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import real, token_mask
+from fog_a.flows.frames import real
 from fog_a.flows.generic import times
 from fog_a.flows.noise import noise
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
+from fog_a_adapters.decoders import decoder_tokens
 
 TEXT = ("x", "x_lengths", "y", "y_lengths", "spks", "durations")
 DECODER = ("x1", "mask", "mu", "spks", "cond")
@@ -80,9 +81,7 @@ class MatchaAdapter:
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
         """Transformer blocks give tokens, convolutional ones (B, D, T)."""
-        if channels_first(self.module, block):
-            h = h.transpose(1, 2)
-        return h, token_mask(samples.mask, h)
+        return decoder_tokens(self.module, h, block, samples)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """Duration, prior and flow-matching loss together, as its training step adds them; the decoder's alone."""
@@ -120,8 +119,3 @@ class MatchaAdapter:
                 log_prior = -0.5 * (model.n_feats * math.log(2 * math.pi) + squares)
                 path = theirs.monotonic_align.maximum_path(log_prior, allowed).detach()
         return (path.transpose(1, 2) @ mu_x.transpose(1, 2)).transpose(1, 2), spks
-
-
-def channels_first(net: nn.Module, block: ResidualBlock) -> bool:
-    """Whether a block of Matcha's decoder, or of one built on it, is a convolutional one."""
-    return "Resnet" in type(net.get_submodule(block.name.split("@")[0])).__name__
