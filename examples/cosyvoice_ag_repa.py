@@ -10,7 +10,6 @@ scaler and process groups. Here a tiny CosyVoice 3 flow learns the clips that co
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,11 @@ import torch
 import torch.nn.functional as F
 
 import fog_a
+import packaged_clips
 from fog_a.flows.samples import Samples
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.model.flow import MelBatch
 
-DOMAINS = ("speech", "sound")
 MEL, SPEAKER, VOCAB = 100, 192, 128
 
 
@@ -56,9 +54,9 @@ def new_model(depth: int = 4, dim: int = 64) -> Any:
 def as_batch(clips: MelBatch) -> dict[str, Any]:
     """What CosyVoice's padding gives: two frames a token. The long-term spectrum stands for the speaker."""
     size, lengths = clips["tokens"].shape[1], clips["token_lengths"]
-    about: dict[str, Any] = {key: clips.get(key) for key in ("audio", "audio_lengths", "rate")}
-    heard = Samples(
-        tuple(clips["ids"]), ("all",) * len(lengths), list, about["audio"], about["rate"], about["audio_lengths"]
+    audio = packaged_clips.audio(clips)
+    samples = Samples(
+        tuple(clips["ids"]), ("all",) * len(lengths), list, audio["audio"], audio["rate"], audio["audio_lengths"]
     )
     return {
         "utts": clips["ids"],
@@ -66,26 +64,25 @@ def as_batch(clips: MelBatch) -> dict[str, Any]:
         "speech_token_len": lengths,
         "speech_feat": F.pad(clips["mel"], (0, 0, 0, 1))[:, : 2 * size],
         "speech_feat_len": 2 * lengths,
-        "embedding": SpectralTeacher(SPEAKER // 2)(heard),
-        "domains": [DOMAINS[i] for i in clips["domain"].tolist()],
-        **about,
+        "embedding": SpectralTeacher(SPEAKER // 2)(samples),
+        "domains": packaged_clips.names(clips),
+        **audio,
     }
 
 
-def train(steps: int = 60, warmup: int = 20, *, build: Callable[[], Any] = new_model) -> list[tuple[float, float]]:
-    """(flow-matching loss, alignment loss) of each step."""
+def train(steps: int = 60, warmup: int = 20, *, build: Callable[[], Any] = new_model) -> packaged_clips.Losses:
+    """The losses of each step."""
     torch.manual_seed(0)
-    corpus = load_corpus(audio=True)
     model, device = build(), torch.device("cpu")
-    teachers = {domain: SpectralTeacher() for domain in DOMAINS}  # in earnest: WhisperTeacher, BEATsTeacher
+    teachers = packaged_clips.teachers()
 
     reg = fog_a.AGREPA(model, teachers, k=2, warmup=warmup, every=5)  # AG-REPA 1 of 3
     optimizer = torch.optim.Adam([*model.parameters(), *reg.parameters()], lr=1e-3)  # AG-REPA 2 of 3
 
     model.train()
     losses = []
-    for step in range(steps):
-        batch = as_batch(corpus.batch(step, size=8, frames=64))
+    for clips in packaged_clips.clips(steps):
+        batch = as_batch(clips)
         info_dict = {"loss_dict": model(batch, device)}
         loss = info_dict["loss_dict"]["loss"]
         flow = float(loss.detach())
@@ -101,5 +98,4 @@ def train(steps: int = 60, warmup: int = 20, *, build: Callable[[], Any] = new_m
 
 
 if __name__ == "__main__":
-    for i, (flow, align) in enumerate(train(*map(int, sys.argv[1:3]))):
-        print(f"step {i:3d}  flow {flow:.3f}  alignment {align:+.4f}")
+    packaged_clips.main(train)

@@ -8,7 +8,6 @@ train.py, the same three lines go to the same places. Here a tiny CFM learns the
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -16,11 +15,8 @@ from f5_tts.model import CFM, DiT
 from f5_tts.model.dataset import collate_fn
 
 import fog_a
-from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.audio.data import load_corpus
+import packaged_clips
 from fog_a_adapters.dit.model.flow import MelBatch
-
-DOMAINS = ("speech", "sound")
 
 
 def new_model(depth: int = 4, dim: int = 64) -> CFM:
@@ -39,24 +35,23 @@ def as_batch(clips: MelBatch) -> dict[str, Any]:
             clips["mel"], clips["lengths"], clips["tokens"], clips["token_lengths"], strict=True
         )
     ]
-    about = {key: clips.get(key) for key in ("ids", "audio", "audio_lengths", "rate")}
-    return {**collate_fn(items), **about, "domains": [DOMAINS[i] for i in clips["domain"].tolist()]}
+    more = {"ids": clips["ids"], "domains": packaged_clips.names(clips)}
+    return {**collate_fn(items), **packaged_clips.audio(clips), **more}
 
 
-def train(steps: int = 60, warmup: int = 20) -> list[tuple[float, float]]:
-    """(flow-matching loss, alignment loss) of each step."""
+def train(steps: int = 60, warmup: int = 20) -> packaged_clips.Losses:
+    """The losses of each step."""
     torch.manual_seed(0)
-    corpus = load_corpus(audio=True)
     model = new_model()
-    teachers = {domain: SpectralTeacher() for domain in DOMAINS}  # in earnest: WhisperTeacher, BEATsTeacher
+    teachers = packaged_clips.teachers()
 
     reg = fog_a.AGREPA(model, teachers, k=2, warmup=warmup, every=5)  # AG-REPA 1 of 3
     optimizer = torch.optim.AdamW([*model.parameters(), *reg.parameters()], lr=1e-3)  # AG-REPA 2 of 3
 
     model.train()
     losses = []
-    for step in range(steps):
-        batch = as_batch(corpus.batch(step, size=8, frames=64))
+    for clips in packaged_clips.clips(steps):
+        batch = as_batch(clips)
         text_inputs = batch["text"]
         mel_spec = batch["mel"].permute(0, 2, 1)
         mel_lengths = batch["mel_lengths"]
@@ -74,5 +69,4 @@ def train(steps: int = 60, warmup: int = 20) -> list[tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    for i, (flow, align) in enumerate(train(*map(int, sys.argv[1:]))):
-        print(f"step {i:3d}  flow {flow:.3f}  alignment {align:+.4f}")
+    packaged_clips.main(train)

@@ -8,7 +8,6 @@ Here a tiny VoiceBox learns the clips that come with fog_a, from log-mels (`MelV
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -17,12 +16,9 @@ from voicebox_pytorch import ConditionalFlowMatcherWrapper, VoiceBox
 from voicebox_pytorch.voicebox_pytorch import AudioEncoderDecoder
 
 import fog_a
-from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.dit.audio.data import load_corpus
+import packaged_clips
 from fog_a_adapters.dit.audio.mel import MELS, RATE, log_mel
 from fog_a_adapters.dit.model.flow import MelBatch
-
-DOMAINS = ("speech", "sound")
 
 
 class LogMel(AudioEncoderDecoder):
@@ -47,23 +43,22 @@ def as_batch(clips: MelBatch) -> dict[str, Any]:
     """Cropped to the shortest: Voicebox's own trainer knows no padding."""
     audio: Any = clips.get("audio")
     shortest = int(min(clips.get("audio_lengths", [0])))
-    return {"x1": audio[:, :shortest], "ids": clips["ids"], "domains": [DOMAINS[i] for i in clips["domain"].tolist()]}
+    return {"x1": audio[:, :shortest], "ids": clips["ids"], "domains": packaged_clips.names(clips)}
 
 
-def train(steps: int = 60, warmup: int = 20) -> list[tuple[float, float]]:
-    """(flow-matching loss, alignment loss) of each step."""
+def train(steps: int = 60, warmup: int = 20) -> packaged_clips.Losses:
+    """The losses of each step."""
     torch.manual_seed(0)
-    corpus = load_corpus(audio=True)
     cfm_wrapper = new_model()
-    teachers = {domain: SpectralTeacher() for domain in DOMAINS}  # in earnest: WhisperTeacher, BEATsTeacher
+    teachers = packaged_clips.teachers()
 
     reg = fog_a.AGREPA(cfm_wrapper, teachers, k=2, warmup=warmup, every=5)  # AG-REPA 1 of 3
     optim = torch.optim.AdamW([*cfm_wrapper.parameters(), *reg.parameters()], lr=1e-3)  # AG-REPA 2 of 3
 
     losses = []
-    for step in range(steps):
+    for clips in packaged_clips.clips(steps):
         cfm_wrapper.train()
-        batch = as_batch(corpus.batch(step, size=8, frames=64))
+        batch = as_batch(clips)
         wave = batch["x1"]
         loss = cfm_wrapper(wave)
         flow = float(loss.detach())
@@ -79,5 +74,4 @@ def train(steps: int = 60, warmup: int = 20) -> list[tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    for i, (flow, align) in enumerate(train(*map(int, sys.argv[1:]))):
-        print(f"step {i:3d}  flow {flow:.3f}  alignment {align:+.4f}")
+    packaged_clips.main(train)
