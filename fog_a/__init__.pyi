@@ -21,8 +21,8 @@ from .probing.lasp import lasp as lasp
 from .scores.plots import plot_scd as plot_scd
 from .scores.plots import plot_scores as plot_scores
 from .scores.scores import Scores as Scores
+from .scores.select import select as select
 from .scores.selection import Selection as Selection
-from .scores.selection import select as select
 from .teachers.teacher import Teacher as Teacher
 
 __version__: str

@@ -13,8 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from fog_a.scores.scores import Scores
-from fog_a.shell.page import Table, picture
-from fog_a.shell.report import report
+from fog_a.shell.report import Table, picture, report
 
 MEANS = np.array([0.17, 0.02, 0.09, 0.03])
 
@@ -98,7 +97,7 @@ def test_few_samples_and_missing_layers_are_said() -> None:
     values = np.array(make(n=5).values)
     values[..., 1] = np.nan
     text = Page(report(Scores(values, make().layers, times=(0.25, 0.75)))).text
-    assert "fewer than 16 samples: the intervals cannot promise their level" in text
+    assert "10 samples: intervals cannot promise their level below 16" in text
     assert "20 of 80 values are missing" in text and "missing" in text and "nan" not in text.lower().split()
 
 

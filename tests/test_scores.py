@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fog_a.errors import BadScores, MissingDependency, ShapeMismatch
-from fog_a.scores.scores import FewSamples, Scores
+from fog_a.scores.scores import Doubtful, Scores
 
 TIMES = (0.125, 0.375, 0.625, 0.875)
 LAYERS = tuple(f"blocks.{i}" for i in range(5))
@@ -111,7 +111,7 @@ def test_interval_resamples_within_domains() -> None:
 
 def test_few_samples_warn_and_say_so() -> None:
     few = make(15)
-    with pytest.warns(FewSamples, match="15 samples: a 95% interval cannot promise its level below 16"):
+    with pytest.warns(Doubtful, match="15 samples: intervals cannot promise their level below 16"):
         few.interval()
     assert (
         "cannot promise" in repr(few) and "cannot promise" in few.table() and "cannot promise" in str(few.top(2).hint)
@@ -176,7 +176,7 @@ def test_bad_k(k: int) -> None:
 
 
 def test_verdicts_share_the_error_between_domains() -> None:
-    verdicts = make(64).verdicts(2, confidence=0.95, look=1, max_looks=5)
+    verdicts = make(600).verdicts(2, confidence=0.95, look=1, max_looks=5)
     assert list(verdicts) == ["sound", "speech"] and all(verdicts.values())
     assert verdicts["speech"].threshold == pytest.approx(0.05 / 2 / (2 * 5))
 

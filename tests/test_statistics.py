@@ -150,6 +150,9 @@ def test_agreement_leaves_nan_out() -> None:
 
 # Stopping
 
+EACH = 40
+"""Samples of a look."""
+
 
 def claims(mean: list[float], k: int, sims: int, looks: int, skewed: bool) -> tuple[float, float]:
     """Shares of simulated runs that end with a right and with a wrong claim, each stopping at its first claim."""
@@ -159,11 +162,13 @@ def claims(mean: list[float], k: int, sims: int, looks: int, skewed: bool) -> tu
     right = wrong = 0
     for _ in range(sims):
         noise = (
-            rng.exponential(1.0, (16 * looks, len(mean))) if skewed else rng.normal(1.0, 1.0, (16 * looks, len(mean)))
+            rng.exponential(1.0, (EACH * looks, len(mean)))
+            if skewed
+            else rng.normal(1.0, 1.0, (EACH * looks, len(mean)))
         )
         x = np.asarray(mean) * noise
         for look in range(1, looks + 1):
-            verdict = settled(x[: 16 * look], k, confidence=0.9, look=look, max_looks=looks)
+            verdict = settled(x[: EACH * look], k, confidence=0.9, look=look, max_looks=looks)
             if verdict:
                 right, wrong = (right + 1, wrong) if set(verdict.top) == truth and not tied else (right, wrong + 1)
                 break
@@ -194,29 +199,30 @@ def test_naive_stopping_would_claim_a_tie() -> None:
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(300):
-        x = rng.normal([2.0, 1.0, 1.0, 0.2], 1.0, size=(128, 4))
-        wrong += any(settled(x[: 16 * look], 2, confidence=0.9) for look in range(1, 9))
+        x = rng.normal([2.0, 1.0, 1.0, 0.2], 1.0, size=(1280, 4))
+        wrong += any(settled(x[: EACH * look], 2, confidence=0.9) for look in range(1, 33))
     assert wrong / 300 > 0.15
 
 
 def test_verdict_says_why() -> None:
-    x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.5, size=(64, 3))
+    x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.5, size=(200, 3))
     yes = settled(x, 2, look=2, max_looks=5)
     assert yes and yes.top == (0, 1) and yes.rival == (1, 2) and yes.threshold == pytest.approx(0.005)
     assert "the top 2 holds at 95% confidence after look 2" in yes.reason
-    no = settled(x[:8], 2)
-    assert not no and "8 complete samples: at least 16 are needed" in no.reason
+    no = settled(x[:182], 2)
+    assert not no and "182 complete samples: at least 183 are needed to tell at 95% confidence" in no.reason
     assert "nothing to tell apart" in settled(x, 3).reason
-    assert settled(np.repeat([[2.0, 1.0]], 20, 0), 1)  # constant and different
-    assert not settled(np.ones((20, 2)), 1)  # constant and equal
+    assert settled(np.repeat([[2.0, 1.0]], 183, 0), 1)  # constant and different
+    assert not settled(np.ones((183, 2)), 1)  # constant and equal
 
 
 def test_dead_layer_is_never_chosen_and_holed_rows_are_left_out() -> None:
-    x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.1, size=(64, 3))
+    x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.1, size=(200, 3))
     x[:, 0] = np.nan
     x[:10, 1] = np.nan
     verdict = settled(x, 1)
-    assert verdict and verdict.top == (1,) and verdict.samples == 54
+    assert verdict and verdict.top == (1,) and verdict.samples == 190
+    assert "10 samples with missing values are left out" in verdict.reason
 
 
 @pytest.mark.parametrize(

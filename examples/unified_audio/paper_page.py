@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from fog_a.scores.scores import Scores
-from fog_a.shell.page import Html, Table
-from fog_a.shell.report import report
+from fog_a.shell.report import Table, report
 from fog_a_adapters.compare.arms import ARMS
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.paper_tables import PaperTable, shown
@@ -80,8 +81,9 @@ def sounds(folder: Path, arms: Sequence[str], clips: Mapping[str, Clip], vocoder
     return Table(f"To listen to; mel made sound by {vocoder}", ("", *heads), rows)
 
 
-def _player(path: Path, label: str) -> Html:
+def _player(path: Path, label: str) -> Markup:
     if not path.exists():
-        return Html("–")
+        return Markup("–")
     data = base64.b64encode(path.read_bytes()).decode()
-    return Html(f'<audio controls preload="metadata" aria-label="{label}" src="data:audio/wav;base64,{data}"></audio>')
+    player = '<audio controls preload="metadata" aria-label="{}" src="data:audio/wav;base64,{}"></audio>'
+    return Markup(player).format(label, data)

@@ -32,7 +32,8 @@ from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.ranks import Group, from_first, is_first, world
 from fog_a.scores.scores import Scores
-from fog_a.scores.selection import Selection, select
+from fog_a.scores.select import select
+from fog_a.scores.selection import Selection
 
 log = logging.getLogger("fog_a")
 
@@ -209,6 +210,7 @@ class Warmup:
             times=None,
             domains=tuple(row["domain"] for row in self.rows),
             ids=tuple(f"{i}:{row['id']}" for i, row in enumerate(self.rows)),
+            groups=tuple(row["id"] for row in self.rows),
             kind="contribution",
             info={
                 "signature": signature,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fog_a.scores.scores import Scores
+    from fog_a.scores.ranking import Ranking
 
 INK, SOFT, FAINT = "#1f2430", "#6b7280", "#d8dce3"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#444444")
@@ -45,15 +45,30 @@ def whole(ax: Axes) -> Figure:
     return fig
 
 
-def small_print(scores: Scores, domain: str) -> str:
-    """How many samples a panel shows, and whether that is too few."""
-    n = len(scores.only(domain).ids)
-    return f"n = {n}" + (f" (< {FEW}: level not held)" if n < FEW else "")
+def small_print(ranking: Ranking) -> str:
+    """How many independent samples a panel shows, and whether that is too few."""
+    return f"n = {ranking.n}" + (f" (< {FEW}: level not held)" if ranking.n < FEW else "")
 
 
-def panel_name(scores: Scores, domain: str) -> str:
+def kind_name(ranking: Ranking) -> str:
+    """What is measured, for a reader."""
+    return NAME.get(ranking.kind, ranking.kind)
+
+
+def panel_name(ranking: Ranking) -> str:
     """A panel's title: the domain, or the kind where there is only one nameless domain."""
-    return NAME.get(scores.kind, scores.kind) if domain == "all" else domain
+    return kind_name(ranking) if ranking.domain == "all" else ranking.domain
+
+
+def literal(text: str) -> str:
+    """Text in which matplotlib sees no formula: a name may hold a dollar sign."""
+    return text.replace("$", r"\$")
+
+
+def headline(fig: Figure, text: str | None) -> None:
+    """A heading above all panels."""
+    if text:
+        fig.suptitle(literal(text), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
 def tidy(ax: Axes, *, grid: Literal["x", "y", "both"] | None = "y") -> None:
@@ -76,17 +91,17 @@ def room(ax: Axes, size: float) -> float:
 def title(ax: Axes, text: str, beside: str = "") -> None:
     """A panel's title, flush left; `beside` says a detail in small print, flush right, below where it would touch."""
     touch = len(text) / room(ax, 12) + len(beside) / room(ax, 8.5) > 1
-    ax.set_title(text + "\n" * bool(beside and touch), loc="left", fontsize=11, fontweight="bold", color=INK)
+    ax.set_title(literal(text) + "\n" * bool(beside and touch), loc="left", fontsize=11, fontweight="bold", color=INK)
     if beside:
-        ax.set_title(beside, loc="right", fontsize=8.5, color=SOFT)
+        ax.set_title(literal(beside), loc="right", fontsize=8.5, color=SOFT)
 
 
 def axis(ax: Axes, x: str | None = None, y: str | None = None) -> None:
     """Axis labels in one size."""
     if x is not None:
-        ax.set_xlabel(x, fontsize=9.5, color=INK)
+        ax.set_xlabel(literal(x), fontsize=9.5, color=INK)
     if y is not None:
-        ax.set_ylabel(y, fontsize=9.5, color=INK)
+        ax.set_ylabel(literal(y), fontsize=9.5, color=INK)
 
 
 def step_axis(ax: Axes) -> None:
@@ -102,7 +117,7 @@ def layer_labels(layers: Sequence[str], labels: Labels) -> list[str]:
 
 def layer_ticks(ax: Axes, layers: Sequence[str], labels: Labels, always: Sequence[int] = ()) -> None:
     """Ticks for the layers along x, thinned so that they do not run into each other; `always` ones stay."""
-    text = layer_labels(layers, labels)
+    text = [literal(label) for label in layer_labels(layers, labels)]
     room = max(ax.get_position().width * whole(ax).get_figwidth(), 1.0) * (5 if labels == "name" else 3.0)
     step = max(1, int(np.ceil(len(layers) / room)))
     kept = [i for i in range(0, len(layers), step) if all(abs(i - a) >= step for a in always)]
@@ -139,31 +154,28 @@ def edges(times: Sequence[float]) -> np.ndarray:
     return np.concatenate([ends[:1], middle, ends[1:]])
 
 
-def heat(ax: Axes, scores: Scores, domain: str, limits: tuple[float, float]) -> Any:
+def heat(ax: Axes, ranking: Ranking, limits: tuple[float, float]) -> Any:
     """Layers along x, flow time up; NaN cells hatched. Returns the mesh."""
     import matplotlib
 
-    assert scores.times is not None
-    borders = edges(scores.times)
-    x = np.arange(len(scores.layers) + 1) - 0.5
-    values = np.ma.masked_invalid(scores.curve(domain))
-    colors = matplotlib.colormaps[HEAT.get(scores.kind, "viridis")]
+    assert ranking.times is not None
+    borders = edges(ranking.times)
+    x = np.arange(len(ranking.layers) + 1) - 0.5
+    values = np.ma.masked_invalid(ranking.curve)
+    colors = matplotlib.colormaps[HEAT.get(ranking.kind, "viridis")]
     mesh = ax.pcolormesh(x, borders, values, cmap=colors, vmin=limits[0], vmax=limits[1], rasterized=True)
     ax.patch.set(facecolor="#f3f4f6", hatch="////", edgecolor="#c3c8d1", linewidth=0)
-    stack_borders(ax, scores, "white")
+    stack_borders(ax, ranking, "white")
     for side in ("top", "right", "left", "bottom"):
         ax.spines[side].set_visible(False)
     ax.tick_params(colors=SOFT, labelcolor=INK, labelsize=9, length=3)
     return mesh
 
 
-def stack_borders(ax: Axes, scores: Scores, color: str) -> None:
+def stack_borders(ax: Axes, ranking: Ranking, color: str) -> None:
     """A thin line between layers of different stacks (an encoder and a decoder, double and single blocks)."""
-    stacks = scores.info.get("stacks") or ()
-    if len(stacks) == len(scores.layers):
-        for i in range(1, len(stacks)):
-            if stacks[i] != stacks[i - 1]:
-                ax.axvline(i - 0.5, color=color, linewidth=1.0, linestyle=(0, (4, 3)))
+    for i in ranking.borders:
+        ax.axvline(i - 0.5, color=color, linewidth=1.0, linestyle=(0, (4, 3)))
 
 
 def band(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, interval: np.ndarray, color: str) -> None:
@@ -193,7 +205,7 @@ def spread_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
         _, end, text, color = ends[i]
         move = (at - end) / (high - low) * height
         ax.annotate(
-            text, (right, end), xytext=(8, move), textcoords="offset points", va="center", fontsize=9,
+            literal(text), (right, end), xytext=(8, move), textcoords="offset points", va="center", fontsize=9,
             fontweight="bold", color=color, annotation_clip=False,
         )  # fmt: skip
     ax.set_ylim(low, high)

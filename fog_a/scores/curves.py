@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fog_a.errors import ShapeMismatch
+from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import statistics
 from fog_a.scores.canvas import (
     FAINT,
     INK,
-    NAME,
     PALETTE,
     UNIT,
     axis,
     band,
     figure,
+    kind_name,
     layer_ticks,
     legend_of,
     panel_name,
@@ -27,7 +27,7 @@ from fog_a.scores.canvas import (
     tidy,
     title,
 )
-from fog_a.scores.scores import Scores
+from fog_a.scores.ranking import Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ Run = tuple[Sequence[float], Sequence[float]]
 
 
 def plot_curves(
-    scores: Scores,
+    scores: Ranked,
     *,
     along: str = "time",
     domain: str | None = None,
@@ -55,11 +55,11 @@ def plot_curves(
 
     Raises: ShapeMismatch where there is no time axis, or a layer is not among the scores.
     """
-    domains = scores.domain_names if domain is None else (domain,)
+    domains = rankings(scores, domain)
     if along == "depth":
-        return _depth(scores, domains, level)
+        return _depth(domains, level)
     if along != "time":
-        raise ValueError(f"along = {along!r}: expected 'time' or 'depth'")
+        raise BadArgument(f"along = {along!r}: expected 'time' or 'depth'")
     if scores.times is None:
         raise ShapeMismatch("these scores have no time axis: wrap the model as a flow and measure, or along='depth'")
     unknown = [name for name in layers or () if name not in scores.layers]
@@ -68,40 +68,41 @@ def plot_curves(
     fig = figure(4.4 * len(domains) + 0.6, 3.4)
     grid = fig.subplots(1, len(domains), squeeze=False, sharey=True)[0]
     ends: list[list[tuple[float, float, str, str]]] = []
-    for ax, name in zip(grid, domains, strict=True):
-        mean, interval = scores.curve(name), scores.curve_interval(level, name)
-        chosen = [scores.layers.index(n) for n in layers] if layers else statistics.top(scores.mean(name), k).tolist()
+    for ax, ranking in zip(grid, domains, strict=True):
+        mean, interval = ranking.curve, ranking.curve_interval(level)
+        chosen = [scores.layers.index(n) for n in layers] if layers else ranking.order[:k]
         colors = [PALETTE[n % len(PALETTE)] for n in range(len(chosen))]
         for color, i in zip(colors, chosen, strict=True):
             band(ax, scores.times, mean[:, i], interval[:, i], color)
         tidy(ax)
         ends.append([(scores.times[-1], mean[-1, i], f"L{i + 1}", c) for c, i in zip(colors, chosen, strict=True)])
-        title(ax, panel_name(scores, name), small_print(scores, name))
+        title(ax, panel_name(ranking), small_print(ranking))
         axis(ax, "flow time t  (0: noise, 1: data)", UNIT.get(scores.kind, "") if ax is grid[0] else None)
     for ax, labels in zip(grid, ends, strict=True):  # after all panels: labels keep the limits that all share
         spread_labels(ax, labels)
     return fig
 
 
-def _depth(scores: Scores, domains: Sequence[str], level: float) -> Figure:
-    fig = figure(min(max(4.6, 0.22 * len(scores.layers) + 2.0), 12.0), 3.4)
+def _depth(domains: Sequence[Ranking], level: float) -> Figure:
+    first = domains[0]
+    fig = figure(min(max(4.6, 0.22 * len(first.layers) + 2.0), 12.0), 3.4)
     ax = fig.subplots()
-    x = np.arange(len(scores.layers))
+    x = np.arange(len(first.layers))
     ends = []
-    for n, name in enumerate(domains):
-        mean, color = scores.mean(name), PALETTE[n % len(PALETTE)]
-        band(ax, x, mean, scores.interval(level, name, warn=False), color)
-        ends.append((float(x[-1]), float(mean[-1]), name, color))
+    for n, ranking in enumerate(domains):
+        color = PALETTE[n % len(PALETTE)]
+        band(ax, x, ranking.mean, ranking.interval(level), color)
+        ends.append((float(x[-1]), float(ranking.mean[-1]), ranking.domain, color))
     tidy(ax)
     spread_labels(ax, ends)
-    title(ax, NAME.get(scores.kind, scores.kind))
-    layer_ticks(ax, scores.layers, "number")
-    axis(ax, legend_of(scores.layers, ax), UNIT.get(scores.kind, ""))
+    title(ax, kind_name(first))
+    layer_ticks(ax, first.layers, "number")
+    axis(ax, legend_of(first.layers, ax), UNIT.get(first.kind, ""))
     return fig
 
 
 def plot_stability(
-    history: Mapping[int, Scores], *, domain: str | None = None, k: int = 3, against: int | None = None
+    history: Mapping[int, Ranked], *, domain: str | None = None, k: int = 3, against: int | None = None
 ) -> Figure:
     """Rank stability over checkpoints (the paper's Table 7).
 
@@ -121,11 +122,11 @@ def plot_stability(
     last = steps[-1] if against is None else against
     if last not in history:
         raise ShapeMismatch(f"no scores at step {against}; there are steps {', '.join(map(str, steps))}")
-    reference = history[last]
-    agreements = np.array([history[s].agreement(reference, k, domain) for s in steps])
+    ranked = {s: history[s].ranking(domain) for s in steps}
+    agreements = np.array([ranked[s].agreement(ranked[last], k) for s in steps])
     fig = figure(9.6, 3.6)
     left, right = fig.subplots(1, 2, width_ratios=[1.25, 1.0])
-    _ranks(left, [history[s] for s in steps], steps, k, domain)
+    _ranks(left, list(ranked.values()), steps, k, domain)
     names = (f"overlap of top {k}", "Kendall τ", "Spearman ρ")
     for color, name, values in zip(PALETTE, names, agreements.T, strict=False):
         right.plot(steps, values, color=color, linewidth=2.0, marker="o", markersize=4, label=name)
@@ -137,10 +138,10 @@ def plot_stability(
     return fig
 
 
-def _ranks(ax: Axes, scores: Sequence[Scores], steps: Sequence[int], k: int, domain: str | None) -> None:
+def _ranks(ax: Axes, checkpoints: Sequence[Ranking], steps: Sequence[int], k: int, domain: str | None) -> None:
     """A line per layer that is ever among the best k; the band of the best k shaded."""
-    layers = scores[0].layers
-    order = np.array([statistics.top(s.mean(domain), len(layers)) for s in scores])
+    layers = checkpoints[0].layers
+    order = np.array([statistics.top(c.mean, len(layers)) for c in checkpoints])
     rank = np.argsort(order, axis=1) + 1  # (checkpoints, L)
     shown = [i for i in range(len(layers)) if (rank[:, i] <= k).any()]
     ax.axhspan(0.5, k + 0.5, color=FAINT, alpha=0.45, linewidth=0)
@@ -174,7 +175,7 @@ def plot_training(
     fig = figure(6.6, 3.8)
     ax = fig.subplots()
     ends: list[tuple[float, float, str, str]] = []
-    table = {name: _seeds(name, given) for name, given in runs.items()}
+    table = {name: _seeds(name, run) for name, run in runs.items()}
     counts = {len(values) for _, values in table.values()}
     for color, (name, (steps, values)) in zip(PALETTE * len(runs), table.items(), strict=False):
         mean = statistics.finite_mean(values)
@@ -193,10 +194,10 @@ def plot_training(
     return fig
 
 
-def _seeds(name: str, given: Run | Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+def _seeds(name: str, run: Run | Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (N,) and values (seeds, N)."""
-    single = len(given) == 2 and np.ndim(given[0]) == 1 and np.ndim(given[1]) == 1
-    pairs = [given] if single else list(given)
+    single = len(run) == 2 and np.ndim(run[0]) == 1 and np.ndim(run[1]) == 1
+    pairs = [run] if single else list(run)
     steps = [np.asarray(p[0], dtype=float) for p in pairs]
     values = [np.asarray(p[1], dtype=float) for p in pairs]
     if any(s.shape != steps[0].shape or (s != steps[0]).any() for s in steps) or any(

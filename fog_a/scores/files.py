@@ -1,7 +1,7 @@
 """Scores on disk: JSON that reads back to the same bits, and CSV for spreadsheets and for the paper's scripts.
 
-Reading runs nothing from the file: it is parsed as JSON and checked field by field. Writing is atomic: the file is
-the old one or the new one, never half of it. A NaN is `null` in JSON (which has no NaN) and `nan` in CSV.
+Reading runs nothing from the file: it is parsed as JSON and checked field by field. A NaN is `null` in JSON (which has
+no NaN) and `nan` in CSV. A CSV cell that a spreadsheet would take for a formula begins with an apostrophe.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fog_a.errors import BadScores
+from fog_a.errors import BadArgument, BadScores, MissingDependency
 from fog_a.files import write
-
-if TYPE_CHECKING:
-    from fog_a.scores.scores import Scores
 
 FORMAT = "fog_a.scores"
 VERSION = 1
@@ -30,6 +27,9 @@ LONG = ("sample", "id", "domain", "time", "layer", "value")
 
 RELEASE = {"speech": "speech_foga", "audio": "audio_foga", "sound": "audio_foga"}
 """Domain → column of the paper's released CSV."""
+
+Fields = Mapping[str, Any]
+"""Those of Scores, by name."""
 
 
 def plain(value: Any) -> Any:
@@ -54,27 +54,18 @@ def _shortest(x: np.float32) -> float | None:
     return float(str(x)) if np.isfinite(x) else None
 
 
-def write_json(scores: Scores, path: str | os.PathLike[str]) -> Path:
-    """Write scores as JSON, one line per sample."""
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": scores.kind,
-        "layers": scores.layers,
-        "times": scores.times,
-        "domains": scores.domains,
-        "ids": scores.ids,
-        "info": scores.info,
-    }
-    rows = ([[_shortest(x) for x in time] for time in sample] for sample in scores.values)
+def write_scores(path: str | os.PathLike[str], fields: Fields) -> Path:
+    """Write scores as JSON, one line per sample. Raises NotWritten."""
+    head = {"format": FORMAT, "version": VERSION, **{name: x for name, x in fields.items() if name != "values"}}
+    rows = ([[_shortest(x) for x in time] for time in sample] for sample in fields["values"])
     lines = [f"  {json.dumps(key)}: {json.dumps(plain(value), allow_nan=False)}," for key, value in head.items()]
     body = ",\n".join(f"    {json.dumps(row)}" for row in rows)
     return write(path, "{\n" + "\n".join(lines) + '\n  "values": [\n' + body + "\n  ]\n}\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_scores(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a scores file, checked. Raises BadScores."""
-    content = _parse(Path(path))
+    content = read_json(path, "a scores file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BadScores(
             f'{path} is JSON, but no scores file of fog_a (it has no "format": "{FORMAT}"). '
@@ -96,17 +87,16 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {**{k: v for k, v in fields.items() if k not in ("format", "version")}, "values": values}
 
 
-def _parse(path: Path) -> Any:
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """What a JSON file holds. Raises BadScores where it cannot be read or is no JSON."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(Path(path).read_bytes().decode("utf-8"))
     except OSError as error:
+        raise BadScores(f"cannot read {path}: {error.strerror or error}. Give the path of {what} (JSON)") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also a null character in the path
         raise BadScores(
-            f"cannot read {path}: {error.strerror or error}. Give the path of a scores file (JSON)"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BadScores(
-            f"{path} is not JSON ({error}): it is damaged, cut off or of another kind. Scores are kept as JSON, "
-            "never as pickle; measure again and save(path)"
+            f"{path} is not JSON ({error}): it is damaged, cut off or of another kind. {what.capitalize()} is kept as "
+            "JSON, never as pickle; make it again and save(path)"
         ) from error
 
 
@@ -123,6 +113,7 @@ def _checked(content: dict[str, Any], path: str | os.PathLike[str]) -> dict[str,
         times: list[float] | None
         domains: list[str]
         ids: list[str]
+        groups: list[str] = []
         info: dict[str, Any]
         values: list[list[list[float | None]]]
 
@@ -136,36 +127,46 @@ def _checked(content: dict[str, Any], path: str | os.PathLike[str]) -> dict[str,
         ) from error
 
 
-def long_rows(scores: Scores) -> Iterator[tuple[int, str, str, float | None, str, float]]:
+def long_rows(fields: Fields) -> Iterator[tuple[int, str, str, float | None, str, float]]:
     """One row per sample × time × layer, in the columns of `LONG`."""
-    times = scores.times or (None,)
-    for i, (name, domain) in enumerate(zip(scores.ids, scores.domains, strict=True)):
-        for j, t in enumerate(times):
-            for k, layer in enumerate(scores.layers):
-                yield i, name, domain, t, layer, float(str(scores.values[i, j, k]))
+    for i, (name, domain) in enumerate(zip(fields["ids"], fields["domains"], strict=True)):
+        for j, t in enumerate(fields["times"] or (None,)):
+            for k, layer in enumerate(fields["layers"]):
+                yield i, name, domain, t, layer, float(str(fields["values"][i, j, k]))
 
 
-def release_rows(scores: Scores) -> Iterator[list[Any]]:
+def frame(fields: Fields) -> Any:
+    """The rows of `long_rows` as a pandas DataFrame. Raises MissingDependency without pandas."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingDependency(
+            "to_pandas needs pandas: pip install 'fog-a[pandas]'; to_csv(path) needs nothing"
+        ) from error
+    return pandas.DataFrame(list(long_rows(fields)), columns=list(LONG))
+
+
+def release_rows(fields: Fields, means: Mapping[str, np.ndarray]) -> Iterator[list[Any]]:
     """The released probe's layout: a header, then one row per layer (0-based) with the mean of each domain."""
-    names = dict.fromkeys(["speech_foga", "audio_foga"])
-    columns = {d: RELEASE.get(d, f"{d}_foga") for d in dict.fromkeys(scores.domains)}
-    names.update(dict.fromkeys(columns.values()))
-    means = {columns[d]: scores.mean(d) for d in columns}
+    columns = {d: RELEASE.get(d, f"{d}_foga") for d in means}
+    names = dict.fromkeys(["speech_foga", "audio_foga", *columns.values()])
+    column_means = {columns[d]: mean for d, mean in means.items()}
     yield ["step", "epoch", "layer", *names]
-    for k in range(len(scores.layers)):
-        cells = [float(means[c][k]) if c in means else "" for c in names]
-        yield [scores.info.get("step", 0), scores.info.get("epoch", 0), k, *cells]
+    for k in range(len(fields["layers"])):
+        cells = [float(column_means[c][k]) if c in column_means else "" for c in names]
+        yield [fields["info"].get("step", 0), fields["info"].get("epoch", 0), k, *cells]
 
 
-def write_csv(scores: Scores, path: str | os.PathLike[str], layout: str) -> Path:
-    """Write scores as CSV: layout "long" or "release"."""
+def write_csv(path: str | os.PathLike[str], fields: Fields, means: Mapping[str, np.ndarray], layout: str) -> Path:
+    """Write scores as CSV: layout "long" or "release". Raises NotWritten."""
+    if layout not in ("long", "release"):
+        raise BadArgument(f"layout = {layout!r}: expected 'long' or 'release'")
+    rows = [LONG, *long_rows(fields)] if layout == "long" else release_rows(fields, means)
     text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    if layout == "long":
-        out.writerow(LONG)
-        out.writerows(long_rows(scores))
-    elif layout == "release":
-        out.writerows(release_rows(scores))
-    else:
-        raise ValueError(f"layout = {layout!r}: expected 'long' or 'release'")
+    csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
     return write(path, text.getvalue())
+
+
+def _harmless(cell: Any) -> Any:
+    """Text that a spreadsheet shows instead of running it as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@")) else cell

@@ -12,50 +12,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fog_a.errors import ShapeMismatch
-from fog_a.scores import statistics
-from fog_a.scores.canvas import (
-    INK,
-    NAME,
-    PALETTE,
-    QUIET,
-    SOFT,
-    UNIT,
-    Labels,
-    axis,
-    colorbar,
-    figure,
-    heat,
-    layer_ticks,
-    legend_of,
-    point_labels,
-    small_print,
-    stack_borders,
-    tidy,
-    title,
-)  # fmt: skip
-from fog_a.scores.scores import Scores
-from fog_a.scores.text import noise_floor
+from fog_a.scores import canvas, statistics
+from fog_a.scores.canvas import INK, NAME, PALETTE, QUIET, SOFT, UNIT, Labels, axis, title
+from fog_a.scores.ranking import Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def _limits(scores: Scores, domains: Sequence[str]) -> tuple[float, float]:
+def _limits(domains: Sequence[Ranking]) -> tuple[float, float]:
     """One color scale for all panels: from 0 where scores cannot be negative."""
-    cells = np.concatenate([scores.curve(d).ravel() for d in domains])
+    cells = np.concatenate([d.curve.ravel() for d in domains])
     cells = cells[np.isfinite(cells)]
     low = float(cells.min()) if len(cells) else 0.0
     high = float(cells.max()) if len(cells) else 1.0
-    if scores.kind != "storage":
+    if domains[0].kind != "storage":
         low = min(low, 0.0)
     return low, high if high > low else low + 1.0
 
 
-def _bars(ax: Axes, scores: Scores, domain: str, k: int, level: float) -> list[int]:
-    """Means with intervals, the top k in color. Returns the top k."""
-    mean, interval = scores.mean(domain), scores.interval(level, domain, warn=False)
-    best = [int(i) for i in statistics.top(mean, k) if np.isfinite(mean[i])]
+def _bars(ax: Axes, ranking: Ranking, k: int, level: float, numbered: bool = False) -> list[int]:
+    """Means with intervals, the top k in color, their rank above them if asked for. Returns the top k."""
+    mean, interval = ranking.mean, ranking.interval(level)
+    best = list(ranking.order[:k])
     x = np.arange(len(mean))
     colors = [PALETTE[1] if i in best else QUIET for i in x]
     ax.bar(x, np.nan_to_num(mean), color=colors, width=0.78, linewidth=0)
@@ -63,27 +43,27 @@ def _bars(ax: Axes, scores: Scores, domain: str, k: int, level: float) -> list[i
     ax.vlines(x[known], interval[known, 0], interval[known, 1], color=INK, linewidth=1.1)
     for i in np.flatnonzero(~np.isfinite(mean)):
         ax.annotate("?", (float(i), 0.0), ha="center", va="bottom", fontsize=9, color=SOFT)
-    tidy(ax)
+    for rank, i in enumerate(best if numbered else (), 1):
+        ax.annotate(
+            str(rank), (i, np.where(known, interval[:, 1], mean)[i]), xytext=(0, 2), textcoords="offset points",
+            ha="center", fontsize=9, fontweight="bold", color=PALETTE[1],
+        )  # fmt: skip
+    canvas.tidy(ax)
     ax.set_xlim(-0.5, len(mean) - 0.5)
     ax.margins(y=0.12)
-    stack_borders(ax, scores, SOFT)
-    floor = noise_floor(scores)
-    if floor is not None and floor > 0:
-        ax.axhline(floor, color=SOFT, linewidth=0.9, linestyle=(0, (3, 2)))
+    canvas.stack_borders(ax, ranking, SOFT)
+    if ranking.noise_floor:
+        ax.axhline(ranking.noise_floor, color=SOFT, linewidth=0.9, linestyle=(0, (3, 2)))
     return best
 
 
-def _number(ax: Axes, best: Sequence[int], heights: Sequence[float]) -> None:
-    """The rank above each of the best bars."""
-    for rank, (i, top) in enumerate(zip(best, heights, strict=True), 1):
-        ax.annotate(
-            str(rank), (i, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9,
-            fontweight="bold", color=PALETTE[1],
-        )  # fmt: skip
+def _layer_axis(ax: Axes, layers: Sequence[str], labels: Labels, always: Sequence[int]) -> None:
+    canvas.layer_ticks(ax, layers, labels, always)
+    axis(ax, canvas.legend_of(layers, ax) if labels == "number" else "")
 
 
 def plot_scores(
-    scores: Scores,
+    scores: Ranked,
     *,
     domain: str | None = None,
     k: int = 3,
@@ -100,63 +80,56 @@ def plot_scores(
         level: of the intervals.
         labels: "number" (L1, L2, …) or "name" (the blocks' names).
         heading: above all panels.
+
+    Raises: BadArgument for what are no Scores; MissingDependency without matplotlib.
     """
-    domains = scores.domain_names if domain is None else (domain,)
-    k = min(k, len(scores.layers))
-    timed = scores.times is not None and len(scores.times) > 1
-    width = min(max(4.2, 0.19 * len(scores.layers) + 1.6), 9.0)
-    fig = figure(min(width * len(domains) + 0.6, 18.0), 4.8 if timed else 3.1)
+    domains = rankings(scores, domain)
+    unit, layers, timed = UNIT.get(scores.kind, scores.kind), scores.layers, domains[0].timed
+    width = min(max(4.2, 0.19 * len(layers) + 1.6), 9.0)
+    fig = canvas.figure(min(width * len(domains) + 0.6, 18.0), 4.8 if timed else 3.1)
     grid = fig.subplots(
         2 if timed else 1, len(domains), squeeze=False, sharex="col", sharey="row",
         height_ratios=[1.0, 1.25] if timed else [1.0],
     )  # fmt: skip
-    limits = _limits(scores, domains)
-    for column, name in enumerate(domains):
-        bars = grid[0, column]
-        best = _bars(bars, scores, name, k, level)
-        tops = scores.interval(level, name, warn=False)[:, 1]
-        mean = scores.mean(name)
-        _number(bars, best, [float(tops[i] if np.isfinite(tops[i]) else mean[i]) for i in best])
+    limits = _limits(domains)
+    for column, ranking in zip(grid.T, domains, strict=True):
+        best = _bars(column[0], ranking, k, level, numbered=True)
+        lone = ranking.domain == "all" and len(domains) == 1
         title(
-            bars,
-            name if name != "all" or len(domains) > 1 else NAME.get(scores.kind, scores.kind),
-            small_print(scores, name),
-        )
-        lowest = grid[-1, column]
+            column[0], canvas.kind_name(ranking) if lone else ranking.domain, canvas.small_print(ranking)
+        )  # fmt: skip
         if timed:
-            mesh = heat(lowest, scores, name, limits)
-            if column == len(domains) - 1:
-                colorbar(lowest, mesh, UNIT.get(scores.kind, ""), over=[lowest])
-        layer_ticks(lowest, scores.layers, labels, best)
-        axis(lowest, legend_of(scores.layers, lowest) if labels == "number" else "")
-    axis(grid[0, 0], y=UNIT.get(scores.kind, scores.kind))
+            mesh = canvas.heat(column[1], ranking, limits)
+            if ranking is domains[-1]:
+                canvas.colorbar(column[1], mesh, unit, over=[column[1]])
+        _layer_axis(column[-1], layers, labels, best)
+    axis(grid[0, 0], y=unit)
     if timed:
         axis(grid[1, 0], y="flow time t")
-    if heading:
-        fig.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    canvas.headline(fig, heading)
     return fig
 
 
-def _paired(storage: Scores, contribution: Scores, domain: str | None) -> tuple[str, ...]:
-    """The domains that both have. Raises ShapeMismatch where layers or domains do not fit."""
+def _pairs(storage: Ranked, contribution: Ranked, domain: str | None) -> list[tuple[Ranking, Ranking]]:
+    """The rankings of each domain that both have. Raises ShapeMismatch where layers or domains do not fit."""
     if storage.layers != contribution.layers:
         raise ShapeMismatch(
             f"storage has {len(storage.layers)} layers ({storage.layers[0]}, …), contribution "
             f"{len(contribution.layers)} ({contribution.layers[0]}, …): measure both on the same blocks (blocks=)"
         )
     wanted = storage.domain_names if domain is None else (domain,)
-    common = tuple(d for d in wanted if d in storage.domain_names and d in contribution.domain_names)
+    common = [d for d in wanted if d in storage.domain_names and d in contribution.domain_names]
     if not common:
         raise ShapeMismatch(
             f"no common domain: storage has {', '.join(storage.domain_names)}; contribution has "
             f"{', '.join(contribution.domain_names)}. Give both the same domains="
         )
-    return common
+    return [(storage.ranking(d), contribution.ranking(d)) for d in common]
 
 
 def plot_scd(
-    storage: Scores,
-    contribution: Scores,
+    storage: Ranked,
+    contribution: Ranked,
     *,
     domain: str | None = None,
     labels: Labels = "number",
@@ -174,31 +147,33 @@ def plot_scd(
 
     Raises: ShapeMismatch where layers or domains do not fit.
     """
-    domains = _paired(storage, contribution, domain)
+    pairs = _pairs(storage, contribution, domain)
     width = min(max(4.8, 0.19 * len(storage.layers) + 1.8), 9.0)
-    fig = figure(2 * width, 2.35 * len(domains) + 0.7)
-    grid = fig.subplots(len(domains), 2, squeeze=False, sharex="col")
-    for side, scores in enumerate((storage, contribution)):
-        column = grid[:, side]
-        limits = _limits(scores, domains)
-        peaks = [int(statistics.top(scores.mean(name), 1)[0]) for name in domains]
-        kind = NAME.get(scores.kind, scores.kind)
-        mesh = None
-        for ax, name, peak in zip(column, domains, peaks, strict=True):
-            title(ax, kind if name == "all" else f"{kind} · {name}", small_print(scores, name))
-            if scores.times is None:
-                _bars(ax, scores, name, 1, level)
-            else:
-                mesh = heat(ax, scores, name, limits)
-                _peak(ax, peak)
-                axis(ax, y="flow time t" if side == 0 else None)
-        if mesh is not None:
-            colorbar(column[-1], mesh, UNIT.get(scores.kind, ""), over=list(column))
-        layer_ticks(column[-1], scores.layers, labels, sorted(set(peaks)))
-        axis(column[-1], legend_of(scores.layers, column[-1]) if labels == "number" else "")
-    if heading:
-        fig.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    fig = canvas.figure(2 * width, 2.35 * len(pairs) + 0.7)
+    grid = fig.subplots(len(pairs), 2, squeeze=False, sharex="col")
+    for side, column in enumerate(grid.T):
+        _scd_column(list(column), [pair[side] for pair in pairs], labels, level)
+        for ax in column if side == 0 and storage.times is not None else ():
+            axis(ax, y="flow time t")
+    canvas.headline(fig, heading)
     return fig
+
+
+def _scd_column(column: list[Axes], domains: list[Ranking], labels: Labels, level: float) -> None:
+    """One kind of scores, a panel per domain."""
+    limits, peaks, mesh = _limits(domains), set(), None
+    for ax, ranking in zip(column, domains, strict=True):
+        kind, peak = canvas.kind_name(ranking), int(statistics.top(ranking.mean, 1)[0])
+        peaks.add(peak)
+        title(ax, kind if ranking.domain == "all" else f"{kind} · {ranking.domain}", canvas.small_print(ranking))
+        if ranking.times is None:
+            _bars(ax, ranking, 1, level)
+        else:
+            mesh = canvas.heat(ax, ranking, limits)
+            _peak(ax, peak)
+    if mesh is not None:
+        canvas.colorbar(column[-1], mesh, UNIT.get(domains[0].kind, ""), over=column)
+    _layer_axis(column[-1], domains[0].layers, labels, sorted(peaks))
 
 
 def _peak(ax: Axes, layer: int) -> None:
@@ -217,32 +192,36 @@ def _peak(ax: Axes, layer: int) -> None:
 
 
 def plot_scatter(
-    storage: Scores, contribution: Scores, *, domain: str | None = None, k: int = 3, level: float = 0.95
+    storage: Ranked, contribution: Ranked, *, domain: str | None = None, k: int = 3, level: float = 0.95
 ) -> Figure:
     """Store against contribute, a point with both intervals per layer, colored by depth; the best k of each named.
 
     Spearman's ρ in the corner says whether layers that store also contribute.
     """
+    pairs = _pairs(storage, contribution, domain)
+    fig = canvas.figure(4.6 * len(pairs) + 0.8, 4.2)
+    grid = fig.subplots(1, len(pairs), squeeze=False)[0]
+    points = [_cloud(ax, x, y, k, level) for ax, (x, y) in zip(grid, pairs, strict=True)]
+    axis(grid[0], y=NAME.get(contribution.kind))
+    canvas.colorbar(grid[-1], points[-1], "layer")
+    return fig
+
+
+def _cloud(ax: Axes, storage: Ranking, contribution: Ranking, k: int, level: float) -> object:
+    """One domain's layers as points. Returns them."""
     import matplotlib
 
-    domains = _paired(storage, contribution, domain)
-    fig = figure(4.6 * len(domains) + 0.8, 4.2)
-    grid = fig.subplots(1, len(domains), squeeze=False)[0]
-    points = None
     depth = np.arange(len(storage.layers))
     colors = matplotlib.colormaps["viridis_r"](depth / max(len(depth) - 1, 1))
-    for ax, name in zip(grid, domains, strict=True):
-        x, y = storage.mean(name), contribution.mean(name)
-        xi, yi = storage.interval(level, name, warn=False), contribution.interval(level, name, warn=False)
-        ax.hlines(y, xi[:, 0], xi[:, 1], color=colors, linewidth=1.0, alpha=0.55)
-        ax.vlines(x, yi[:, 0], yi[:, 1], color=colors, linewidth=1.0, alpha=0.55)
-        points = ax.scatter(x, y, c=depth + 1, cmap="viridis_r", s=46, edgecolor="white", linewidth=0.8, zorder=3)
-        named = {int(i) for m in (x, y) for i in statistics.top(m, k) if np.isfinite(m[i])}
-        ax.margins(0.08)
-        point_labels(ax, x, y, {i: f"L{i + 1}" for i in sorted(named)})
-        rho = storage.agreement(contribution, k, name).spearman
-        title(ax, "store against contribute" if name == "all" else name, f"Spearman ρ = {rho:+.2f}".replace("-", "−"))
-        tidy(ax, grid="both")
-        axis(ax, NAME["storage"], NAME.get(contribution.kind) if ax is grid[0] else None)
-    colorbar(grid[-1], points, "layer")
-    return fig
+    x, y, xi, yi = storage.mean, contribution.mean, storage.interval(level), contribution.interval(level)
+    ax.hlines(y, xi[:, 0], xi[:, 1], color=colors, linewidth=1.0, alpha=0.55)
+    ax.vlines(x, yi[:, 0], yi[:, 1], color=colors, linewidth=1.0, alpha=0.55)
+    points = ax.scatter(x, y, c=depth + 1, cmap="viridis_r", s=46, edgecolor="white", linewidth=0.8, zorder=3)
+    named = {*storage.order[:k], *contribution.order[:k]}
+    ax.margins(0.08)
+    canvas.point_labels(ax, x, y, {i: f"L{i + 1}" for i in sorted(named)})
+    rho = f"Spearman ρ = {storage.agreement(contribution, k).spearman:+.2f}".replace("-", "−")
+    title(ax, "store against contribute" if storage.domain == "all" else storage.domain, rho)
+    canvas.tidy(ax, grid="both")
+    axis(ax, NAME["storage"])
+    return points

@@ -4,7 +4,7 @@
 
 is a mean over samples and times. The single values are kept, so that every mean comes with an error bar: samples are
 the independent draws, times are not; hence a sample's values are averaged over times first, and whole samples are
-resampled (scoring/statistics.py). A value that is not finite (an ablation that gave NaN or inf) is NaN here, shown as
+resampled (scores/statistics.py). A value that is not finite (an ablation that gave NaN or inf) is NaN here, shown as
 missing and never averaged in.
 """
 
@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from fog_a.errors import BadScores, MissingDependency, ShapeMismatch
+from fog_a.errors import BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
-from fog_a.scores import statistics
 from fog_a.scores import text as score_text
-from fog_a.scores.ranking import RankedLayer as RankedLayer
-from fog_a.scores.ranking import Top, check_layers, overlapping, ranked
-from fog_a.scores.settling import Verdict, settled
-from fog_a.scores.statistics import FEW, Agreement, Array
+from fog_a.scores.joining import joined
+from fog_a.scores.ranking import Ranking, Top, rankings
+from fog_a.scores.settling import Verdict
+from fog_a.scores.statistics import Agreement, Array, finite_mean
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
 
-class FewSamples(UserWarning):
-    """Too few samples for an interval to promise its level."""
+class Doubtful(UserWarning):
+    """An interval may miss its level: few samples, or values that are missing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +49,8 @@ class Scores:
         ids: one name per sample.
         kind: "contribution", "storage" or "gradnorm".
         info: what is needed to repeat the measurement: seed, options, versions, the model's signature, notes, ….
+        groups: what each sample belongs to, its id where nothing is said. Samples of one group (crops of one clip; the
+            same clip twice) are not independent: they are averaged first and count once.
 
     Raises: ShapeMismatch where the parts do not fit.
 
@@ -67,30 +68,36 @@ class Scores:
     ids: tuple[str, ...] = ()
     kind: str = "contribution"
     info: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is inf, and inf is missing
+            values = np.array(self.values, dtype=np.float32)
         if values.ndim == 2:
             values = values[:, None, :]
         values[~np.isfinite(values)] = np.nan
         values.setflags(write=False)
         count = len(values) if values.ndim else 0
+        ids = tuple(str(i) for i in self.ids) or tuple(str(i) for i in range(count))
         tidy = {
             "values": values,
             "layers": tuple(self.layers),
             "times": None if self.times is None else tuple(float(t) for t in self.times),
             "domains": tuple(self.domains) or ("all",) * count,
-            "ids": tuple(str(i) for i in self.ids) or tuple(str(i) for i in range(count)),
+            "ids": ids,
             "info": dict(self.info),
+            "groups": tuple(str(g) for g in self.groups) or ids,
         }
         for name, value in tidy.items():
             object.__setattr__(self, name, value)
         want = (len(self.ids), 1 if self.times is None else len(self.times), len(self.layers))
-        if values.shape != want or len(self.domains) != count or not values.size:
+        if values.shape != want or {len(self.domains), len(self.groups)} != {count} or not values.size:
             raise ShapeMismatch(
                 f"values have shape {values.shape}; expected samples × times × layers = {want} for {want[0]} ids, "
-                f"{len(self.domains)} domains, times {self.times} and {want[2]} layers, none of them zero"
+                f"{len(self.domains)} domains, {len(self.groups)} groups, times {self.times}, {want[2]} layers, all > 0"
             )
+        if not np.isfinite(self.times or ()).all():
+            raise ShapeMismatch(f"times = {self.times}: expected finite numbers, e.g. (0.25, 0.75)")
 
     # What is inside
 
@@ -111,167 +118,107 @@ class Scores:
         rows = [i for i, d in enumerate(self.domains) if d == domain]
         if not rows:
             raise ShapeMismatch(f"no sample has domain {domain!r}; there are {', '.join(self.domain_names)}")
-        chosen = {"domains": (domain,) * len(rows), "ids": tuple(self.ids[i] for i in rows)}
-        return replace(self, values=self.values[rows], **chosen)
+        names = {name: tuple(getattr(self, name)[i] for i in rows) for name in ("domains", "ids", "groups")}
+        return replace(self, values=self.values[rows], **names)
 
     def per_sample(self, domain: str | None = None) -> Float[Array, "n L"]:
         """Each sample's score per layer: the mean over its finite times (float64), NaN where there is none."""
-        values = self.only(domain).values.astype(np.float64)
-        good = np.isfinite(values)
-        count = good.sum(1)
-        return np.where(count > 0, np.where(good, values, 0.0).sum(1) / np.maximum(count, 1), np.nan)
+        return finite_mean(self.only(domain).values.astype(np.float64).swapaxes(0, 1))
 
-    # Means and how sure they are
+    def ranking(self, domain: str | None = None) -> Ranking:
+        """The layers of one domain, or of all samples: their means, order, intervals, and how sure that is.
+
+        With domain=None groups are resampled within each domain.
+        """
+        part = self.only(domain)
+        rows: dict[tuple[str, str], list[int]] = {}
+        for i, group in enumerate(zip(part.domains, part.groups, strict=True)):
+            rows.setdefault(group, []).append(i)
+        values = part.values.astype(np.float64)
+        if len(rows) < len(values):
+            values = np.stack([finite_mean(values[r]) for r in rows.values()])
+        strata = tuple(d for d, _ in rows) if domain is None else None
+        return Ranking(domain or "all", self.kind, self.layers, self.times, values, strata, len(part.ids), self.info)
+
+    # Means and how sure they are: each of one ranking
 
     def mean(self, domain: str | None = None) -> Float[Array, " L"]:
         """Mean score per layer over times, then samples: Eq. 9's expectation. NaN for a layer without a value."""
-        return statistics.finite_mean(self.per_sample(domain))
-
-    def interval(
-        self,
-        level: float = 0.95,
-        domain: str | None = None,
-        *,
-        resamples: int = 2000,
-        seed: int = 0,
-        warn: bool = True,
-    ) -> Float[Array, "L 2"]:
-        """Bootstrap-t interval of `mean` per layer: whole samples are resampled, the same for all layers.
-
-        With domain=None samples are resampled within each domain. From 16 samples on, a nominal 95 % interval covers
-        93–96 % for normal, exponential and log-normal(½) scores alike; below, a FewSamples warning is given.
-        """
-        part = self.only(domain)
-        if warn and len(part.ids) < FEW:
-            warnings.warn(_few(len(part.ids), level), FewSamples, stacklevel=2)
-        groups = part.domains if domain is None else None
-        found = statistics.bootstrap_interval(part.per_sample(), level, groups=groups, resamples=resamples, seed=seed)
-        return self._possible(found)
+        return self.ranking(domain).mean
 
     def curve(self, domain: str | None = None) -> Float[Array, "J L"]:
         """Mean over samples at each time."""
-        values = self.only(domain).values
-        return statistics.finite_mean(values.reshape(len(values), -1)).reshape(values.shape[1:])
+        return self.ranking(domain).curve
+
+    def interval(
+        self, level: float = 0.95, domain: str | None = None, *, resamples: int = 2000, seed: int = 0, warn: bool = True
+    ) -> Float[Array, "L 2"]:
+        """Interval of `mean` per layer: whole groups are resampled, the same for all layers.
+
+        From 16 groups on, a nominal 95 % interval covers .93 or more for normal, exponential, log-normal and t₃ scores
+        alike; below, or where values are missing, a Doubtful warning is given.
+        """
+        ranking = self.ranking(domain)
+        if warn and ranking.doubts:
+            warnings.warn("; ".join(ranking.doubts), Doubtful, stacklevel=2)
+        return ranking.interval(level, resamples=resamples, seed=seed)
 
     def curve_interval(self, level: float = 0.95, domain: str | None = None, *, seed: int = 0) -> Float[Array, "J L 2"]:
         """Interval of `curve` at each time and layer, from the same resamples throughout."""
-        part = self.only(domain)
-        flat = part.values.reshape(len(part.ids), -1)
-        groups = part.domains if domain is None else None
-        found = statistics.bootstrap_interval(flat, level, groups=groups, seed=seed)
-        return self._possible(found).reshape(*part.values.shape[1:], 2)
-
-    def _possible(self, interval: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
-        """Without the part that no mean of these scores can reach: a relative change is not below 0."""
-        return interval if self.kind == "storage" else np.maximum(interval, 0.0)
-
-    # Rankings
+        return self.ranking(domain).curve_interval(level, seed=seed)
 
     def top(self, k: int = 3, domain: str | None = None, *, level: float = 0.95) -> Top:
         """The k layers of largest mean, largest first; equal ones: the earlier layer wins; NaN is never chosen.
 
-        `.hint` says so where the k-th and the (k+1)-th interval overlap, or the samples are few.
+        `.hint` says so where the k-th and the (k+1)-th interval overlap, the samples are few, or values are missing.
         """
-        self._check_k(k)
-        best = ranked(self.layers, self.mean(domain), self.interval(level, domain, warn=False))
-        hints = []
-        if (doubt := overlapping(best, k, level)) is not None:
-            sure = self.top_probability(k, domain)
-            hints.append(f"{doubt}: this top {k} is the top {k} in {sure:.0%} of resamples")
-        count = len(self.only(domain).ids)
-        if count < FEW:
-            hints.append(_few(count, level))
-        return Top(best[:k], "; ".join(hints) or None)
+        return self.ranking(domain).top(k, level=level)
 
     def top_probability(self, k: int = 3, domain: str | None = None, *, resamples: int = 2000, seed: int = 0) -> float:
         """How sure the top-k set is: the share of bootstrap resamples that have exactly this set on top."""
-        self._check_k(k)
-        inside = self._resampled_top(k, domain, resamples, seed)
-        own = np.zeros(len(self.layers), dtype=bool)
-        own[statistics.top(self.mean(domain), k)] = True
-        return float((inside == own).all(1).mean())
+        return self.ranking(domain).certainty(k, resamples=resamples, seed=seed)
 
     def inclusion_probability(
         self, k: int = 3, domain: str | None = None, *, resamples: int = 2000, seed: int = 0
     ) -> Float[Array, " L"]:
         """For each layer, the share of bootstrap resamples that have it among their top k. Sums to k."""
-        self._check_k(k)
-        return self._resampled_top(k, domain, resamples, seed).mean(0)
-
-    def _resampled_top(self, k: int, domain: str | None, resamples: int, seed: int) -> Array:
-        part = self.only(domain)
-        groups = part.domains if domain is None else None
-        return statistics.bootstrap_top(part.per_sample(), k, groups=groups, resamples=resamples, seed=seed)
-
-    def _check_k(self, k: int) -> None:
-        if not 1 <= k <= len(self.layers):
-            raise ShapeMismatch(f"k = {k}: expected 1 ≤ k ≤ {len(self.layers)}, the number of layers")
+        return self.ranking(domain).inclusion(k, resamples=resamples, seed=seed)
 
     def verdicts(
         self, k: int = 3, *, confidence: float = 0.95, look: int = 1, max_looks: int = 1
     ) -> dict[str, Verdict]:
         """For each domain, whether its top-k set may be claimed at this look; all claims together at `confidence`."""
-        self._check_k(k)
         each = 1 - (1 - confidence) / len(self.domain_names)
-        return {
-            d: settled(self.per_sample(d), k, confidence=each, look=look, max_looks=max_looks)
-            for d in self.domain_names
-        }
+        return {r.domain: r.verdict(k, confidence=each, look=look, max_looks=max_looks) for r in rankings(self)}
 
     def agreement(self, other: Scores, k: int = 3, domain: str | None = None) -> Agreement:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""
-        self._check_k(k)
-        check_layers(self.layers, other.layers)
-        return statistics.agreement(self.mean(domain), other.mean(domain), k)
+        return self.ranking(domain).agreement(rankings(other, domain)[0] if domain else other.ranking(), k)
 
     # Putting together, showing, keeping
 
     def concat(self, *others: Scores) -> Scores:
         """These samples and the others', of the same layers and times. `info` is the first one's.
 
-        Raises: ShapeMismatch where layers, times, kinds or models differ.
+        A clip that several hold still counts once, because its samples are of one group. Samples without ids are other
+        samples, unless their values are the same. Raises ShapeMismatch where layers, times, kinds, models or their
+        weights differ.
         """
-        parts = (self, *others)
-        for other in others:
-            self._check_like(other)
-        said = {
-            key: list(dict.fromkeys(str(n) for p in parts for n in p.info.get(key) or ()))
-            for key in ("notes", "warnings")
-            if any(p.info.get(key) for p in parts)
-        }
-        return replace(
-            self,
-            values=np.concatenate([p.values for p in parts]),
-            domains=tuple(d for p in parts for d in p.domains),
-            ids=tuple(i for p in parts for i in p.ids),
-            info={**self.info, **said},
-        )
+        return type(self)(**joined([p.fields() for p in (self, *others)]))
 
-    def _check_like(self, other: Scores) -> None:
-        check_layers(self.layers, other.layers)
-        for name in ("times", "kind"):
-            if getattr(other, name) != getattr(self, name):
-                raise ShapeMismatch(
-                    f"cannot concat scores whose {name} differ: {getattr(self, name)} and {getattr(other, name)}. "
-                    "Measure both with the same call"
-                )
-        ways = [s.info.get("method", "exact") for s in (self, other)]
-        if ways[0] != ways[1]:
-            raise ShapeMismatch(
-                f"cannot concat scores of method {ways[0]} and of {ways[1]}. Measure both with one method"
-            )
-        mine, theirs = self.info.get("signature"), other.info.get("signature")
-        if mine and theirs and score_files.plain(mine) != score_files.plain(theirs):
-            raise ShapeMismatch("cannot concat scores of two different models (their info['signature'] differ)")
+    def fields(self) -> dict[str, Any]:
+        """All fields by name."""
+        names = ("kind", "layers", "times", "domains", "ids", "groups", "info", "values")
+        return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON, atomically. `Scores.load(path)` gives the same bits back."""
-        score_files.write_json(self, path)
+        """Write JSON, whole or not at all. `Scores.load(path)` gives the same bits back. Raises NotWritten."""
+        score_files.write_scores(path, self.fields())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
-        """Read JSON; nothing in the file is run. Raises BadScores where it is damaged, foreign or too new."""
-        fields = score_files.read_json(path)
+        """Read JSON; nothing in the file is run. Raises BadScores where it is absent, damaged, foreign or too new."""
+        fields = score_files.read_scores(path)
         try:
             return cls(**fields)
         except ShapeMismatch as error:
@@ -280,17 +227,11 @@ class Scores:
     def to_csv(self, path: str | os.PathLike[str], layout: Literal["long", "release"] = "long") -> None:
         """Write CSV: "long" has one row per sample × time × layer (sample, id, domain, time, layer, value); "release"
         the columns of the paper's released probe (step, epoch, layer, speech_foga, audio_foga; layers from 0)."""
-        score_files.write_csv(self, path, layout)
+        score_files.write_csv(path, self.fields(), {d: self.mean(d) for d in self.domain_names}, layout)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A DataFrame in the columns of `to_csv`. Raises MissingDependency without pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependency(
-                "to_pandas needs pandas: pip install 'fog-a[pandas]'; to_csv(path) needs nothing"
-            ) from error
-        return pandas.DataFrame(list(score_files.long_rows(self)), columns=list(score_files.LONG))
+        return score_files.frame(self.fields())
 
     def plot(self, **options: Any) -> Figure:
         """A matplotlib Figure: see `fog_a.plot_scores`, which takes the same options."""
@@ -300,20 +241,16 @@ class Scores:
 
     def table(self, k: int | None = None, *, level: float = 0.95) -> str:
         """Means and intervals as text: the best k layers of each domain, or all layers in order of execution."""
-        return score_text.table(self, k, level)
+        return score_text.table(rankings(self), k, level)
 
     def __repr__(self) -> str:
-        return score_text.summary(self)
+        return score_text.summary(rankings(self))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scores):
             return NotImplemented
-        names = ("layers", "times", "domains", "ids", "kind")
-        same = all(getattr(self, n) == getattr(other, n) for n in names)
+        mine, theirs = self.fields(), other.fields()
+        same = all(mine[n] == theirs[n] for n in mine.keys() - {"info", "values"})
         return same and np.array_equal(self.values, other.values, equal_nan=True)
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and the content is an array
-
-
-def _few(count: int, level: float) -> str:
-    return f"{count} samples: a {level:.0%} interval cannot promise its level below {FEW}; measure more samples"

@@ -1,33 +1,21 @@
-"""Selection: which layers are aligned, per domain, and how much each counts.
-
-    S_m = TopK_k({a_{m,k}}, K)                                   (Eq. 10)
-    λ_{m,k} ∝ a_{m,k},  k ∈ S_m                                  (Eq. 11)
-
-a are the mean scores of a domain m: FoG-A, LASP or gradient norms. `weighting` settles the constant of Eq. 11:
-"normalized" λ = total·a/Σ_S a, "proportional" λ = total·a (the authors' release: total = 2), "equal" λ = total/K.
-Equal scores: the earlier layer wins.
-"""
+"""Selection: which layers are aligned, per domain, and how much each counts. Made by `select`, or by hand."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import random
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fog_a.errors import BadOutput, BadScores, ShapeMismatch, UnknownBlock
+from fog_a.errors import BadArgument, BadScores, UnknownBlock
 from fog_a.files import write
-from fog_a.scores.scores import Scores
+from fog_a.scores.files import read_json
 
 Weighting = Literal["normalized", "proportional", "equal"]
-NEGLIGIBLE = 1e-6
-"""Mean contributions below this are rounding: closing the gate leaves v as it is."""
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Choice(BaseModel):
@@ -38,13 +26,13 @@ class Choice(BaseModel):
     layer: str
     depth: int
     """Its place among all layers, from 0, in order of execution."""
-    score: float | None = None
-    weight: float
+    score: Number | None = None
+    weight: Weight
     rank: int | None = None
     """1 for the highest score of the domain."""
-    low: float | None = None
-    high: float | None = None
-    probability: float | None = None
+    low: Number | None = None
+    high: Number | None = None
+    probability: Number | None = None
     """How often it is among the top K when the samples are drawn again."""
 
 
@@ -64,7 +52,7 @@ class Selection(BaseModel):
     """The scores it was made from: "contribution", "storage", "gradnorm"; "fixed" without scores."""
     by: str = "names"
     weighting: Weighting = "normalized"
-    total: float = 0.5
+    total: Weight = 0.5
     samples: dict[str, int] = {}
     certainty: dict[str, float] = {}
     """Per domain: how often the samples, drawn again, have exactly these K layers on top (for by="top")."""
@@ -80,6 +68,7 @@ class Selection(BaseModel):
         domains: Sequence[str] = ("all",),
     ) -> Selection:
         """Layers named by hand, equally weighted: the same for every domain, or a mapping domain → layers."""
+        check_total(total)
         table = layers if isinstance(layers, Mapping) else dict.fromkeys(domains, layers)
         empty = [domain for domain, names in table.items() if not names]
         if empty or not table:
@@ -151,15 +140,15 @@ class Selection(BaseModel):
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON, whole or not at all."""
+        """Write JSON, whole or not at all. Raises NotWritten."""
         write(path, self.model_dump_json(indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
-        """Read JSON. Raises BadScores where the file is corrupt or holds something else."""
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        """Read JSON. Raises BadScores where the file is absent, corrupt or holds something else."""
+        content = read_json(path, "a selection")
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -169,149 +158,6 @@ class Selection(BaseModel):
 
     def __str__(self) -> str:
         return self.explain()
-
-
-def select(
-    scores: Scores,
-    k: int = 3,
-    *,
-    by: Literal["top", "random", "shallow", "deep"] | Sequence[str] = "top",
-    weighting: Weighting = "normalized",
-    total: float = 0.5,
-    seed: int = 0,
-) -> Selection:
-    """Choose K layers per domain from scores of any kind, and weigh them (Eq. 10–11).
-
-    Args:
-        scores: contribution, storage or gradient norms; a layer with a NaN is left out, with a note.
-        k: how many layers per domain.
-        by: "top" scores; or a control of the paper's Tables 2–3: "random" (drawn by `seed`), "shallow" (the first k),
-            "deep" (the last k), or layer names.
-        weighting, total: see the head of this module.
-
-    Raises BadOutput when every score is zero: the model is untrained; ShapeMismatch when there are fewer than k layers.
-
-    Example:
-        >>> import numpy as np
-        >>> from fog_a.scores.scores import Scores
-        >>> a = np.array([[[0.1670, 0.0100, 0.0695, 0.0588]]], dtype=np.float32)
-        >>> s = Scores(values=a, layers=("l1", "l2", "l9", "l5"), times=None, domains=("speech",), ids=("a",),
-        ...            kind="contribution", info={})
-        >>> {n: round(w, 4) for n, w in select(s, 3).weights("speech").items()}
-        {'l1': 0.2828, 'l9': 0.1177, 'l5': 0.0996}
-    """
-    if not 1 <= k <= len(scores.layers):
-        raise ShapeMismatch(f"k = {k} layers asked for, but the scores have {len(scores.layers)}: take 1 ≤ k ≤ that")
-    notes: list[str] = []
-    chosen: dict[str, tuple[Choice, ...]] = {}
-    counts: dict[str, int] = {}
-    certainty: dict[str, float] = {}
-    for domain in dict.fromkeys(scores.domains):
-        mean = np.asarray(scores.mean(domain), dtype=np.float64)
-        usable = _usable(scores, domain, notes)
-        if scores.kind == "contribution" and not np.any(np.abs(mean[usable]) > NEGLIGIBLE):
-            raise BadOutput(
-                f"every layer of domain {domain!r} contributes nothing (largest mean score "
-                f"{np.abs(mean[usable]).max(initial=0.0):.1e}): the model is untrained (identity-initialised). "
-                "Train it first, then attribute and select; AGREPA does so with a longer warmup="
-            )
-        picked = _pick(scores.layers, mean, usable, k, by, seed)
-        weights = _weigh(mean[picked], weighting, total, domain)
-        chosen[domain] = tuple(_choices(scores, domain, mean, usable, picked, weights, k))
-        counts[domain] = sum(d == domain for d in scores.domains)
-        if by == "top" and counts[domain] > 1:
-            certainty[domain] = scores.top_probability(k, domain)
-    return Selection(
-        domains=chosen,
-        kind=scores.kind,
-        by=by if isinstance(by, str) else "names",
-        weighting=weighting,
-        total=total,
-        samples=counts,
-        certainty=certainty,
-        signature=json.loads(json.dumps(scores.info.get("signature", {}))),
-        notes=tuple(notes),
-    )
-
-
-def _usable(scores: Scores, domain: str, notes: list[str]) -> list[int]:
-    """Layers whose every score is a number; the others are named in the notes."""
-    lost = ~np.isfinite(np.asarray(scores.only(domain).values))
-    if scores.info.get("unmeasured"):  # a probe that measures some layers at a time leaves gaps
-        out, why = np.flatnonzero(lost.all(axis=(0, 1))), "they were never measured"
-    else:
-        out, why = np.flatnonzero(lost.any(axis=(0, 1))), "their ablation gave NaN or inf"
-    if out.size:
-        notes.append(f"{domain}: left out, because {why}: {', '.join(scores.layers[i] for i in out)}")
-    usable = [i for i in range(len(scores.layers)) if i not in set(out.tolist())]
-    if not usable:
-        raise BadOutput(f"no layer of domain {domain!r} has a finite score: look at v with attribute(...).values")
-    return usable
-
-
-def _pick(layers: Sequence[str], mean: np.ndarray, usable: list[int], k: int, by: Any, seed: int) -> list[int]:
-    """The chosen layers' places, highest score first for "top", in the order of execution or naming otherwise."""
-    if not isinstance(by, str):
-        unknown = [name for name in by if name not in layers]
-        if unknown:
-            raise UnknownBlock(f"by= names {', '.join(unknown)}; the scores' layers are {', '.join(layers)}")
-        return [list(layers).index(name) for name in by]
-    if by in ("top", "random") and k > len(usable):
-        raise ShapeMismatch(f"k = {k} layers asked for, but only {len(usable)} have finite scores")
-    if by == "top":
-        return sorted(usable, key=lambda i: (-mean[i], i))[:k]
-    if by == "random":
-        return sorted(random.Random(seed).sample(usable, k))
-    if by in ("shallow", "deep"):
-        return list(range(k)) if by == "shallow" else list(range(len(layers) - k, len(layers)))
-    raise UnknownBlock(f"by={by!r} is no selector: take 'top', 'random', 'shallow', 'deep' or a list of layer names")
-
-
-def _weigh(a: np.ndarray, weighting: Weighting, total: float, domain: str) -> np.ndarray:
-    """λ of Eq. 11 for the chosen scores; equal where there are no shares (a sum ≤ 0, a negative or missing score)."""
-    equal = np.full(len(a), total / len(a))
-    if weighting == "equal":
-        return equal
-    if weighting not in ("normalized", "proportional"):
-        raise ShapeMismatch(f"weighting={weighting!r}: take 'normalized', 'proportional' or 'equal'")
-    if not np.all(np.isfinite(a)) or a.min() < 0 or a.sum() <= 0:
-        warnings.warn(
-            f"the chosen scores of domain {domain!r} ({', '.join(f'{x:.3g}' for x in a)}) give no shares: "
-            "weighted equally",
-            stacklevel=3,
-        )
-        return equal
-    return total * a / a.sum() if weighting == "normalized" else total * a
-
-
-def _choices(
-    scores: Scores, domain: str, mean: np.ndarray, usable: list[int], picked: list[int], weights: np.ndarray, k: int
-) -> list[Choice]:
-    """The picked layers with what is known of them; intervals need at least two samples."""
-    order = sorted(usable, key=lambda i: (-mean[i], i))
-    low = high = chance = None
-    if sum(d == domain for d in scores.domains) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few samples: explain() says how many
-            low, high = np.asarray(scores.interval(domain=domain), dtype=np.float64).T
-            chance = np.asarray(scores.inclusion_probability(k, domain), dtype=np.float64)
-
-    def at(values: np.ndarray | None, i: int) -> float | None:
-        return float(values[i]) if values is not None and np.isfinite(values[i]) else None
-
-    return [
-        Choice(
-            layer=scores.layers[i],
-            depth=i,
-            score=at(mean, i),
-            weight=float(w),
-            rank=order.index(i) + 1 if i in order else None,
-            low=at(low, i),
-            high=at(high, i),
-            probability=at(chance, i),
-        )
-        for i, w in zip(picked, weights, strict=True)
-    ]
 
 
 def _why(c: Choice) -> str:
@@ -332,3 +178,9 @@ def _why(c: Choice) -> str:
 
 def _brief(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+
+
+def check_total(total: float) -> None:
+    """Raises BadArgument for weights that would be negative, NaN or inf."""
+    if isinstance(total, str) or not (math.isfinite(total) and total >= 0):
+        raise BadArgument(f"total = {total!r}: expected a finite number ≥ 0, the sum of a domain's weights, e.g. 0.5")

@@ -1,19 +1,31 @@
 """When to stop drawing samples: a top-k set that may be claimed although one has looked before.
 
-`settled` looks at most J times at growing data. Every look may spend α/J of the error α = 1 − confidence (Bonferroni
-over looks: right under any dependence between them, whenever one stops), and claims the top-k set only if every layer
-inside beats every layer outside in a paired, one-sided test at α/(2J). Both a Student and a Hall (skewness corrected)
-t must agree: on skewed differences each alone is wrong on one side. tests/test_statistics.py simulates the error rate.
+`settled` looks at most J times at growing data. Half of the error α = 1 − confidence is for what no sample has shown
+yet, half for what the samples show.
+
+* *Not seen.* A value that a share q of all samples has stays unseen in n samples with probability (1 − q)ⁿ, so values
+  up to q = 1 − (α/2)^(1/n) must be reckoned with. A claim needs q ≤ 2 % (183 samples at 95 %), and a lead that stays
+  positive when a share q of the samples is turned over by the largest score that was seen.
+* *Seen.* Every layer inside must beat every layer outside in a paired, one-sided test at α/(2J) (Bonferroni over
+  looks: right under any dependence between them, whenever one stops). Both a Student and a Hall (skewness corrected) t
+  must agree: on skewed differences each alone is wrong on one side.
+
+`benchmarks/statistics.py` simulates the error rate.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from fog_a.scores.statistics import FEW, Array, top
+from fog_a.errors import BadArgument
+from fog_a.scores.statistics import Array, check_share, top
+
+RARE = 0.02
+"""Share of samples whose values must have had their chance to be seen before a set is claimed."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class Verdict:
         return self.settled
 
 
+def needed(confidence: float) -> int:
+    """How many samples a claim needs, so that values of a share `RARE` of all samples have been seen."""
+    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-RARE))
+
+
 def _p_greater(d: Float[Array, "n P"]) -> Float[Array, " P"]:
     """One-sided p for mean(d) > 0: the larger of Student's and Hall's (J. R. Stat. Soc. B 54, 1992)."""
     from scipy.special import stdtr
@@ -68,42 +85,45 @@ def settled(x: Float[Array, "n L"], k: int, *, confidence: float = 0.95, look: i
     the (k+1)-th layer are truly equal any claim is wrong, and the usual answer is "not settled".
 
     Args:
-        x: all samples drawn so far; rows with a NaN are left out, a layer without any value is never chosen.
+        x: one row for each independent sample drawn so far; rows with a NaN are left out, a layer without any value is
+            never chosen.
         k: size of the set.
         confidence: in (0, 1).
         look: how many looks have been taken, this one included.
         max_looks: how many looks were planned before the first. It must not be raised afterwards.
 
-    Raises: ValueError where look > max_looks, k or confidence is out of range.
+    Raises: BadArgument where look > max_looks, k or confidence is out of range.
 
     Example:
-        >>> x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.5, size=(64, 3))
-        >>> bool(settled(x, k=2, look=1, max_looks=5))
-        True
+        >>> x = np.random.default_rng(0).normal([3.0, 2.0, 0.0], 0.5, size=(200, 3))
+        >>> bool(settled(x, k=2, look=1, max_looks=5)), bool(settled(x[:100], k=2, look=1, max_looks=5))
+        (True, False)
     """
     if not 1 <= look <= max_looks:
-        raise ValueError(f"look {look} of {max_looks}: expected 1 ≤ look ≤ max_looks; plan more looks from the start")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence}: expected a number between 0 and 1, e.g. 0.95")
+        raise BadArgument(f"look {look} of {max_looks}: expected 1 ≤ look ≤ max_looks; plan more looks from the start")
+    check_share("confidence", confidence)
     x = np.asarray(x, dtype=np.float64)
     if not 1 <= k <= x.shape[1]:
-        raise ValueError(f"k = {k}: expected 1 ≤ k ≤ {x.shape[1]}, the number of layers")
-    usable = np.flatnonzero(np.isfinite(x).any(0))
+        raise BadArgument(f"k = {k}: expected 1 ≤ k ≤ {x.shape[1]}, the number of layers")
+    usable, rows = np.flatnonzero(np.isfinite(x).any(0)), len(x)
     x = x[np.isfinite(x[:, usable]).all(1)][:, usable]
     threshold = (1 - confidence) / (2 * max_looks)
     order = top(x.mean(0), len(usable)) if len(x) else np.arange(len(usable))
     chosen = tuple(int(usable[i]) for i in order[:k])
+    left_out = f"; {rows - len(x)} samples with missing values are left out" if len(x) < rows else ""
 
     def verdict(holds: bool, rival: tuple[int, int] | None, p: float, reason: str) -> Verdict:
-        return Verdict(holds, chosen, rival, p, threshold, look, max_looks, len(x), reason)
+        return Verdict(holds, chosen, rival, p, threshold, look, max_looks, len(x), reason + left_out)
 
-    if len(x) < FEW:
-        return verdict(False, None, 1.0, f"{len(x)} complete samples: at least {FEW} are needed to tell")
     if k >= len(usable):
         return verdict(True, None, 0.0, f"all {len(usable)} layers are chosen: there is nothing to tell apart")
+    if len(x) < (least := needed(confidence)):
+        few = f"{len(x)} complete samples: at least {least} are needed to tell at {100 * confidence:g}% confidence"
+        return verdict(False, None, 1.0, f"{few}, for rare large values to show")
     inside, outside = order[:k], order[k:]
+    unseen = 1 - ((1 - confidence) / 2) ** (1 / len(x))
     d = (x[:, inside, None] - x[:, None, outside]).reshape(len(x), -1)
-    p = _p_greater(d)
+    p = _p_greater(d - unseen * np.abs(x).max())
     worst = int(np.argmax(p))
     rival = int(usable[inside[worst // len(outside)]]), int(usable[outside[worst % len(outside)]])
     holds = bool(p[worst] < threshold)
@@ -111,5 +131,5 @@ def settled(x: Float[Array, "n L"], k: int, *, confidence: float = 0.95, look: i
 
 
 def _reason(holds: bool, k: int, confidence: float, p: float, threshold: float, look: int) -> str:
-    claim = f"the top {k} {'holds' if holds else 'does not hold'} at {confidence:.0%} confidence"
+    claim = f"the top {k} {'holds' if holds else 'does not hold'} at {100 * confidence:g}% confidence"
     return f"{claim} after look {look}: its closest pair has p = {p:.2g} ({'<' if holds else '≥'} {threshold:.2g})"

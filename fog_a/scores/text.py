@@ -1,93 +1,60 @@
-"""Scores as text: one line for `repr`, a table with intervals and bars for a terminal."""
+"""Rankings as text: one line for `repr`, a table with intervals and bars for a terminal."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import numpy as np
-
-from fog_a.scores import statistics
-
-if TYPE_CHECKING:
-    from fog_a.scores.scores import Scores
+from fog_a.scores.ranking import Ranking, count
+from fog_a.scores.statistics import FEW
 
 BAR = 24
 """Width of the longest bar, in characters."""
 
-CAUTION = f"fewer than {statistics.FEW} samples: the intervals cannot promise their level"
 
-
-def count(number: int, noun: str) -> str:
-    """`1 sample`, `2 samples`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def noise_floor(scores: Scores) -> float | None:
-    """What the same arithmetic gives where nothing is ablated (the largest, where a list was kept), or None."""
-    floor = scores.info.get("noise_floor")
-    if floor is None or isinstance(floor, str | bool | dict):
-        return None
-    values = np.asarray(floor, dtype=np.float64)
-    return float(np.nanmax(values)) if values.size and np.isfinite(values).any() else None
-
-
-def notes(scores: Scores, domain: str | None = None) -> list[str]:
-    """What a reader of these scores should doubt: few samples, missing values, the probe's own notes."""
-    part = scores.only(domain)
-    said = [] if len(part.ids) >= statistics.FEW else [CAUTION]
-    if part.missing:
-        names = ", ".join(np.asarray(part.layers)[np.isnan(part.values).any((0, 1))][:4])
-        said.append(f"{part.missing} of {part.values.size} values are missing (not finite, or not measured): {names}")
-    return said + [str(n) for key in ("notes", "warnings") for n in scores.info.get(key) or ()]
-
-
-def summary(scores: Scores) -> str:
+def summary(domains: Sequence[Ranking]) -> str:
     """One line: kind, sizes, domains, the best layer of each, and a caution where one is due."""
-    s, j, n = scores.values.shape
-    size = f"{count(s, 'sample')} × {count(j, 'time')} × {count(n, 'layer')}"
-    if scores.times is None:
-        size = f"{count(s, 'sample')} × {count(n, 'layer')}"
+    first = domains[0]
+    sizes = [count(sum(d.samples for d in domains), "sample"), count(len(first.layers), "layer")]
+    if first.times is not None:
+        sizes.insert(1, count(len(first.times), "time"))
     best = []
-    for domain, number in Counter(scores.domains).items():
-        mean = scores.mean(domain)
-        lead = statistics.top(mean, 1)[0]
-        best.append(f"{domain} ({number}): {scores.layers[lead]} {mean[lead]:.3g}")
-    few = min(Counter(scores.domains).values()) < statistics.FEW
-    missing = f"; {scores.missing} values missing" if scores.missing else ""
-    return f"Scores({scores.kind}, {size}; best of {', '.join(best)}{missing}{'; ' + CAUTION if few else ''})"
+    for d in domains:
+        lead = f"{first.layers[d.order[0]]} {d.mean[d.order[0]]:.3g}" if d.order else "no finite score"
+        best.append(f"{d.domain} ({d.samples}): {lead}")
+    missing = sum(d.missing for d in domains)
+    cautions = [f"{missing} values missing"] if missing else []
+    if any(d.n < FEW for d in domains):
+        cautions.append(f"fewer than {FEW} independent samples: intervals cannot promise their level")
+    words = [f"{first.kind}, {' × '.join(sizes)}", f"best of {', '.join(best)}", *cautions]
+    return f"Scores({'; '.join(words)})"
 
 
-def table(scores: Scores, k: int | None = None, level: float = 0.95) -> str:
+def table(domains: Sequence[Ranking], k: int | None = None, level: float = 0.95) -> str:
     """For each domain the best k layers (best first), or all layers in order of execution."""
-    return "\n\n".join(_domain(scores.only(d), d, k, level) for d in scores.domain_names)
+    return "\n\n".join(_domain(d, k, level) for d in domains)
 
 
-def _domain(part: Scores, domain: str, k: int | None, level: float) -> str:
-    ranked = part.top(len(part.layers), level=level)
-    place = {r.layer: i + 1 for i, r in enumerate(ranked)}
-    by_name = {r.layer: r for r in ranked}
-    shown = [r.layer for r in ranked[:k]] if k else list(part.layers)
-    name_width = max(len("layer"), *(len(name) for name in shown))
-    number = {name: f"L{i + 1}" for i, name in enumerate(part.layers)}
-    largest = max((abs(r.mean) for r in ranked), default=0.0) or 1.0
-    size = count(len(part.ids), "sample") + (f" × {count(len(part.times), 'time')}" if part.times else "")
+def _domain(ranking: Ranking, k: int | None, level: float) -> str:
+    k = None if k is None else ranking.check_k(k)
+    interval, mean, order = ranking.interval(level), ranking.mean, ranking.order
+    shown = order[:k] if k else range(len(ranking.layers))
+    width = max(len("layer"), *(len(ranking.layers[i]) for i in shown), 0)
+    largest = max((abs(mean[i]) for i in order), default=0.0) or 1.0
+    size = ranking.size + (f" × {count(len(ranking.times), 'time')}" if ranking.times else "")
     lines = [
-        f"{part.kind} · {domain} · {size}",
-        f"{'rank':>4}  {'':>4}  {'layer':<{name_width}}  {'mean':>8}  {f'{level:.0%} interval':<20}",
+        f"{ranking.kind} · {ranking.domain} · {size}",
+        f"{'rank':>4}  {'':>4}  {'layer':<{width}}  {'mean':>8}  {f'{level:.0%} interval':<20}",
     ]
-    for name in shown:
-        if name not in by_name:
-            lines.append(f"{'–':>4}  {number[name]:>4}  {name:<{name_width}}  {'missing':>8}")
+    for i in shown:
+        name = f"{f'L{i + 1}':>4}  {ranking.layers[i]:<{width}}"
+        if i not in order:
+            lines.append(f"{'–':>4}  {name}  {'missing':>8}")
             continue
-        _, mean, (low, high) = by_name[name]
-        bar = "█" * round(BAR * abs(mean) / largest) or "·"
-        interval = f"[{low:.4f}, {high:.4f}]"
-        lines.append(f"{place[name]:>4}  {number[name]:>4}  {name:<{name_width}}  {mean:>8.4f}  {interval:<20}  {bar}")
-    if k and k < len(ranked):
-        sure = part.top_probability(k)
-        lines.append(f"this top {k} is the top {k} in {sure:.0%} of bootstrap resamples")
-    floor = noise_floor(part)
-    if floor is not None:
-        lines.append(f"noise floor {floor:.2g}: a score near it tells nothing")
-    return "\n".join([*lines, *(f"! {note}" for note in notes(part))])
+        bar = "█" * round(BAR * abs(mean[i]) / largest) or "·"
+        limits = "[{:.4f}, {:.4f}]".format(*interval[i])
+        lines.append(f"{order.index(i) + 1:>4}  {name}  {mean[i]:>8.4f}  {limits:<20}  {bar}")
+    if k and k < len(order):
+        lines.append(f"this top {k} is the top {k} in {ranking.certainty(k):.0%} of bootstrap resamples")
+    if ranking.noise_floor is not None:
+        lines.append(f"noise floor {ranking.noise_floor:.2g}: a score near it tells nothing")
+    return "\n".join([*lines, *(f"! {note}" for note in ranking.notes)])

@@ -1,25 +1,30 @@
 """One HTML page that shows scores: what they say in words, pictures, every layer's number, how they were measured.
 
-The page is self-contained: styles and pictures are inside, there is no script and no request; it follows the reader's
-light or dark setting and prints.
+The page is self-contained (report.html): styles and pictures are inside, there is no script and no request; it follows
+the reader's light or dark setting and prints. All text is escaped.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from fog_a.scores import statistics
-from fog_a.scores import text as score_text
-from fog_a.scores.canvas import NAME, UNIT
+from fog_a.errors import BadArgument
+from fog_a.scores.canvas import UNIT, kind_name
 from fog_a.scores.curves import plot_curves
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
+from fog_a.scores.ranking import Ranking, rankings
 from fog_a.scores.scores import Scores
-from fog_a.shell import page
-from fog_a.shell.page import Html, Table
+from fog_a.scores.statistics import FEW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,10 +32,38 @@ if TYPE_CHECKING:
 Picture = tuple[str, "Figure | bytes | str | os.PathLike[str]"]
 """A caption, and a Figure, PNG bytes or the path of a PNG."""
 
+PNG = b"\x89PNG\r\n\x1a\n"
+DENSITY = 1.75
+"""Picture dots per CSS pixel: sharp on dense screens, text in pictures about as large as the page's."""
+
 FIGURE_1 = (
     "Left: how much of the teacher's information a layer holds. Right: how far the velocity moves without it. "
     "The layer with the largest mean is framed."
 )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a page: numbers are set flush right, rows whose index is in `marked` stand out. Markup is kept."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    marked: frozenset[int] = frozenset()
+
+    @property
+    def alignment(self) -> list[Markup]:
+        """The class of each column's cells."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        return [Markup(' class="number"' if cells and all(map(_numeric, cells)) else "") for cells in columns]
+
+
+class Image(NamedTuple):
+    """A picture set into the page itself."""
+
+    caption: str
+    data: str
+    width: int
 
 
 def report(
@@ -44,7 +77,7 @@ def report(
     k: int = 3,
     level: float = 0.95,
 ) -> str:
-    """The page as a string; write it with `Path("report.html").write_text(page, encoding="utf-8")`.
+    """The page as a string; write it with `fog_a.files.write("report.html", page)`.
 
     Args:
         scores: one or several; each gets a section with pictures and a table per domain. One of kind "storage" and
@@ -62,129 +95,126 @@ def report(
         True
     """
     several = [scores] if isinstance(scores, Scores) else list(scores)
-    body = [f"<h1>{page.text(title)}</h1>"]
-    if lead:
-        body.append(f'<p class="lead">{page.text(lead)}</p>')
-    body.append(page.facts(facts or {}))
-    body += [page.picture(image, caption) for caption, image in figures]
-    body += [page.table(t) for t in tables]
-    for one in several:
-        body += _section(one, min(k, len(one.layers)), level)
-    body += _together(several, k, level)
-    body += [_measured(one) for one in several]
-    return page.page(title, [part for part in body if part], _foot(several))
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"shown": _shown, "percent": lambda share: f"{share:.1%}"}
+    return environment.get_template("report.html").render(
+        title=title,
+        lead=lead,
+        facts=facts or {},
+        pictures=[picture(image, caption) for caption, image in figures],
+        tables=list(tables),
+        sections=[_section(s, min(k, len(s.layers)), level) for s in several],
+        pairs=list(_pairs(several, k, level)),
+        few=FEW if any(r.n < FEW for s in several for r in rankings(s)) else None,
+    )
 
 
-def _section(scores: Scores, k: int, level: float) -> list[str]:
+def picture(image: Figure | bytes | str | os.PathLike[str], caption: str) -> Image:
+    """A matplotlib Figure, PNG bytes or a PNG file, set into the page itself."""
+    if isinstance(image, bytes):
+        data = image
+    elif isinstance(image, str | os.PathLike):
+        data = Path(image).read_bytes()
+    else:
+        buffer = io.BytesIO()
+        image.savefig(buffer, format="png")
+        data = buffer.getvalue()
+    if not data.startswith(PNG):
+        raise BadArgument(f"the picture {caption!r} is no PNG: give a matplotlib Figure, PNG bytes or a PNG file")
+    width = round(int.from_bytes(data[16:20], "big") / DENSITY)
+    return Image(caption, base64.b64encode(data).decode("ascii"), width)
+
+
+def _numeric(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
+
+
+def _shown(value: Any) -> str:
+    """Numbers to four digits, a missing one as a dash."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    return value if isinstance(value, str) else str(value)
+
+
+def _section(scores: Scores, k: int, level: float) -> dict[str, Any]:
     """Words, pictures and tables of one Scores."""
-    name = NAME.get(scores.kind, scores.kind)
-    parts = [f"<h2>{page.text(name[0].upper() + name[1:])}</h2>"]
-    parts += [f"<p>{_words(scores, d, k)}</p>" for d in scores.domain_names]
-    parts += [page.note(n) for n in dict.fromkeys(n for d in scores.domain_names for n in score_text.notes(scores, d))]
-    timed = scores.times is not None and len(scores.times) > 1
+    domains = rankings(scores)
+    name, timed = kind_name(domains[0]), domains[0].timed
+    tops = [d.top(k, level=level) for d in domains]
     caption = f"Mean per layer with {level:.0%} intervals; the best {k} of each domain in color"
     caption += ", and over flow time below." if timed else "."
-    parts.append(page.picture(plot_scores(scores, k=k, level=level), caption))
+    pictures = [picture(plot_scores(scores, k=k, level=level), caption)]
     if timed:
         caption = f"The best {k} layers over flow time, with {level:.0%} bands."
-        parts.append(page.picture(plot_curves(scores, k=k, level=level), caption))
-    for domain in scores.domain_names:
-        summary = f"All {len(scores.layers)} layers" + ("" if domain == "all" else f", {domain}")
-        parts.append(page.folded(summary, page.table(_layers(scores, domain, k, level)), len(scores.layers) <= 12))
-    return parts
+        pictures.append(picture(plot_curves(scores, k=k, level=level), caption))
+    return {
+        "heading": name[0].upper() + name[1:],
+        "words": [
+            (d, top, d.certainty(len(top)) if 0 < len(top) < len(d.layers) else None)
+            for d, top in zip(domains, tops, strict=True)
+        ],
+        "notes": dict.fromkeys(note for d in domains for note in d.notes),
+        "pictures": pictures,
+        "layers": [_layers(d, k, level) for d in domains],
+        "measured": _measured(scores),
+    }
 
 
-def _words(scores: Scores, domain: str, k: int) -> Html:
-    """What the numbers say, in a sentence or two."""
-    best = scores.top(k, domain)
-    if not best:
-        return Html("No layer has a finite score.")
-    number = {name: f"L{i + 1}" for i, name in enumerate(scores.layers)}
-    names = ", ".join(f"<strong>{number[r.layer]}</strong> <code>{page.text(r.layer)}</code>" for r in best)
-    first = best[0]
-    low, high = first.interval
-    whose = "" if domain == "all" else f"For <strong>{page.text(domain)}</strong>: "
-    said = f"{whose}{names}."
-    if scores.kind == "contribution":
-        said += (
-            f" Without {number[first.layer]} the velocity changes by {first.mean:.1%} of its norm"
-            f" (interval {low:.1%} to {high:.1%})."
-        )
-    if len(best) < len(scores.layers):
-        sure = scores.top_probability(len(best), domain)
-        said += f" This set is the top {len(best)} in {sure:.0%} of bootstrap resamples."
-    return Html(said)
-
-
-def _layers(scores: Scores, domain: str, k: int, level: float) -> Table:
+def _layers(ranking: Ranking, k: int, level: float) -> tuple[str, Table]:
     """All layers in order of execution."""
-    mean, interval = scores.mean(domain), scores.interval(level, domain, warn=False)
-    sure = scores.inclusion_probability(k, domain)
-    order = statistics.top(mean, len(mean)).tolist()
-    largest = float(np.nanmax(np.abs(mean))) if np.isfinite(mean).any() else 1.0
+    mean, interval, sure = ranking.mean, ranking.interval(level), ranking.inclusion(k)
+    largest = max((abs(mean[i]) for i in ranking.order), default=0.0) or 1.0
     rows = []
-    for i, name in enumerate(scores.layers):
-        finite = bool(np.isfinite(mean[i]))
-        share = 100 * abs(float(mean[i])) / (largest or 1.0) if finite else 0.0
+    for i, name in enumerate(ranking.layers):
+        finite = i in ranking.order
         low, high = interval[i]
-        rank = order.index(i) + 1
+        rank = ranking.order.index(i) + 1 if finite else "–"
+        width = f"{12 * abs(mean[i]) / largest if finite else 0:.2f}rem"
         rows.append(
             [
-                Html(f'<span class="rank">{rank if finite else "–"}</span>'),
+                Markup('<span class="rank">{}</span>').format(rank),
                 f"L{i + 1}",
-                Html(f"<code>{page.text(name)}</code>"),
-                Html(f"{mean[i]:.4f}" if finite else "missing"),
-                Html(f"{low:.4f} … {high:.4f}" if np.isfinite(low) else "–"),
+                Markup("<code>{}</code>").format(name),
+                f"{mean[i]:.4f}" if finite else "missing",
+                f"{low:.4f} … {high:.4f}" if np.isfinite(low) else "–",
                 f"{sure[i]:.0%}",
-                Html(f'<span class="bar" style="width:{share * 0.12:.2f}rem"></span>'),
+                Markup('<span class="bar" style="width:{}"></span>').format(width),
             ]
         )
-    named = "" if domain == "all" else f"{domain}: "
-    caption = f"{named}{score_text.count(len(scores.only(domain).ids), 'sample')}; mean is {UNIT.get(scores.kind, '')}"
+    whose = "" if ranking.domain == "all" else ranking.domain
+    caption = f"{whose}{': ' if whose else ''}{ranking.size}; mean is {UNIT.get(ranking.kind, '')}"
     columns = ("rank", "", "layer", "mean", f"{level:.0%} interval", f"in the top {k}", "")
-    return Table(caption, columns, rows, frozenset(int(i) for i in order[:k]))
+    summary = f"All {len(ranking.layers)} layers{', ' if whose else ''}{whose}"
+    return summary, Table(caption, columns, rows, frozenset(ranking.order[:k]))
 
 
-def _together(several: Sequence[Scores], k: int, level: float) -> list[str]:
+def _pairs(several: Sequence[Scores], k: int, level: float) -> Iterable[tuple[Image, Image]]:
     """Storage beside contribution, for each pair over the same layers with a common domain."""
-    parts = []
     for storage in (s for s in several if s.kind == "storage"):
         for contribution in (s for s in several if s.kind == "contribution"):
-            if storage.layers != contribution.layers or not set(storage.domains) & set(contribution.domains):
-                continue
-            scd = plot_scd(storage, contribution, level=level)
-            scatter = plot_scatter(storage, contribution, k=min(k, len(storage.layers)), level=level)
-            parts += [
-                "<h2>Where it is stored, and where it acts</h2>",
-                page.picture(scd, FIGURE_1),
-                page.picture(scatter, "A point per layer, with both intervals; colored by depth."),
-            ]
-    return parts
+            if storage.layers == contribution.layers and set(storage.domains) & set(contribution.domains):
+                scatter = plot_scatter(storage, contribution, k=min(k, len(storage.layers)), level=level)
+                yield (
+                    picture(plot_scd(storage, contribution, level=level), FIGURE_1),
+                    picture(scatter, "A point per layer, with both intervals; colored by depth."),
+                )
 
 
-def _measured(scores: Scores) -> str:
+def _measured(scores: Scores) -> dict[str, Any]:
     """How it was measured: the options and versions that repeat it."""
-    info = dict(scores.info)
-    shown: dict[str, Any] = {"samples": len(scores.ids), "layers": len(scores.layers)}
-    if scores.times is not None:
-        shown["flow times"] = ", ".join(f"{t:.3g}" for t in scores.times)
+    info = scores.info
     signature = info.get("signature") or {}
-    if isinstance(signature, Mapping):
-        shown |= {"model": signature.get("class"), "parameters": _thousands(signature.get("parameters"))}
+    count = signature.get("parameters")
+    shown: dict[str, Any] = {
+        "samples": rankings(scores)[0].size if len(scores.domain_names) == 1 else len(scores.ids),
+        "layers": len(scores.layers),
+        "flow times": None if scores.times is None else ", ".join(f"{t:.3g}" for t in scores.times),
+        "model": signature.get("class"),
+        "parameters": f"{count:,}" if isinstance(count, int) else None,
+    }
     shown |= {name: info.get(name) for name in ("strategy", "seed", "level", "teacher", "step")}
     shown |= {f"{name} version": number for name, number in dict(info.get("versions") or {}).items()}
-    shown = {name: value for name, value in shown.items() if value is not None}
-    kind = page.text(NAME.get(scores.kind, scores.kind))
-    return f"<h2>How it was measured: {kind}</h2>" + page.facts(shown)
-
-
-def _thousands(number: Any) -> str | None:
-    return f"{number:,}" if isinstance(number, int) else None
-
-
-def _foot(several: Sequence[Scores]) -> str:
-    few = any(len(s.only(d).ids) < statistics.FEW for s in several for d in s.domain_names)
-    said = "Intervals are bootstrap-t over samples (a sample's flow times are averaged first), stratified by domain."
-    if few:
-        said += f" Below {statistics.FEW} samples they cannot promise their level."
-    return said + " Made with fog_a."
+    return {name: value for name, value in shown.items() if value is not None}

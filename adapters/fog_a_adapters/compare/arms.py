@@ -29,7 +29,8 @@ from fog_a.probing.bitc import BiTC
 from fog_a.probing.gradnorm import gradnorm
 from fog_a.probing.lasp import lasp
 from fog_a.scores.scores import Scores
-from fog_a.scores.selection import Selection, select
+from fog_a.scores.select import select
+from fog_a.scores.selection import Selection
 from fog_a.teachers.weightless import SelfTeacher
 
 ARMS = ("base", "fixed", "shallow", "deep", "random", "lasp", "gradnorm", "foga")

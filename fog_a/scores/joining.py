@@ -1,0 +1,70 @@
+"""Several measurements joined to one: the same clip stays one clip, and strangers are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fog_a.errors import ShapeMismatch
+from fog_a.scores.files import plain
+from fog_a.scores.ranking import check_layers
+
+Fields = Mapping[str, Any]
+"""Those of Scores, by name."""
+
+
+def joined(parts: Sequence[Fields]) -> dict[str, Any]:
+    """The fields of Scores that hold the samples of all. Raises ShapeMismatch where they are not of one measurement."""
+    first = parts[0]
+    for other in parts[1:]:
+        _check_alike(first, other)
+    parts = _apart(parts)
+    said = {
+        key: list(dict.fromkeys(str(n) for p in parts for n in p["info"].get(key) or ()))
+        for key in ("notes", "warnings")
+        if any(p["info"].get(key) for p in parts)
+    }
+    rows = {name: tuple(x for p in parts for x in p[name]) for name in ("domains", "ids", "groups")}
+    values = np.concatenate([p["values"] for p in parts])
+    return {**first, **rows, "values": values, "info": {**first["info"], **said}}
+
+
+def _check_alike(a: Fields, b: Fields) -> None:
+    check_layers(a["layers"], b["layers"])
+    for name in ("times", "kind"):
+        if a[name] != b[name]:
+            raise ShapeMismatch(
+                f"cannot concat scores whose {name} differ: {a[name]} and {b[name]}. Measure both with the same call"
+            )
+    ways = [s["info"].get("method", "exact") for s in (a, b)]
+    if ways[0] != ways[1]:
+        raise ShapeMismatch(f"cannot concat scores of method {ways[0]} and of {ways[1]}. Measure both with one method")
+    mine, theirs = (plain(s["info"].get("signature") or {}) for s in (a, b))
+    if mine and theirs and mine != theirs:
+        if {**mine, "weights": None} == {**theirs, "weights": None}:
+            raise ShapeMismatch(
+                "cannot concat scores of two checkpoints of a model (the weights in info['signature'] differ). "
+                "Compare them: a.agreement(b)"
+            )
+        raise ShapeMismatch("cannot concat scores of two different models (their info['signature'] differ)")
+
+
+def _apart(parts: Sequence[Fields]) -> list[dict[str, Any]]:
+    """The parts with other numbers for samples that have no name, unless the same samples were seen before."""
+    result: list[dict[str, Any]] = []
+    for part in parts:
+        numbers, start = tuple(map(str, range(len(part["ids"])))), sum(len(p["ids"]) for p in result)
+        twin = any(_alike(p["values"], part["values"]) for p in result)
+        if part["groups"] == part["ids"] == numbers and not twin:
+            numbers = tuple(str(start + i) for i in range(len(numbers)))
+            part = {**part, "ids": numbers, "groups": numbers}
+        result.append({**part})
+    return result
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the one holds the first rows of the other."""
+    rows = min(len(a), len(b))
+    return np.array_equal(a[:rows], b[:rows], equal_nan=True)
