@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
-from fog_a.finding.streams import Flow, Update, operands
+from fog_a.finding.streams import Flow, Update, operands, reached
 from fog_a.finding.trace import Call
 
 _ZERO_STAYS_ZERO = frozenset(
@@ -83,14 +83,38 @@ def _owner(flow: Flow, u: Update) -> int:
 
 
 def _contains(flow: Flow, u: Update, call: int) -> bool:
-    """Does the whole branch, from the fork to the sum, run inside this call?"""
-    fork = flow.forks[u.fork]
+    """Does the branch run inside this call: from the stream, as the call gets it or has it, to the sum? What scales or
+    shifts the branch may come from outside (a condition made of the stream's own first value); the branch may not."""
+    roots = u.roots
     trunk = flow.bypass if u.projection else flow.trunk
     if u.projection and not _visible(flow, u.fork, call):
         return False
+    homes = frozenset(v for v in flow.trace.calls[call].inputs.values() if trunk[v] & roots)
+    if not reached(flow, u.branch, roots, call, homes, carried=trunk):
+        return False
     met = met_inputs(flow, u.branch, call, u.fork)
-    home = [w for w in met if w == u.fork or trunk[w] & fork]
-    return bool(home) and not any(flow.bends[w] & fork for w in met if w not in home)
+    if not any(flow.bends[w] & roots for w in met if w not in homes and w != u.fork):
+        return True
+    return not any(flow.bends[w] & roots for w in _sources(flow, u, call) if w not in homes)
+
+
+def _sources(flow: Flow, u: Update, call: int) -> list[int]:
+    """Where the way back from the branch by its larger factors and summands enters the call, or () if it ends in it."""
+    given = set(flow.trace.calls[call].inputs.values())
+    todo, seen, met = [u.branch], set[int](), list[int]()
+    while todo:
+        v = todo.pop()
+        if v in seen:
+            continue
+        seen.add(v)
+        if v in given:
+            met.append(v)
+            continue
+        every, pieces = _zero_if(flow, u, v, call)
+        if not pieces:
+            return []
+        todo += pieces if every else pieces[:1]
+    return met
 
 
 def _visible(flow: Flow, v: int, call: int) -> bool:
@@ -136,7 +160,7 @@ def parts(flow: Flow, u: Update) -> list[Part] | None:
         if calls:
             closed[v] = frozenset([_part(flow, u, v, calls)])
         else:
-            needs[v] = _zero_if(flow, u, v)
+            needs[v] = _zero_if(flow, u, v, u.owner)
             todo += needs[v][1]
     for v in sorted(needs):  # what a value is made of is older
         every, pieces = needs[v]
@@ -149,10 +173,10 @@ def parts(flow: Flow, u: Update) -> list[Part] | None:
     return None if best is None else sorted(best, key=lambda p: p.call)
 
 
-def _zero_if(flow: Flow, u: Update, v: int) -> tuple[bool, list[int]]:
+def _zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
     """A value is zero if every one of these operands is, or (False) if the first that can be made zero is."""
     op = flow.trace.values[v].op
-    if op is None or not flow.trace.inside(op.call, u.owner):
+    if op is None or not flow.trace.inside(op.call, call):
         return True, []
     name, fork = base(op.name), flow.forks[u.fork]
     pieces = [p for p in operands(op, flow) if flow.any[p] & fork]

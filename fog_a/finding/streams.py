@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fog_a.finding.operations import LINEAR, MOVE, NORM, POINTWISE, POOL, SCALE, SUM, base, bending, mixing
 from fog_a.finding.trace import Op, Ref, Trace
@@ -36,6 +37,8 @@ class Update:
     projection: bool
     owner: int = 0
     order: int = 0
+    roots: int = 0
+    """Forks of the stream that the branch starts from: the latest, and older ones that it bends."""
 
 
 @dataclass
@@ -273,9 +276,37 @@ def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update 
     if not common or flow.wholly[b] & flow.trunk[s]:  # b is that stream itself, normed: two streams meet
         return None
     fork = flow.latest(common)
-    if not flow.bends[b] & flow.forks[fork]:
-        return None
-    return Update(op, out, s, b, fork, projection=False, order=order)
+    roots = flow.forks[fork]
+    if not flow.bends[b] & roots:
+        roots |= reached(flow, b, common)  # linear in the newest value, not in an older one (weights made once)
+        if roots == flow.forks[fork]:
+            return None
+    return Update(op, out, s, b, fork, projection=False, order=order, roots=roots)
+
+
+def reached(
+    flow: Flow, start: int, forks: int, call: int = -1, homes: Any = (), carried: Any = None
+) -> int:
+    """The forks (or homes: values that carry some) where the ways back from `start`, inside `call`, come to an end
+    after something nonlinear and something mixing."""
+    trace, found = flow.trace, 0
+    todo, seen = [(start, not flow.linear, True)], set[tuple[int, bool, bool]]()
+    while todo:
+        step = todo.pop()
+        v, bend, mix = step
+        if step in seen or not flow.any[v] & forks:
+            continue
+        seen.add(step)
+        if flow.forks.get(v, 0) & forks or v in homes:
+            found |= 0 if bend or mix else (carried or flow.trunk)[v] & forks | flow.forks.get(v, 0) & forks
+            continue
+        op = trace.values[v].op
+        if op is None or (v in flow.by_sum if call < 0 else not trace.inside(op.call, call)):
+            continue  # by_sum: another stream
+        name = base(op.name)
+        bend = bend and not bending(name) and not _shared(flow, op, name) & forks
+        todo += [(r, bend, mix and not mixing(name)) for r in op.reads]
+    return found
 
 
 def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
@@ -285,4 +316,4 @@ def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Upd
     fork = flow.latest(common)
     if not flow.both[b] & flow.forks[fork]:
         return None
-    return Update(op, out, s, b, fork, projection=True, order=order)
+    return Update(op, out, s, b, fork, projection=True, order=order, roots=flow.forks[fork])
