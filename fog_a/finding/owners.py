@@ -157,7 +157,9 @@ def parts(flow: Flow, u: Update) -> list[Part] | None:
             for c in giving(flow, v)
             if not flow.trace.inside(u.op.call, c.id) and flow.trace.inside(c.id, u.owner) and c.id != u.owner
         ]
-        if calls:
+        if v == u.fork or flow.trunk[v] & flow.forks[u.fork]:
+            closed[v] = None  # the stream itself: it must stay
+        elif calls:
             closed[v] = frozenset([_part(flow, u, v, calls)])
         else:
             needs[v] = _zero_if(flow, u, v, u.owner)
@@ -185,9 +187,16 @@ def _zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]
     if name in SCALE:  # the larger factor is the value, the other one its gate
         return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
     if name in SUM:
-        return True, pieces if len(pieces) == len(operands(op, flow)) else []
+        rest = [p for p in operands(op, flow) if p not in pieces and not _zero(flow, p)]
+        return True, [] if rest else pieces
     stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)
     return True, pieces if stays else []
+
+
+def _zero(flow: Flow, v: int) -> bool:
+    """Was it made as zeros, to gather a sum in?"""
+    op = flow.trace.values[v].op
+    return op is not None and base(op.name) in ("zeros", "zeros_like", "new_zeros", "zero")
 
 
 def giving(flow: Flow, v: int) -> list[Call]:

@@ -232,9 +232,11 @@ def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
     small = [v for v in pieces if flow.full[v] != size]
     for v in whole:
         others = [w for w in pieces if w != v]
-        if len(whole) == 1 and small and any(flow.any[w] & flow.trunk[v] for w in others):
-            _carry(flow, out, [v], (flow.level, flow.bypass, flow.passed))  # x · rsqrt(mean x²): a norm
-        elif any(flow.any[w] & flow.trunk[v] for w in others):
+        common = [c for w in others if (c := flow.any[w] & flow.trunk[v])]
+        if common and len(whole) == 1 and small:  # x · rsqrt(mean x²): a norm
+            if not any(flow.mixed[w] & flow.forks[flow.latest(c)] for w, c in zip(others, common, strict=False)):
+                _carry(flow, out, [v], (flow.level, flow.bypass, flow.passed))
+        elif common:
             continue
         elif len(whole) == 1 or not any(flow.inputs[w] for w in others):
             _carry(flow, out, [v], (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
