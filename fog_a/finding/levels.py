@@ -41,6 +41,8 @@ class Levels:
         self.owned = {c: self._branches(updates) for c, updates in owned.items()}
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
         self.like = Likeness(flow, self.owned, self.busy)
+        self._below: dict[int, list[Layer]] = {}
+        self._is_layer: dict[int, bool] = {}
 
     def _branches(self, updates: list[Update]) -> list[Branch]:
         return [Branch(u, tuple(parts(self.flow, u) or ())) for u in updates]
@@ -49,6 +51,11 @@ class Levels:
 
     def layers(self, call: int = 0) -> list[Layer]:
         """The layers below a call that is none itself, in order of execution."""
+        if call not in self._below:
+            self._below[call] = self._layers(call)
+        return self._below[call]
+
+    def _layers(self, call: int) -> list[Layer]:
         found: list[Layer] = []
         taken: set[int] = set()
         for layer in self._groups(call, lone=True):
@@ -126,7 +133,30 @@ class Levels:
         """Is this a residual inside the branch of another?"""
         return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others if o is not u)
 
+    def _holds_layers(self, call: int) -> bool:
+        """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
+        same module each time it runs, or holds its own kind (a U-net by recursion), or its layers stand elsewhere, too."""
+        me, flow = self.calls[call], self.flow
+        if call not in self.busy or len(inner := self.layers(call)) < 2:
+            return False
+        again = {c.name for c in self.calls if c.kind is me.kind and c.id in self.busy and not flow.trace.inside(c.id, call)}
+        if flow.trace.times[me.name] > 1 and not again - {me.name}:
+            return True
+        owners = [self.calls[c] for c in self.owned]
+        nested = (c.id for c in owners if c.kind is me.kind and c.id != call)
+        if any(flow.trace.inside(c, call) or flow.trace.inside(call, c) for c in nested):
+            return True
+        held = {self.like.signature(self.calls[x.call]) for x in inner if x.call is not None}
+        units = [c.id for c in self.calls if c.kind is me.kind]
+        outside = (c for c in owners if not any(flow.trace.inside(c.id, unit) for unit in units))
+        return any(self.like.signature(c) in held for c in outside)
+
     def is_layer(self, call: int) -> bool:
+        if call not in self._is_layer:
+            self._is_layer[call] = self._judge(call)
+        return self._is_layer[call]
+
+    def _judge(self, call: int) -> bool:
         me = self.calls[call]
         if not me.name:
             return False
@@ -140,6 +170,8 @@ class Levels:
             readers = {p.reader for g in groups for b in g.branches for p in b.parts}
             several = len(groups) > 1 or (len(groups) == 1 and self.like.of_items(call, readers))
             if several and not (listed and (apart or all(len(g.branches) == 1 for g in groups))):
+                return False
+            if self._holds_layers(call):
                 return False
             if alike or self.like.adders[me.kind] > 1:
                 return True
@@ -168,11 +200,7 @@ class Levels:
     def _groups(self, call: int, lone: bool = False) -> list[Layer]:
         """The branches that `call` adds itself, as layers: by list item, or by the smallest period of their kinds; with
         `lone` also single ones outside any list, if another like them is added."""
-        mine = [
-            b
-            for b in self.owned.get(call, [])
-            if b.parts and not self._aside(b) and not self._skips(b, self.owned[call])
-        ]
+        mine = self._steps([b for b in self.owned.get(call, []) if b.parts and not self._aside(b)], self.owned.get(call, []))
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []
         for b in sorted(mine, key=lambda b: b.update.order):
@@ -197,6 +225,20 @@ class Levels:
             Layer(None, tuple(g), min(self.calls[p.call].start for b in g for p in b.parts), self._name(g))
             for g in kept
         ]
+
+    def _steps(self, branches: list[Branch], beside: Sequence[Branch]) -> list[Branch]:
+        """Those that are no long skips. What comes from the same list as a step is one (WaveNet's last layer)."""
+        steps = [b for b in branches if not self._skips(b, beside) and not self._around(b, beside)]
+        lists = {pattern(self.calls[p.call].name) for b in steps for p in b.parts if self.calls[p.call].name[-1].isdigit()}
+        return [b for b in branches if b in steps or lists & {pattern(self.calls[p.call].name) for p in b.parts}]
+
+    def _around(self, b: Branch, beside: Sequence[Branch]) -> bool:
+        """Is this around a whole network (`x + dt * net(x, t)`), the only one that is added here?"""
+        names = {self.calls[p.call].name for x in beside for p in x.parts}
+        return len(names) == 1 and len(b.parts) == 1 and len(self.layers_in(b.parts[0].call)) > 1
+
+    def layers_in(self, call: int) -> list[Layer]:
+        return self.layers(call) if call in self.busy else []
 
     def _kept(self, b: Branch) -> bool:
         """Of one module's sums in a loop: is theirs the stream that is given out, rather than a recurrence's state?"""
