@@ -28,6 +28,7 @@ from fog_a.finding.levels import Layer, Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import Branch, own
 from fog_a.finding.passages import through
+from fog_a.finding.sides import sides
 from fog_a.finding.streams import Update, analyse
 from fog_a.finding.trace import Call, Trace, record
 from fog_a.flows.batches import Forward
@@ -133,15 +134,17 @@ class Finder:
         for b in layer.branches:
             needs |= self.flow.inputs[b.update.branch]
         passages = through(self.flow, layer.call) if layer.call is not None else {}
-        if layer.call is not None and passages:
-            me = self.trace.calls[layer.call]
-            gate_points = (self._gate(layer.call, {**passages, **dict.fromkeys(self.levels.aside[layer.call])}),)
-            form, definition = "stream", "identity"
-        else:
-            if not branches or len(branches) < len(layer.branches):
-                return None
-            gate_points = tuple(self._gates(branches))
-            form, definition = ("stream" if layer.call is not None else "branch"), "branches"
+        open_ones = [b for b in layer.branches if not self._carried(b.update, layer.call, passages)]
+        if any(not b.parts for b in open_ones) or not (passages or open_ones):
+            return None
+        gate_points = self._gates(open_ones)
+        if layer.call is not None:
+            updates = [b.update for b in open_ones]
+            beside = sides(self.flow, layer.call, passages, updates)
+            give = {**passages, **dict.fromkeys(beside)}
+            gate_points = [*([self._gate(layer.call, give)] if give else []), *gate_points]
+        form = "branch" if layer.call is None else "stream"
+        definition = "branches" if open_ones else "identity"
         if layer.call is not None:
             me = self.trace.calls[layer.call]
             name = me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
@@ -157,9 +160,18 @@ class Finder:
             inputs=self._names(needs),
             parts=tuple(dict.fromkeys(self.trace.calls[p.reader].name for b in branches for p in b.parts)),
             main=not self.target or bool(needs & self.target),
-            gate_points=gate_points,
+            gate_points=tuple(gate_points),
             outputs=tuple(taps),
         )
+
+    def _carried(self, u: Update, call: int | None, passages: dict[LeafPath, Source]) -> bool:
+        """Is the update removed where these outputs of the call give back its inputs?"""
+        if call is None:
+            return False
+        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
+        ways = [self.flow.passed[v] | self.flow.bypass[v] for v in outs.values()]
+        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in passages]
+        return any(way & bit for way in mine) or bool(passages and not any(way & bit for way in ways))
 
     def branches(self, layer: Layer) -> list[ResidualBlock]:
         """The single branches of a layer as blocks of their own; x + (attention + mlp) has two."""

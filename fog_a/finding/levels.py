@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fog_a.blocks.tree import LeafPath
 from fog_a.finding.likeness import Likeness, item, numbered, pattern, period
 from fog_a.finding.owners import Branch, parts
 from fog_a.finding.passages import chain, through
@@ -37,7 +36,6 @@ class Levels:
     def __init__(self, flow: Flow, owned: dict[int, list[Update]]) -> None:
         self.flow = flow
         self.calls = flow.trace.calls
-        self.aside: dict[int, set[LeafPath]] = defaultdict(set)
         self.owned = {c: self._branches(updates) for c, updates in owned.items()}
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
         self.like = Likeness(flow, self.owned, self.busy)
@@ -123,11 +121,8 @@ class Levels:
 
     def _aside(self, b: Branch) -> bool:
         """Is this what layers give out beside their stream, for the parent to add to another? Then it is theirs."""
-        streams = {p: through(self.flow, p.call) for p in b.parts if p.call in self.busy}
-        aside = {p: given for p, given in streams.items() if given and not given.keys() & set(p.leaves)}
-        for p in aside:
-            self.aside[p.call].update(p.leaves)
-        return bool(aside)
+        streams = [(p, through(self.flow, p.call)) for p in b.parts if p.call in self.busy]
+        return any(passages and not passages.keys() & set(p.leaves) for p, passages in streams)
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""

@@ -47,12 +47,32 @@ def own(flow: Flow) -> dict[int, list[Update]]:
         u.owner = _owner(flow, u)
         if u.owner >= 0 and (u.op.call == u.owner or _goes_on(flow, u)):
             owned.setdefault(u.owner, []).append(u)
+    owned = {call: [u for u in updates if not _kept_inside(flow, u, updates)] for call, updates in owned.items()}
     forks = Counter((call, u.fork) for call, updates in owned.items() for u in updates)
     return {
         call: kept
         for call, updates in owned.items()
         if (kept := [u for u in updates if forks[call, u.fork] == 1 or _leads_on(flow, u)])
     }
+
+
+def _kept_inside(flow: Flow, u: Update, beside: list[Update]) -> bool:
+    """Is the sum read for the branches of these others alone (values mixed with the first layer's)? It is no stream."""
+    if not any(o is not u and o.fork < u.sum and flow.any[o.branch] & flow.forks[u.sum] for o in beside):
+        return False
+    if any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in flow.updates):
+        return False  # it goes on from an update, or an update from it
+    todo, seen = [u.sum], set[int]()
+    while todo:
+        v = todo.pop()
+        if v == flow.trace.output or any(not flow.trace.inside(op.call, u.owner) for op in flow.readers.get(v, ())):
+            return False
+        for op in flow.readers.get(v, ()):
+            update = flow.by_sum.get(op.makes[0])
+            if update is None or update.stream == v or update.owner != u.owner:
+                todo += [w for w in op.makes if w not in seen]
+                seen.update(op.makes)
+    return True
 
 
 def _leads_on(flow: Flow, u: Update) -> bool:

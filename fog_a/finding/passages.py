@@ -138,7 +138,7 @@ class Replay:
         if name in MOVE or name == "alias":
             return self._moved(v, op, dict(held))
         if name in SUM:
-            return self._summed(v, held)
+            return self._summed(v, op, held)
         if name in SCALE:
             trunk, level = self.flow.trunk, self.flow.level
             whole = [h for h in held if not trunk[h[0]] or trunk[h[0]] & trunk[v]]
@@ -146,9 +146,9 @@ class Replay:
             return self._fit(v, *whole[0]) if whole else None
         return replace(self._fit(v, *held[0]), bent=True) if held[0][1].updated else None  # a norm or activation
 
-    def _summed(self, v: int, held: list[tuple[int, Carried]]) -> Carried | None:
+    def _summed(self, v: int, op: Op, held: list[tuple[int, Carried]]) -> Carried | None:
         if len(held) == 1:
-            return self._fit(v, *held[0])
+            return self._fit(v, *held[0], updated=held[0][1].updated or self._computed(op, held[0][0]))
         main = [(p, c) for p, c in held if c.upstream or c.updated]
         if len(main) == 1:
             return self._fit(v, *main[0])
@@ -159,6 +159,14 @@ class Replay:
         if main:
             raise _Conflict
         return self._fit(v, *held[0])
+
+    def _computed(self, op: Op, stream: int) -> bool:
+        """Is something added that the call computes of another of its streams (coupled streams, an accumulator)?"""
+        mine = 0
+        for v in self.leaf_of:
+            mine |= self.flow.trunk[v]
+        rest = (p for p in operands(op, self.flow) if p != stream and self._inside(p) is not None)
+        return any(self.flow.bends[p] & mine for p in rest)
 
     def _fit(self, v: int, p: int, c: Carried, updated: bool | None = None) -> Carried:
         """The same elements in `v`, which has p's shape or one that p is broadcast to."""

@@ -16,6 +16,7 @@ so that the highest common bit is the latest fork.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -65,6 +66,30 @@ class Flow:
     named: dict[int, int] = field(default_factory=dict)  # model input → its bit
     linear: bool = False  # whether a mixing path alone makes an update
     givers: dict[int, list[int]] = field(default_factory=dict)  # value → the calls that give it out
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[Op]]:
+        """The operations that read a value."""
+        readers: dict[int, list[Op]] = {}
+        for op in self.trace.ops:
+            for v in op.reads:
+                readers.setdefault(v, []).append(op)
+        return readers
+
+    @functools.cached_property
+    def line(self) -> set[int]:
+        """The values from which the output is reached without going through the branch of an update."""
+        outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
+        todo, line = list(outs), set[int]()
+        while todo:
+            v = todo.pop()
+            if v in line:
+                continue
+            line.add(v)
+            op, update = self.trace.values[v].op, self.by_sum.get(v)
+            if op is not None:
+                todo += op.reads if update is None else [update.stream]
+        return line
 
     @property
     def bends(self) -> list[int]:

@@ -1,0 +1,62 @@
+"""What a layer gives out beside its stream.
+
+What ends in a sum that reaches v (a prediction, a trend, WaveNet's skip) is a part of the layer's update: it is closed
+with it. What is read otherwise (values, masks, caches, codes) stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fog_a.blocks.tree import LeafPath
+from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
+from fog_a.finding.streams import Flow, Update, operands
+from fog_a.finding.trace import Op
+
+
+def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collection[Update]) -> list[LeafPath]:
+    """The output leaves of a layer that are closed with it, beside those that carry its streams."""
+    outs, trace = flow.trace.calls[call].outputs, flow.trace
+    main = {outs[p] for p in streams} | {
+        v for v in outs.values() for u in updates if flow.passed[v] & flow.forks[u.sum]
+    }
+    if not main:
+        return []
+    taken = {*main, *trace.calls[call].inputs.values()}
+    fresh = {p: v for p, v in outs.items() if trace.values[v].floating and v not in taken and flow.bent[v]}
+    return [p for p, v in fresh.items() if _summed(flow, v, call)]
+
+
+def _summed(flow: Flow, v: int, call: int) -> bool:
+    """Does what is made of this value by linear steps, outside the call, end in a sum on the way to the output?"""
+    todo, seen = [v], set[int]()
+    while todo:
+        w = todo.pop()
+        if w in seen:
+            continue
+        seen.add(w)
+        for op in flow.readers.get(w, ()):
+            if flow.trace.inside(op.call, call) or not op.makes:
+                continue
+            if _is_sum(flow, op, w):
+                if op.makes[0] in flow.line:
+                    return True
+            elif _linear(flow, op):
+                todo += op.makes
+    return False
+
+
+def _is_sum(flow: Flow, op: Op, v: int) -> bool:
+    name = base(op.name)
+    if name in ("sum", "mean"):  # of what was stacked or joined
+        made = flow.trace.values[op.reads[0]].op
+        return made is not None and base(made.name) in ("stack", "cat")
+    return name in SUM and len(operands(op, flow)) > 1
+
+
+def _linear(flow: Flow, op: Op) -> bool:
+    """Is the result zero where the one operand that depends on the input is?"""
+    name = base(op.name)
+    if name in MOVE or name in POOL or name == "alias" or (name in SUM and len(operands(op, flow)) == 1):
+        return True
+    return name in (SCALE | LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
