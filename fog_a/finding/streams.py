@@ -64,6 +64,7 @@ class Flow:
     values: list[int] = field(default_factory=list)  # bit → value
     full: list[int] = field(default_factory=list)  # elements before any expansion
     named: dict[int, int] = field(default_factory=dict)  # model input → its bit
+    coupled: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # order → stream, branch, fork
     linear: bool = False  # whether a mixing path alone makes an update
     givers: dict[int, list[int]] = field(default_factory=dict)  # value → the calls that give it out
 
@@ -119,8 +120,48 @@ def operands(op: Op, flow: Flow) -> list[int]:
 
 
 def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) -> Flow:
-    """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit."""
-    flow = Flow(trace, named=model_inputs, linear=linear)
+    """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit.
+
+    Streams may be coupled, one updated from the other only: (h, s) → (h + f(h), s + g(h')). Such sums are seen once the
+    streams are known, so a trace that has some is gone through again."""
+    flow = _analyse(trace, model_inputs, linear, {})
+    if coupled := _coupled(flow):
+        flow = _analyse(trace, model_inputs, linear, coupled)
+        chained = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and _chained(flow, u)}
+        if chained != coupled:
+            flow = _analyse(trace, model_inputs, linear, chained)
+    return flow
+
+
+def _coupled(flow: Flow) -> dict[int, tuple[int, int, int]]:
+    """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
+    streams, found = 0, {}
+    for u in flow.updates:
+        streams |= flow.trunk[u.stream] | flow.forks[u.sum]
+    for order, op in enumerate(flow.trace.ops if streams else ()):
+        if base(op.name) not in ("add", "sub") or not op.makes or op.makes[0] in flow.by_sum:
+            continue
+        pair = [v for v in operands(op, flow) if flow.full[v] == flow.full[op.makes[0]]]
+        if len(pair) != 2:
+            continue
+        for s, b in (pair, pair[::-1]) if base(op.name) == "add" else (pair,):
+            newest = flow.latest(flow.any[b] & streams) if flow.any[b] & streams else None
+            bit = 0 if newest is None else flow.forks[newest]
+            if flow.bends[b] & bit and not (flow.any[s] | flow.passed[b]) & bit:
+                found[order] = (s, b, newest)
+    return found
+
+
+def _chained(flow: Flow, u: Update) -> bool:
+    """Does the coupled stream go on from another update of it, or to one, made of another value?"""
+    others = [o for o in flow.updates if o.fork != u.fork]
+    return any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in others)
+
+
+def _analyse(
+    trace: Trace, model_inputs: dict[int, int], linear: bool, coupled: dict[int, tuple[int, int, int]]
+) -> Flow:
+    flow = Flow(trace, named=model_inputs, linear=linear, coupled=coupled)
     n = len(trace.values)
     for name in ("inputs", "origin", "any", "bent", "mixed", "both", "trunk", "level", "bypass", "passed", "wholly"):
         setattr(flow, name, [0] * n)
@@ -286,6 +327,9 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
         update = _update(flow, op, order, a, b, out) or (None if name == "sub" else _update(flow, op, order, b, a, out))
         update = update or _projection(flow, op, order, a, b, out)
         update = update or (None if name == "sub" else _projection(flow, op, order, b, a, out))
+    if update is None and order in flow.coupled:
+        s, b, fork = flow.coupled[order]
+        update = Update(op, out, s, b, fork, projection=False, order=order, roots=flow.forks[fork])
     carried = whole if update is None else [] if update.projection else [update.stream]
     _carry(flow, out, carried, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
     if update is not None:
