@@ -110,7 +110,8 @@ def _contains(flow: Flow, u: Update, call: int) -> bool:
     if u.projection and not _visible(flow, u.fork, call):
         return False
     homes = frozenset(v for v in flow.trace.calls[call].inputs.values() if trunk[v] & roots)
-    if not reached(flow, u.branch, roots, call, homes, carried=trunk):
+    starts = frozenset(v for v in flow.trace.calls[call].inputs.values() if trunk[v] & u.starts)
+    if not reached(flow, u.branch, u.starts, call, starts, carried=trunk):
         return False
     met = met_inputs(flow, u.branch, call, u.fork)
     if not any(flow.bends[w] & roots for w in met if w not in homes and w != u.fork):

@@ -40,6 +40,8 @@ class Update:
     order: int = 0
     roots: int = 0
     """Forks of the stream that the branch starts from: the latest, and older ones that it bends."""
+    starts: int = 0
+    """… and the newest value of any stream that it bends: of coupled streams another's."""
 
 
 @dataclass
@@ -130,14 +132,24 @@ def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) ->
         chained = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and _chained(flow, u)}
         if chained != coupled:
             flow = _analyse(trace, model_inputs, linear, chained)
+    streams = _streams(flow)
+    for u in flow.updates:
+        newest = flow.any[u.branch] & streams
+        u.starts = u.roots | (flow.forks[flow.latest(newest)] & flow.bends[u.branch] if newest else 0)
     return flow
+
+
+def _streams(flow: Flow) -> int:
+    """The forks that lie on streams."""
+    streams = 0
+    for u in flow.updates:
+        streams |= flow.trunk[u.stream] | flow.forks[u.sum]
+    return streams
 
 
 def _coupled(flow: Flow) -> dict[int, tuple[int, int, int]]:
     """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
-    streams, found = 0, {}
-    for u in flow.updates:
-        streams |= flow.trunk[u.stream] | flow.forks[u.sum]
+    streams, found = _streams(flow), {}
     for order, op in enumerate(flow.trace.ops if streams else ()):
         if base(op.name) not in ("add", "sub") or not op.makes or op.makes[0] in flow.by_sum:
             continue
@@ -385,6 +397,12 @@ def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Upd
     if not common or flow.trunk[s] & flow.any[b]:
         return None
     fork = flow.latest(common)
-    if not flow.both[b] & flow.forks[fork]:
+    if not flow.both[b] & flow.forks[fork] or _meets(flow, b, fork):
         return None
     return Update(op, out, s, b, fork, projection=True, order=order, roots=flow.forks[fork])
+
+
+def _meets(flow: Flow, b: int, fork: int) -> bool:
+    """Is `b` itself a stream, normed, that does not come from this fork? Two lanes meet, nothing is updated."""
+    bit = flow.forks[fork]
+    return any(flow.level[b] & flow.forks[w.sum] and not flow.any[w.stream] & bit for w in flow.updates)
