@@ -12,7 +12,7 @@ import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.levels import Layer, Levels
 from fog_a.finding.likeness import pattern
-from fog_a.finding.owners import Branch, own
+from fog_a.finding.owners import Branch, giving, own
 from fog_a.finding.passages import through
 from fog_a.finding.sides import sides
 from fog_a.finding.streams import Update, analyse
@@ -134,15 +134,18 @@ class Finder:
         for b in layer.branches:
             needs |= self.flow.inputs[b.update.branch]
         passages = through(self.flow, layer.call) if layer.call is not None else {}
-        open_ones = [b for b in layer.branches if not self._carried(b.update, layer.call, passages)]
+        give: dict[LeafPath, Source | None] = dict(passages)
+        open_ones = [b for b in layer.branches if not self._carried(b.update, layer.call, give)]
+        if layer.call is not None:
+            updates = [b.update for b in open_ones if b.parts]
+            give |= dict.fromkeys(sides(self.flow, layer.call, passages, updates))
+            open_ones = [b for b in open_ones if not self._carried(b.update, layer.call, give)]
         if any(not b.parts for b in open_ones) or not (passages or open_ones):
             return None
-        gate_points = self._gates(open_ones)
-        if layer.call is not None:
-            updates = [b.update for b in open_ones]
-            beside = sides(self.flow, layer.call, passages, updates)
-            give = {**passages, **dict.fromkeys(beside)}
-            gate_points = [*([self._gate(layer.call, give)] if give else []), *gate_points]
+        if layer.call is None or not open_ones:
+            gate_points = self._gates(branches) if layer.call is None else [self._gate(layer.call, give)]
+        else:
+            gate_points = self._inside(layer.call, give, open_ones, branches)
         form = "branch" if layer.call is None else "stream"
         definition = "branches" if open_ones else "identity"
         if layer.call is not None:
@@ -164,14 +167,42 @@ class Finder:
             outputs=tuple(taps),
         )
 
-    def _carried(self, u: Update, call: int | None, passages: dict[LeafPath, Source]) -> bool:
+    def _inside(
+        self,
+        call: int,
+        give: dict[LeafPath, Source | None],
+        open_ones: Sequence[Branch],
+        branches: Sequence[Branch],
+    ) -> list[GatePoint]:
+        """The gates of a layer whose updates its own output cannot close: at its parts; at its output what has none."""
+        outs = self.trace.calls[call].outputs
+        parts: dict[int, dict[LeafPath, None]] = {}
+        for path in [p for p, source in give.items() if source is None]:
+            inner = [c for c in giving(self.flow, outs[path]) if c.id != call and self.trace.inside(c.id, call)]
+            if inner:
+                parts.setdefault(inner[-1].id, {}).update(
+                    {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
+                )
+                del give[path]
+        closed = {p: source for p, source in give.items() if source is not None}
+        others = [b for b in branches if b not in open_ones and self._carried(b.update, call, closed)]
+        if others and all(b.parts for b in others):
+            give = {p: source for p, source in give.items() if source is None}
+            open_ones = [*open_ones, *others]
+        for b in open_ones:
+            for part in b.parts:
+                parts.setdefault(part.call, {}).update(dict.fromkeys(part.leaves))
+        outer = [self._gate(call, give)] if give else []
+        return [*outer, *(self._gate(c, leaves) for c, leaves in sorted(parts.items()))]
+
+    def _carried(self, u: Update, call: int | None, give: Mapping[LeafPath, Source | None]) -> bool:
         """Is the update removed where these outputs of the call give back its inputs?"""
         if call is None:
             return False
         outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
         ways = [self.flow.passed[v] | self.flow.bypass[v] for v in outs.values()]
-        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in passages]
-        return any(way & bit for way in mine) or bool(passages and not any(way & bit for way in ways))
+        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in give]
+        return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
 
     def branches(self, layer: Layer) -> list[ResidualBlock]:
         """The single branches of a layer as blocks of their own; x + (attention + mlp) has two."""

@@ -96,10 +96,13 @@ class Levels:
         return tuple(sorted(found, key=lambda b: b.update.order))
 
     def _spans(self, u: Update, others: list[Update]) -> bool:
-        """A long skip: its branch contains other steps of the same trunk."""
+        """A long skip: its branch contains other steps of the same trunk, which ends in it."""
         fork = self.flow.forks[u.fork]
         return any(
-            o is not u and self.flow.trunk[o.stream] & fork and self.flow.any[u.branch] & self.flow.forks[o.sum]
+            o is not u
+            and self.flow.trunk[o.stream] & fork
+            and self.flow.any[u.branch] & self.flow.forks[o.sum]
+            and not self._lives_on(o.sum, u.sum)
             for o in others
         )
 
@@ -134,7 +137,9 @@ class Levels:
         me, flow = self.calls[call], self.flow
         if call not in self.busy or len(inner := self.layers(call)) < 2:
             return False
-        again = {c.name for c in self.calls if c.kind is me.kind and c.id in self.busy and not flow.trace.inside(c.id, call)}
+        again = {
+            c.name for c in self.calls if c.kind is me.kind and c.id in self.busy and not flow.trace.inside(c.id, call)
+        }
         if flow.trace.times[me.name] > 1 and not again - {me.name}:
             return True
         owners = [self.calls[c] for c in self.owned]
@@ -195,7 +200,9 @@ class Levels:
     def _groups(self, call: int, lone: bool = False) -> list[Layer]:
         """The branches that `call` adds itself, as layers: by list item, or by the smallest period of their kinds; with
         `lone` also single ones outside any list, if another like them is added."""
-        mine = self._steps([b for b in self.owned.get(call, []) if b.parts and not self._aside(b)], self.owned.get(call, []))
+        mine = self._steps(
+            [b for b in self.owned.get(call, []) if b.parts and not self._aside(b)], self.owned.get(call, [])
+        )
         items: dict[tuple[str, int], list[Branch]] = defaultdict(list)
         alone: list[list[Branch]] = []
         for b in sorted(mine, key=lambda b: b.update.order):
@@ -224,7 +231,9 @@ class Levels:
     def _steps(self, branches: list[Branch], beside: Sequence[Branch]) -> list[Branch]:
         """Those that are no long skips. What comes from the same list as a step is one (WaveNet's last layer)."""
         steps = [b for b in branches if not self._skips(b, beside) and not self._around(b, beside)]
-        lists = {pattern(self.calls[p.call].name) for b in steps for p in b.parts if self.calls[p.call].name[-1].isdigit()}
+        lists = {
+            pattern(self.calls[p.call].name) for b in steps for p in b.parts if self.calls[p.call].name[-1].isdigit()
+        }
         return [b for b in branches if b in steps or lists & {pattern(self.calls[p.call].name) for p in b.parts}]
 
     def _around(self, b: Branch, beside: Sequence[Branch]) -> bool:

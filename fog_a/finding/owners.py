@@ -255,7 +255,7 @@ def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
 
 
 def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
-    """The values between the fork and the branch operand."""
+    """The values between the fork and the branch operand, but for the smaller ones that scale or shift it."""
     seen, todo, fork = set[int](), [v], flow.forks[u.fork]
     while todo:
         w = todo.pop()
@@ -265,4 +265,5 @@ def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
         yield w
         op = flow.trace.values[w].op
         if op is not None:
-            todo.extend(op.reads)
+            whole = [r for r in op.reads if flow.full[r] == flow.full[w] and flow.any[r] & fork]
+            todo.extend(whole if whole and base(op.name) in SCALE | SUM else op.reads)

@@ -29,29 +29,27 @@ def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collect
 
 def _summed(flow: Flow, v: int, call: int) -> bool:
     """Does what is made of this value by linear steps, outside the call, end in a sum on the way to the output?"""
-    todo, seen = [v], set[int]()
+    todo, seen = [(v, False)], set[int]()
     while todo:
-        w = todo.pop()
+        w, joined = todo.pop()
         if w in seen:
             continue
         seen.add(w)
         for op in flow.readers.get(w, ()):
             if flow.trace.inside(op.call, call) or not op.makes:
                 continue
-            if _is_sum(flow, op, w):
+            if _is_sum(flow, op, joined):
                 if op.makes[0] in flow.line:
                     return True
             elif _linear(flow, op):
-                todo += op.makes
+                todo += [(m, joined or base(op.name) in ("stack", "cat")) for m in op.makes]
     return False
 
 
-def _is_sum(flow: Flow, op: Op, v: int) -> bool:
+def _is_sum(flow: Flow, op: Op, joined: bool) -> bool:
+    """An addition of two, or a sum over what was stacked or joined."""
     name = base(op.name)
-    if name in ("sum", "mean"):  # of what was stacked or joined
-        made = flow.trace.values[op.reads[0]].op
-        return made is not None and base(made.name) in ("stack", "cat")
-    return name in SUM and len(operands(op, flow)) > 1
+    return joined if name in ("sum", "mean") else name in SUM and len(operands(op, flow)) > 1
 
 
 def _linear(flow: Flow, op: Op) -> bool:

@@ -367,9 +367,7 @@ def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update 
     return Update(op, out, s, b, fork, projection=False, order=order, roots=roots)
 
 
-def reached(
-    flow: Flow, start: int, forks: int, call: int = -1, homes: Any = (), carried: Any = None
-) -> int:
+def reached(flow: Flow, start: int, forks: int, call: int = -1, homes: Any = (), carried: Any = None) -> int:
     """The forks (or homes: values that carry some) where the ways back from `start`, inside `call`, come to an end
     after something nonlinear and something mixing."""
     trace, found = flow.trace, 0
