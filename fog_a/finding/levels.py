@@ -133,7 +133,7 @@ class Levels:
 
     def _holds_layers(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
-        same module each time it runs, or holds its own kind (a U-net by recursion), or its layers stand elsewhere, too."""
+        same module each time it runs, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
         me, flow = self.calls[call], self.flow
         if call not in self.busy or len(inner := self.layers(call)) < 2:
             return False
