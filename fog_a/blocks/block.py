@@ -16,6 +16,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
+from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.tree import LeafPath
 from fog_a.errors import NotResidual, UnknownBlock
 
@@ -120,12 +121,14 @@ class Blocks(Sequence[ResidualBlock]):
     """A read-only sequence of blocks in order of execution. Knows its model by a weak reference.
 
     Index by number, by slice (→ `Blocks`) or by name; `blocks.main` are those whose update depends on the attributed
-    input, `blocks.stacks` groups them by stack.
+    input, `blocks.stacks` groups them by stack. `blocks.coverage` says what became of every residual update of the
+    forward in which they were found; a part of them (a slice, `main`) keeps it.
     """
 
-    def __init__(self, blocks: Sequence[ResidualBlock], model: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[ResidualBlock], model: nn.Module, coverage: Coverage | None = None) -> None:
         self._blocks = tuple(blocks)
         self._model = weakref.ref(model)
+        self.coverage = Coverage() if coverage is None else coverage
 
     @property
     def model(self) -> nn.Module:
@@ -135,6 +138,9 @@ class Blocks(Sequence[ResidualBlock]):
             raise UnknownBlock("the model of these blocks is gone: keep it alive, or call find_blocks again")
         return model
 
+    def _part(self, blocks: Sequence[ResidualBlock]) -> Blocks:
+        return Blocks(blocks, self.model, self.coverage)
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(b.name for b in self._blocks)
@@ -142,7 +148,7 @@ class Blocks(Sequence[ResidualBlock]):
     @property
     def main(self) -> Blocks:
         """The blocks whose update depends on the attributed input (x_t)."""
-        return Blocks([b for b in self._blocks if b.main], self.model)
+        return self._part([b for b in self._blocks if b.main])
 
     @property
     def stacks(self) -> dict[str, Blocks]:
@@ -150,7 +156,7 @@ class Blocks(Sequence[ResidualBlock]):
         groups: dict[str, list[ResidualBlock]] = {}
         for b in self._blocks:
             groups.setdefault(b.stack, []).append(b)
-        return {stack: Blocks(members, self.model) for stack, members in groups.items()}
+        return {stack: self._part(members) for stack, members in groups.items()}
 
     def named(self, names: Sequence[str]) -> Blocks:
         """These blocks, in the order asked for. Raises UnknownBlock with near matches."""
@@ -163,7 +169,7 @@ class Blocks(Sequence[ResidualBlock]):
                     f"no block is named {name!r} (there are {len(table)}: {', '.join(list(table)[:4])}, …){hint}. "
                     "find_blocks(model, batch).names lists them all"
                 )
-        return Blocks([table[name] for name in names], self.model)
+        return self._part([table[name] for name in names])
 
     @overload
     def __getitem__(self, key: int | str) -> ResidualBlock: ...
@@ -171,7 +177,7 @@ class Blocks(Sequence[ResidualBlock]):
     def __getitem__(self, key: slice) -> Blocks: ...
     def __getitem__(self, key: int | str | slice) -> ResidualBlock | Blocks:
         if isinstance(key, slice):
-            return Blocks(self._blocks[key], self.model)
+            return self._part(self._blocks[key])
         if isinstance(key, str):
             return self.named([key])[0]
         return self._blocks[key]

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
-from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import named_modules
-from fog_a.blocks.tree import LeafPath
+from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoBlocksFound
+from fog_a.finding.accounts import account
+from fog_a.finding.deaf import passing
+from fog_a.finding.gates import Gates
 from fog_a.finding.levels import Layer, Levels
 from fog_a.finding.likeness import pattern
-from fog_a.finding.owners import Branch, giving, own
-from fog_a.finding.passages import through
-from fog_a.finding.sides import sides
+from fog_a.finding.owners import Branch, Part, own
 from fog_a.finding.streams import Update, analyse
-from fog_a.finding.trace import Call, Trace, record
+from fog_a.finding.taps import Taps
+from fog_a.finding.trace import Trace, record
 from fog_a.flows.batches import Forward
 from fog_a.flows.case import probe
 from fog_a.flows.flow import Flow as WrappedFlow
@@ -70,11 +70,27 @@ def find_blocks(
     with preserved(*one.modules), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing without grad, nested tensors: of no concern here
         trace = record(one.module, one.run)
-    found = Finder(one.module, trace)
-    blocks = found.blocks(level, include) or Finder(one.module, trace, linear=True).blocks(level, include)
-    if not blocks:
-        raise NoBlocksFound(found.seen(include))
-    return Blocks(blocks, one.module)
+        finder = Finder(one.module, trace)
+        made = finder.blocks(level, include)
+        if not made:
+            finder = Finder(one.module, trace, linear=True)
+            made = finder.blocks(level, include)
+        if not made:
+            raise NoBlocksFound(finder.seen(include))
+        blocks = Blocks([m.block for m in made], one.module)
+        still = passing(blocks, finder.parts(made), one.run)
+    rows = account(finder.flow, finder.levels, made, finder.input_names)
+    return Blocks(list(blocks), one.module, Coverage(rows, still))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A block, the updates that it closes, the call that it is (None: the parent adds), the calls that do its work."""
+
+    block: ResidualBlock
+    updates: tuple[Update, ...]
+    call: int | None
+    readers: tuple[int, ...]
 
 
 class Finder:
@@ -88,7 +104,7 @@ class Finder:
         self.owned = own(self.flow)
         self.levels = Levels(self.flow, self.owned)
         self.target = self._target(bits)
-        self.begins: dict[int, int] = {}
+        self.gates, self.taps = Gates(self.flow), Taps(self.flow, self.target)
 
     def _target(self, bits: dict[int, int]) -> int:
         """The bits of the inputs that may be x_t: floating ones with the velocity's shape."""
@@ -101,228 +117,115 @@ class Finder:
                 out |= bit
         return out
 
-    def blocks(self, level: str, include: str | Sequence[str] | None) -> list[ResidualBlock]:
+    def blocks(self, level: str, include: str | Sequence[str] | None) -> list[Made]:
+        """The blocks in order of execution, each with the updates that it closes."""
         layers = self.levels.layers()
-        made = [b for layer in layers for b in (self.block(layer),) if b is not None]
-        if level == "branch" or include is not None:
-            fine = [b for layer in layers for b in self.branches(layer)]
-            if include is not None:
-                globs = [include] if isinstance(include, str) else list(include)
-                made = [b for b in [*made, *fine] if any(fnmatch.fnmatchcase(b.name, g) for g in globs)]
-            else:
-                made = fine
-        return self._placed(made)
+        made = [m for layer in layers if (m := self.layer(layer))]
+        fine = [m for layer in layers for m in self.branches(layer)]
+        if include is None:
+            return self._placed(made if level == "layer" else fine)
+        globs = [include] if isinstance(include, str) else list(include)
+        every = {m.block.name: m for m in reversed([*made, *fine, *self._elsewhere(layers)])}
+        chosen = [m for name, m in every.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)]
+        return self._placed(sorted(chosen, key=lambda m: m.block.gate_points[0].order))
 
-    def _placed(self, blocks: list[ResidualBlock]) -> list[ResidualBlock]:
+    def _elsewhere(self, layers: Sequence[Layer]) -> list[Made]:
+        """What else the trace has, at whatever level: units inside layers or around them, single branches."""
+        taken = {layer.call for layer in layers}
+        units = [Layer(c, self.levels.inner(c), 0) for c in self.levels.owned if c > 0 and c not in taken]
+        loose = [Layer(None, tuple(branches), 0) for branches in self.levels.owned.values()]
+        made = [m for unit in units if self.trace.calls[unit.call or 0].name and (m := self.layer(unit))]
+        return [*made, *(m for layer in [*loose, *units] for m in self.branches(layer))]
+
+    def _placed(self, made: list[Made]) -> list[Made]:
         """Give names to repeated calls, indices in their stacks, and say which stacks depend on x_t."""
-        main = {b.stack for b in blocks if b.main}
-        twice = Counter(b.name for b in blocks)
+        main = {m.block.stack for m in made if m.block.main}
+        twice = Counter(m.block.name for m in made)
         nth: Counter[str] = Counter()
         seen: Counter[str] = Counter()
         out = []
-        for b in blocks:
+        for m in made:
+            b = m.block
             name = f"{b.name}@{nth[b.name]}" if twice[b.name] > 1 else b.name
             nth[b.name] += 1
-            out.append(replace(b, name=name, index=seen[b.stack], main=b.main or b.stack in main or not main))
+            block = replace(b, name=name, index=seen[b.stack], main=b.main or b.stack in main or not main)
+            out.append(replace(m, block=block))
             seen[b.stack] += 1
         return out
 
-    def block(self, layer: Layer) -> ResidualBlock | None:
+    def layer(self, layer: Layer) -> Made | None:
         """One layer as a block, or None where its gate cannot be closed."""
-        branches = [b for b in layer.branches if b.parts]
-        needs = 0
-        for b in layer.branches:
-            needs |= self.flow.inputs[b.update.branch]
-        passages = through(self.flow, layer.call) if layer.call is not None else {}
-        give: dict[LeafPath, Source | None] = dict(passages)
-        open_ones = [b for b in layer.branches if not self._carried(b.update, layer.call, give)]
-        if layer.call is not None:
-            updates = [b.update for b in open_ones if b.parts]
-            give |= dict.fromkeys(sides(self.flow, layer.call, passages, updates))
-            open_ones = [b for b in open_ones if not self._carried(b.update, layer.call, give)]
-        if any(not b.parts for b in open_ones) or not (passages or open_ones):
+        gate_points, passages, apart = self.gates.of_layer(layer)
+        if not gate_points:
             return None
-        if layer.call is None or not open_ones:
-            gate_points = self._gates(branches) if layer.call is None else [self._gate(layer.call, give)]
+        if layer.call is None:
+            name, taps = layer.name, self.taps.of_branch(layer.branches[-1], layer.name)
         else:
-            gate_points = self._inside(layer.call, give, open_ones, branches)
-        form = "branch" if layer.call is None else "stream"
-        definition = "branches" if open_ones else "identity"
-        if layer.call is not None:
-            me = self.trace.calls[layer.call]
-            name = me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
-            taps = [self._tap(me, "output", p, me.outputs[p]) for p in self._by_main(me, passages)]
-        else:
-            name, taps = layer.name, self._taps(layer.branches[-1], layer.name)
-        return ResidualBlock(
+            name, taps = self._called(layer.call), self.taps.of_call(layer.call, passages)
+        return self._made(
+            layer.call,
+            layer.branches,
             name=name,
             stack=_stack(name, exact=layer.call is None),
-            index=0,
-            form=form,  # type: ignore[arg-type]
-            definition=definition,  # type: ignore[arg-type]
-            inputs=self._names(needs),
-            parts=tuple(dict.fromkeys(self.trace.calls[p.reader].name for b in branches for p in b.parts)),
-            main=not self.target or bool(needs & self.target),
+            form="branch" if layer.call is None else "stream",
+            definition="branches" if apart else "identity",
             gate_points=tuple(gate_points),
             outputs=tuple(taps),
         )
 
-    def _inside(
-        self,
-        call: int,
-        give: dict[LeafPath, Source | None],
-        open_ones: Sequence[Branch],
-        branches: Sequence[Branch],
-    ) -> list[GatePoint]:
-        """The gates of a layer whose updates its own output cannot close: at its parts; at its output what has none."""
-        outs = self.trace.calls[call].outputs
-        parts: dict[int, dict[LeafPath, None]] = {}
-        for path in [p for p, source in give.items() if source is None]:
-            inner = [c for c in giving(self.flow, outs[path]) if c.id != call and self.trace.inside(c.id, call)]
-            if inner:
-                parts.setdefault(inner[-1].id, {}).update(
-                    {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
+    def branches(self, layer: Layer) -> list[Made]:
+        """The single branches of a layer as blocks of their own; x + (attention + mlp) has two. What one gate closes is
+        one block, though it be added in two places."""
+        by_part: dict[Part, list[Branch]] = {}
+        for b in layer.branches:
+            for p in b.parts:
+                by_part.setdefault(p, []).append(Branch(b.update, (p,)))
+        twice = Counter(self._called(p.reader) for p in by_part)
+        out = []
+        for part, group in by_part.items():
+            name = self._called(part.reader)
+            if twice[name] > 1:  # one module with an update for each of several streams
+                name += "".join(f"[{key}]" for key in part.leaves[0]) or f"[{group[0].update.order}]"
+            out.append(
+                self._made(
+                    None,
+                    tuple(group),
+                    name=name,
+                    stack=pattern(name),
+                    form="branch",
+                    definition="branches",
+                    gate_points=tuple(self.gates.of_branches(group)),
+                    outputs=tuple(self.taps.of_branch(group[-1], name)),
                 )
-                del give[path]
-        closed = {p: source for p, source in give.items() if source is not None}
-        others = [b for b in branches if b not in open_ones and self._carried(b.update, call, closed)]
-        if others and all(b.parts for b in others):
-            give = {p: source for p, source in give.items() if source is None}
-            open_ones = [*open_ones, *others]
-        for b in open_ones:
-            for part in b.parts:
-                parts.setdefault(part.call, {}).update(dict.fromkeys(part.leaves))
-        outer = [self._gate(call, give)] if give else []
-        return [*outer, *(self._gate(c, leaves) for c, leaves in sorted(parts.items()))]
+            )
+        return out
 
-    def _carried(self, u: Update, call: int | None, give: Mapping[LeafPath, Source | None]) -> bool:
-        """Is the update removed where these outputs of the call give back its inputs?"""
-        if call is None:
-            return False
-        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
-        ways = [self.flow.passed[v] | self.flow.bypass[v] for v in outs.values()]
-        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in give]
-        return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
+    def _made(self, call: int | None, branches: Sequence[Branch], **fields: Any) -> Made:
+        needs, readers = 0, dict.fromkeys(p.reader for b in branches for p in b.parts)
+        for b in branches:
+            needs |= self.flow.inputs[b.update.branch]
+        block = ResidualBlock(
+            index=0,
+            inputs=frozenset(n for i, n in enumerate(self.input_names) if needs >> i & 1),
+            parts=tuple(dict.fromkeys(self.trace.calls[c].name for c in readers)),
+            main=not self.target or bool(needs & self.target),
+            **fields,
+        )
+        return Made(block, tuple(b.update for b in branches), call, tuple(readers))
 
-    def branches(self, layer: Layer) -> list[ResidualBlock]:
-        """The single branches of a layer as blocks of their own; x + (attention + mlp) has two."""
-        single = [Branch(b.update, (p,)) for b in layer.branches for p in b.parts]
-        names = [self._branch_name(b) for b in single]
-        twice = Counter(names)
-        return [self._branch(b, name, twice[name] > 1) for b, name in zip(single, names, strict=True)]
-
-    def _branch_name(self, b: Branch) -> str:
-        me = self.trace.calls[b.parts[0].reader]
+    def _called(self, call: int) -> str:
+        me = self.trace.calls[call]
         return me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
 
-    def _branch(self, b: Branch, name: str, several: bool) -> ResidualBlock:
-        if several:  # one module with an update for each of several streams
-            name += "".join(f"[{key}]" for key in b.parts[0].leaves[0]) or f"[{b.update.order}]"
-        needs = self.flow.inputs[b.update.branch]
-        return ResidualBlock(
-            name=name,
-            stack=pattern(name),
-            index=0,
-            form="branch",
-            definition="branches",
-            inputs=self._names(needs),
-            parts=(self.trace.calls[b.parts[0].reader].name,),
-            main=not self.target or bool(needs & self.target),
-            gate_points=tuple(self._gates([b])),
-            outputs=tuple(self._taps(b, name)),
-        )
-
-    def _gates(self, branches: Sequence[Branch]) -> list[GatePoint]:
-        give: dict[int, dict[Any, None]] = {}
-        for b in branches:
-            for p in b.parts:
-                give.setdefault(p.call, {}).update(dict.fromkeys(p.leaves))
-        return [self._gate(c, leaves) for c, leaves in sorted(give.items())]
-
-    def _gate(self, call_id: int, give: Any) -> GatePoint:
-        me = self.trace.calls[call_id]
-        once = self.trace.times.get("") == 1
-        size = max((prod(self.trace.values[v].shape) for v in me.outputs.values()), default=0)
-        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
-
-    def _by_main(self, me: Call, passages: dict[LeafPath, Source]) -> list[LeafPath]:
-        """A call's output streams, the one that begins with x_t first. Streams that are joined and cut again (FLUX's
-        single blocks) depend on each other: each begins where its own elements do."""
-        for path, passage in passages.items():
-            bits = 0
-            for source in self._used(me, passage):
-                bits |= self._begin(me.inputs[source])
-            self.begins[me.outputs[path]] = bits
-        paths = list(passages) or [p for p, v in me.outputs.items() if self.trace.values[v].floating][:1]
-        return sorted(paths, key=lambda p: not self._begin(me.outputs[p]) & self.target)
-
-    def _begin(self, v: int) -> int:
-        """The model inputs that a stream begins with, as bits."""
-        return self.begins.get(v, self.flow.origin[v])
-
-    def _used(self, me: Call, passage: Source) -> list[LeafPath]:
-        """The sources that a passage has elements of."""
-        if passage.index is None:
-            return list(passage.sources)
-        ends = list(itertools.accumulate(prod(self.trace.values[me.inputs[s]].shape) for s in passage.sources))
-        starts = [0, *ends[:-1]]
-        return [
-            source
-            for source, start, end in zip(passage.sources, starts, ends, strict=True)
-            if bool(((passage.index > start) & (passage.index <= end)).any())
-        ]
-
-    def _taps(self, b: Branch, name: str) -> list[TapPoint]:
-        """Where the sum of a parent's addition can be read: the first call that gives it out or takes it in; if that is
-        a norm of the same layer (post-norm in the parent), what it gives out."""
-        calls = [c for c in self.trace.calls[1:] if c.name and not self.trace.inside(b.update.owner, c.id)]
-        for c in calls:
-            for path, v in c.outputs.items():
-                if v == b.update.sum:
-                    return [self._tap(c, "output", path, v)]
-        for c in calls:
-            for path, v in c.inputs.items():
-                if v == b.update.sum:
-                    normed = [(p, w) for p, w in c.outputs.items() if self.flow.level[w] & self.flow.forks[v]]
-                    if normed and self.trace.values[v].readers == 1 and self._of_layer(c, name):
-                        return [self._tap(c, "output", *normed[0])]
-                    return [self._tap(c, "input", path, v)]
-        return self._addends(b.update)
-
-    def _of_layer(self, norm: Call, name: str) -> bool:
-        """Is this the layer's own norm, not the one after all layers? It lies inside it, or beside it in a list whose
-        other norms, too, are all that reads a layer's sum."""
-        if norm.name.startswith(f"{name}."):
-            return True
-        sums = {u.sum for u in self.flow.updates if self.trace.values[u.sum].readers == 1}
-        home = norm.name.rpartition(".")[0]
-        beside = [c for c in self.trace.calls[1:] if c.name != norm.name and c.kind is norm.kind]
-        return any(v in sums for c in beside if c.name.rpartition(".")[0] == home for v in c.inputs.values())
-
-    def _addends(self, u: Update) -> list[TapPoint]:
-        """Where the two sides of an addition can be read whose sum no module sees: the last layer's, before a slice."""
-        found: list[TapPoint] = []
-        if not u.op.name.startswith("add") or set(u.op.reads) != {u.stream, u.branch} or u.op.kwargs:
-            return []  # a difference, a scaled sum
-        for v in (u.stream, u.branch):
-            for c in self.trace.calls[1:]:
-                out = [p for p, w in c.outputs.items() if w == v]
-                given = [p for p, w in c.inputs.items() if w == v]
-                if c.name and (out or given):
-                    found.append(self._tap(c, "output", out[0], v) if out else self._tap(c, "input", given[0], v))
-                    break
-        return [replace(found[0], plus=found[1])] if len(found) == 2 else []
-
-    def _tap(self, c: Call, side: Literal["input", "output"], path: LeafPath, v: int) -> TapPoint:
-        return TapPoint(c.name, c.nth, side, path, self.trace.times[c.name], v in self.trace.overwritten)
-
-    def _names(self, bits: int) -> frozenset[str]:
-        return frozenset(n for i, n in enumerate(self.input_names) if bits >> i & 1)
+    def parts(self, made: Sequence[Made]) -> dict[str, list[tuple[tuple[str, int], int]]]:
+        """Of each block the calls that do its work, and how often those modules run."""
+        calls, times = self.trace.calls, self.trace.times
+        return {m.block.name: [((calls[c].name, calls[c].nth), times[calls[c].name]) for c in m.readers] for m in made}
 
     def seen(self, include: str | Sequence[str] | None) -> str:
         """The message for a model in which nothing was found."""
         if include is not None:
-            names = ", ".join(b.name for b in self.blocks("layer", None)) or "none"
+            names = ", ".join(m.block.name for m in self.blocks("layer", None)) or "none"
             return f"no block's name matches {include!r} (there are {names}). Pass include= a glob over these"
         sums = sum(op.name.startswith(("add", "sub")) for op in self.trace.ops)
         updates = self.flow.updates

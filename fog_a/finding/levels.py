@@ -64,7 +64,7 @@ class Levels:
             if child not in self.busy or child in taken:
                 continue
             if self.is_layer(child):
-                singles.append(Layer(child, self._inner(child), self.calls[child].start))
+                singles.append(Layer(child, self.inner(child), self.calls[child].start))
             else:
                 found += self.layers(child)
         found += self._sublayers(call, singles)
@@ -81,7 +81,7 @@ class Levels:
             out.append(replace(layer, name=home) if home is not None and lonely else layer)
         return out
 
-    def _inner(self, call: int) -> tuple[Branch, ...]:
+    def inner(self, call: int) -> tuple[Branch, ...]:
         """The branches on the way through a call, also those that calls inside it own; its own ones even where the
         stream then goes through a linear map."""
         own = [b.update for b in self.owned.get(call, [])]
@@ -184,7 +184,7 @@ class Levels:
             return False
         alike = alike or me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
         # parts of one branch each, not blocks of several; and on one way through the call, no levels of a U-Net
-        return alike and all(len(self._inner(k)) < 2 for k in kids) and len(self._inner(call)) >= len(kids)
+        return alike and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
 
     def _wraps(self, me: Call, kid: Call) -> bool:
         """A list item that does nothing to the stream but call its one layer: `layers.3`, not `layers.3.sequential`."""
@@ -235,6 +235,13 @@ class Levels:
             pattern(self.calls[p.call].name) for b in steps for p in b.parts if self.calls[p.call].name[-1].isdigit()
         }
         return [b for b in branches if b in steps or lists & {pattern(self.calls[p.call].name) for p in b.parts}]
+
+    def is_long(self, u: Update) -> bool:
+        """Is this update a long skip, in the call that owns it, or around a whole network?"""
+        beside = self.owned[u.owner]
+        me = next(b for b in beside if b.update is u)
+        whole = u.owner > 0 and not self.is_layer(u.owner) and u.owner in self.busy and len(self.layers(u.owner)) > 1
+        return self._skips(me, beside) or self._around(me, beside) or whole
 
     def _around(self, b: Branch, beside: Sequence[Branch]) -> bool:
         """Is this around a whole network (`x + dt * net(x, t)`), the only one that is added here?"""

@@ -58,3 +58,12 @@ def _linear(flow: Flow, op: Op) -> bool:
     if name in MOVE or name in POOL or name == "alias" or (name in SUM and len(operands(op, flow)) == 1):
         return True
     return name in (SCALE | LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
+
+
+def left_open(flow: Flow, call: int, closed: Collection[LeafPath], updates: Collection[Update]) -> list[LeafPath]:
+    """The output leaves of a layer that it makes itself, that are read later, and that stay when it is closed."""
+    me, trace = flow.trace.calls[call], flow.trace
+    streams = {v for v in me.outputs.values() for u in updates if flow.passed[v] & flow.forks[u.sum]}
+    taken = {*me.inputs.values(), *streams, *(me.outputs[p] for p in closed if p in me.outputs)}
+    made = {p: v for p, v in me.outputs.items() if v not in taken and flow.bent[v] and trace.values[v].floating}
+    return [p for p, v in made.items() if any(not trace.inside(op.call, call) for op in flow.readers.get(v, ()))]

@@ -94,6 +94,17 @@ class Flow:
                 todo += op.reads if update is None else [update.stream]
         return line
 
+    def ancestors(self) -> set[int]:
+        """The values that the output is made of."""
+        todo, seen = [] if self.trace.output is None else [self.trace.output], set[int]()
+        while todo:
+            v = todo.pop()
+            if v not in seen:
+                seen.add(v)
+                op = self.trace.values[v].op
+                todo += () if op is None else op.reads
+        return seen
+
     @property
     def bends(self) -> list[int]:
         """The forks on which a value depends by a path that makes it an update."""

@@ -1,0 +1,83 @@
+"""What became of every residual update of a trace: the rows of `blocks.coverage`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from fog_a.blocks.block import ResidualBlock
+from fog_a.blocks.coverage import CoverageRow, State
+from fog_a.finding.levels import Levels
+from fog_a.finding.owners import parts
+from fog_a.finding.sides import left_open
+from fog_a.finding.streams import Flow, Update
+
+
+class Closing(Protocol):
+    """A block with the updates that it closes."""
+
+    @property
+    def block(self) -> ResidualBlock: ...
+    @property
+    def updates(self) -> tuple[Update, ...]: ...
+    @property
+    def call(self) -> int | None: ...
+    @property
+    def readers(self) -> tuple[int, ...]: ...
+
+
+def account(flow: Flow, levels: Levels, made: Sequence[Closing], names: Sequence[str]) -> tuple[CoverageRow, ...]:
+    """One row for each update, in order of execution, then what blocks give beside their streams."""
+    by_update = {id(u): m for m in reversed(made) for u in m.updates}
+    reaching = flow.ancestors()
+    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching) for u in flow.updates]
+    return (*rows, *(row for m in made for row in _beside(flow, m)))
+
+
+def _row(
+    flow: Flow, levels: Levels, u: Update, made: Sequence[Closing], closing: Closing | None, reaches: bool
+) -> CoverageRow:
+    place, reason = flow.trace.calls[u.op.call].name or "(the model)", ""
+    block = closing.block if closing is not None else None
+    state: State = "closed"
+    if block is not None and not block.main:
+        state, reason = "side", f"depends only on {', '.join(sorted(block.inputs)) or 'constants'}"
+    elif block is None:
+        block = next((m.block for m in made if _inside(flow, u, m)), None)
+        state = "inside" if block is not None else "open" if reaches else "apart"
+        reason = _reason(flow, levels, u) if state == "open" else ""
+    return CoverageRow(place, state, "" if block is None else block.name, reason)
+
+
+def _inside(flow: Flow, u: Update, m: Closing) -> bool:
+    """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
+    if any(flow.trace.inside(u.op.call, c) for c in (m.call, *m.readers) if c is not None):
+        return True
+    bit = flow.forks[u.sum]
+    return any(
+        w.fork < u.sum <= w.branch and flow.any[w.branch] & bit and not flow.trunk[w.stream] & bit for w in m.updates
+    )
+
+
+def _reason(flow: Flow, levels: Levels, u: Update) -> str:
+    """Why no block closes an update that leads to the output."""
+    if u.owner < 0 or not any(b.update is u for b in levels.owned.get(u.owner, [])):
+        return "added inside a branch, or to what no later layer goes on from"
+    if levels.is_long(u):
+        return "taken for a long skip: other layers lie inside its branch"
+    if not parts(flow, u):
+        shortcut = ", its shortcut is not the identity" if u.projection else ""
+        return f"no module gives the update{shortcut}"
+    return "belongs to no repeated unit"
+
+
+def _beside(flow: Flow, m: Closing) -> Iterator[CoverageRow]:
+    if m.call is None:
+        return
+    give = {path for point in m.block.gate_points for path in point.give if point.order == m.call}
+    for path in left_open(flow, m.call, give, m.updates):
+        leaf = "".join(f"[{key!r}]" for key in path)
+        reason = f"output {leaf} is read later: it stays when the block is closed"
+        yield CoverageRow(
+            m.block.stack + ".*" if m.block.stack != m.block.name else m.block.name, "beside", m.block.name, reason
+        )

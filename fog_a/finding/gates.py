@@ -1,0 +1,91 @@
+"""Where a block is closed: at its own output, which then gives back its input, or at its parts, which give zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from fog_a.blocks.block import GatePoint, Source
+from fog_a.blocks.tree import LeafPath
+from fog_a.finding.levels import Layer
+from fog_a.finding.owners import Branch, giving
+from fog_a.finding.passages import through
+from fog_a.finding.sides import sides
+from fog_a.finding.streams import Flow, Update
+
+
+class Gates:
+    """Makes the gate points of the layers and branches of one trace."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.trace = flow.trace
+
+    def of_layer(self, layer: Layer) -> tuple[list[GatePoint], dict[LeafPath, Source], bool]:
+        """The gate points of a layer (none where it cannot be closed), the streams that pass through it, and whether
+        it is its parts that are closed."""
+        branches = [b for b in layer.branches if b.parts]
+        if layer.call is None:
+            return self.of_branches(branches) if len(branches) == len(layer.branches) else [], {}, True
+        passages = through(self.flow, layer.call)
+        give: dict[LeafPath, Source | None] = dict(passages)
+        left = [b for b in layer.branches if not self._carried(b.update, layer.call, give)]
+        beside = sides(self.flow, layer.call, passages, [b.update for b in left if b.parts])
+        give |= dict.fromkeys(beside)
+        left = [b for b in left if not self._carried(b.update, layer.call, give)]
+        if any(not b.parts for b in left) or not (passages or left):
+            return [], passages, True
+        if not left:
+            return [self._point(layer.call, give)], passages, False
+        return self._inside(layer.call, give, left, branches), passages, True
+
+    def _inside(
+        self,
+        call: int,
+        give: dict[LeafPath, Source | None],
+        open_ones: Sequence[Branch],
+        branches: Sequence[Branch],
+    ) -> list[GatePoint]:
+        """The gates of a layer whose updates its own output cannot close: at its parts; at its output what has none."""
+        outs = self.trace.calls[call].outputs
+        parts: dict[int, dict[LeafPath, None]] = {}
+        for path in [p for p, source in give.items() if source is None]:
+            inner = [c for c in giving(self.flow, outs[path]) if c.id != call and self.trace.inside(c.id, call)]
+            if inner:
+                parts.setdefault(inner[-1].id, {}).update(
+                    {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
+                )
+                del give[path]
+        closed = {p: source for p, source in give.items() if source is not None}
+        others = [b for b in branches if b not in open_ones and self._carried(b.update, call, closed)]
+        if others and all(b.parts for b in others):
+            give = {p: source for p, source in give.items() if source is None}
+            open_ones = [*open_ones, *others]
+        for b in open_ones:
+            for part in b.parts:
+                parts.setdefault(part.call, {}).update(dict.fromkeys(part.leaves))
+        outer = [self._point(call, give)] if give else []
+        return [*outer, *(self._point(c, leaves) for c, leaves in sorted(parts.items()))]
+
+    def _carried(self, u: Update, call: int | None, give: Mapping[LeafPath, Source | None]) -> bool:
+        """Is the update removed where these outputs of the call give back its inputs?"""
+        if call is None:
+            return False
+        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
+        ways = [self.flow.passed[v] | self.flow.bypass[v] for v in outs.values()]
+        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in give]
+        return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
+
+    def of_branches(self, branches: Sequence[Branch]) -> list[GatePoint]:
+        give: dict[int, dict[Any, None]] = {}
+        for b in branches:
+            for p in b.parts:
+                give.setdefault(p.call, {}).update(dict.fromkeys(p.leaves))
+        return [self._point(c, leaves) for c, leaves in sorted(give.items())]
+
+    def _point(self, call_id: int, give: Any) -> GatePoint:
+        me = self.trace.calls[call_id]
+        once = self.trace.times.get("") == 1
+        size = max((prod(self.trace.values[v].shape) for v in me.outputs.values()), default=0)
+        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
