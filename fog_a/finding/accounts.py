@@ -30,6 +30,9 @@ def account(flow: Flow, levels: Levels, made: Sequence[Closing], names: Sequence
     """One row for each update, in order of execution, then what blocks give beside their streams."""
     by_update = {id(u): m for m in reversed(made) for u in m.updates}
     reaching = flow.ancestors()
+    for u in flow.updates:  # what a block gives beside its stream, added by the parent
+        if id(u) not in by_update and (m := next((m for m in made if _gives(flow, u, m)), None)):
+            by_update[id(u)] = m
     rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching) for u in flow.updates]
     return (*rows, *(row for m in made for row in _beside(flow, m)))
 
@@ -57,6 +60,15 @@ def _inside(flow: Flow, u: Update, m: Closing) -> bool:
     return any(
         w.fork < u.sum <= w.branch and flow.any[w.branch] & bit and not flow.trunk[w.stream] & bit for w in m.updates
     )
+
+
+def _gives(flow: Flow, u: Update, m: Closing) -> bool:
+    """Is the branch an output of the block that its gate closes?"""
+    if m.call is None or u.owner < 0:
+        return False
+    zeroed = {(point.order, path) for point in m.block.gate_points for path, source in point.give.items() if not source}
+    found = parts(flow, u) or []
+    return bool(found) and all((p.call, path) in zeroed for p in found for path in p.leaves)
 
 
 def _reason(flow: Flow, levels: Levels, u: Update) -> str:

@@ -240,7 +240,8 @@ class Levels:
         """Is this update a long skip, in the call that owns it, or around a whole network?"""
         beside = self.owned[u.owner]
         me = next(b for b in beside if b.update is u)
-        whole = u.owner > 0 and not self.is_layer(u.owner) and u.owner in self.busy and len(self.layers(u.owner)) > 1
+        inside = (o for o in self.flow.updates if self.flow.any[u.branch] & self.flow.forks[o.sum])
+        whole = any(not self.flow.any[u.stream] & self.flow.forks[o.sum] for o in inside)
         return self._skips(me, beside) or self._around(me, beside) or whole
 
     def _around(self, b: Branch, beside: Sequence[Branch]) -> bool:
