@@ -28,7 +28,8 @@ from fog_a.finding.gates import Gates
 from fog_a.finding.levels import Layer, Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import Branch, Part, own
-from fog_a.finding.streams import Update, analyse
+from fog_a.finding.paths import Update
+from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
 from fog_a.finding.trace import Trace, record
 from fog_a.flows.batches import Forward

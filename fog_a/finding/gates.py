@@ -11,8 +11,8 @@ from fog_a.blocks.tree import LeafPath
 from fog_a.finding.levels import Layer
 from fog_a.finding.owners import Branch, giving
 from fog_a.finding.passages import through
+from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import sides
-from fog_a.finding.streams import Flow, Update
 
 
 class Gates:

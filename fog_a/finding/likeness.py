@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from fog_a.finding.owners import Branch
-from fog_a.finding.streams import Flow
+from fog_a.finding.paths import Flow
 from fog_a.finding.trace import Call
 
 

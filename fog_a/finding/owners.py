@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
-from fog_a.finding.streams import Flow, Update, operands, reached
+from fog_a.finding.paths import Flow, Update, operands, reached
 from fog_a.finding.trace import Call
 
 _ZERO_STAYS_ZERO = frozenset(

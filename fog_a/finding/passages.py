@@ -20,7 +20,7 @@ from torch import Tensor
 from fog_a.blocks.block import Source
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MOVE, NORM, POINTWISE, SCALE, SUM, base
-from fog_a.finding.streams import Flow, Update, operands
+from fog_a.finding.paths import Flow, Update, operands
 from fog_a.finding.trace import Op, Ref
 
 _KEEPS = frozenset("clone _to_copy to detach alias contiguous lift_fresh copy".split())

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
-from fog_a.finding.streams import Flow, Update, operands
+from fog_a.finding.paths import Flow, Update, operands
 from fog_a.finding.trace import Op
 
 

@@ -16,120 +16,12 @@ so that the highest common bit is the latest fork.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
+from fog_a.finding.coupled import chained, coupled_sums, meets, on_streams
 from fog_a.finding.operations import LINEAR, MOVE, NORM, POINTWISE, POOL, SCALE, SUM, base, bending, mixing
-from fog_a.finding.trace import Op, Ref, Trace
-
-
-@dataclass(eq=False)
-class Update:
-    """One addition `sum = stream + branch` that updates a stream."""
-
-    op: Op
-    sum: int
-    stream: int
-    branch: int
-    fork: int
-    projection: bool
-    owner: int = 0
-    order: int = 0
-    roots: int = 0
-    """Forks of the stream that the branch starts from: the latest, and older ones that it bends."""
-    starts: int = 0
-    """… and the newest value of any stream that it bends: of coupled streams another's."""
-
-
-@dataclass
-class Flow:
-    """What every value of a trace depends on, and the updates found in it. Sets of forks are bits of integers."""
-
-    trace: Trace
-    updates: list[Update] = field(default_factory=list)
-    by_sum: dict[int, Update] = field(default_factory=dict)
-    inputs: list[int] = field(default_factory=list)  # bits of the model inputs a value depends on
-    origin: list[int] = field(default_factory=list)  # … that its trunk begins with
-    any: list[int] = field(default_factory=list)  # forks it depends on
-    bent: list[int] = field(default_factory=list)  # … by a nonlinear path
-    mixed: list[int] = field(default_factory=list)  # … by a mixing path
-    both: list[int] = field(default_factory=list)  # … by one that is both
-    trunk: list[int] = field(default_factory=list)  # forks on its trunk
-    level: list[int] = field(default_factory=list)  # … also through norms and pools
-    bypass: list[int] = field(default_factory=list)  # … also through linear maps
-    passed: list[int] = field(default_factory=list)  # … also through activations: what a sum becomes
-    wholly: list[int] = field(default_factory=list)  # … with nothing else beside it that depends on them
-    forks: dict[int, int] = field(default_factory=dict)  # value → its bit
-    values: list[int] = field(default_factory=list)  # bit → value
-    full: list[int] = field(default_factory=list)  # elements before any expansion
-    named: dict[int, int] = field(default_factory=dict)  # model input → its bit
-    coupled: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # order → stream, branch, fork
-    linear: bool = False  # whether a mixing path alone makes an update
-    givers: dict[int, list[int]] = field(default_factory=dict)  # value → the calls that give it out
-
-    @functools.cached_property
-    def readers(self) -> dict[int, list[Op]]:
-        """The operations that read a value."""
-        readers: dict[int, list[Op]] = {}
-        for op in self.trace.ops:
-            for v in op.reads:
-                readers.setdefault(v, []).append(op)
-        return readers
-
-    @functools.cached_property
-    def line(self) -> set[int]:
-        """The values from which the output is reached without going through the branch of an update."""
-        outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
-        todo, line = list(outs), set[int]()
-        while todo:
-            v = todo.pop()
-            if v in line:
-                continue
-            line.add(v)
-            op, update = self.trace.values[v].op, self.by_sum.get(v)
-            if op is not None:
-                todo += op.reads if update is None else [update.stream]
-        return line
-
-    def ancestors(self) -> set[int]:
-        """The values that the output is made of."""
-        todo, seen = [] if self.trace.output is None else [self.trace.output], set[int]()
-        while todo:
-            v = todo.pop()
-            if v not in seen:
-                seen.add(v)
-                op = self.trace.values[v].op
-                todo += () if op is None else op.reads
-        return seen
-
-    @property
-    def bends(self) -> list[int]:
-        """The forks on which a value depends by a path that makes it an update."""
-        return self.mixed if self.linear else self.both
-
-    def latest(self, bits: int) -> int:
-        return self.values[bits.bit_length() - 1]
-
-
-def operands(op: Op, flow: Flow) -> list[int]:
-    """The floating values an operation moves or combines, in order of its arguments."""
-    values = flow.trace.values
-    args = op.args
-    if base(op.name) in ("copy", "lift_fresh") and len(args) > 1:
-        args = args[1:]  # what was there before is overwritten
-    if base(op.name) in ("where", "masked_scatter", "native_layer_norm"):
-        args = (*args, *op.kwargs.values())
-    found = [
-        r.value for a in (*args, *op.kwargs.values()) for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)
-    ]
-    return (
-        list(dict.fromkeys(v for v in found if values[v].floating))
-        if found
-        else [v for v in op.reads if values[v].floating]
-    )
+from fog_a.finding.paths import Flow, Update, operands, reached, shared, union
+from fog_a.finding.trace import Op, Trace
 
 
 def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) -> Flow:
@@ -138,47 +30,16 @@ def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) ->
     Streams may be coupled, one updated from the other only: (h, s) → (h + f(h), s + g(h')). Such sums are seen once the
     streams are known, so a trace that has some is gone through again."""
     flow = _analyse(trace, model_inputs, linear, {})
-    if coupled := _coupled(flow):
+    if coupled := coupled_sums(flow):
         flow = _analyse(trace, model_inputs, linear, coupled)
-        chained = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and _chained(flow, u)}
-        if chained != coupled:
-            flow = _analyse(trace, model_inputs, linear, chained)
-    streams = _streams(flow)
+        kept = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and chained(flow, u)}
+        if kept != coupled:
+            flow = _analyse(trace, model_inputs, linear, kept)
+    streams = on_streams(flow)
     for u in flow.updates:
         newest = flow.any[u.branch] & streams
         u.starts = u.roots | (flow.forks[flow.latest(newest)] & flow.bends[u.branch] if newest else 0)
     return flow
-
-
-def _streams(flow: Flow) -> int:
-    """The forks that lie on streams."""
-    streams = 0
-    for u in flow.updates:
-        streams |= flow.trunk[u.stream] | flow.forks[u.sum]
-    return streams
-
-
-def _coupled(flow: Flow) -> dict[int, tuple[int, int, int]]:
-    """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
-    streams, found = _streams(flow), {}
-    for order, op in enumerate(flow.trace.ops if streams else ()):
-        if base(op.name) not in ("add", "sub") or not op.makes or op.makes[0] in flow.by_sum:
-            continue
-        pair = [v for v in operands(op, flow) if flow.full[v] == flow.full[op.makes[0]]]
-        if len(pair) != 2:
-            continue
-        for s, b in (pair, pair[::-1]) if base(op.name) == "add" else (pair,):
-            newest = flow.latest(flow.any[b] & streams) if flow.any[b] & streams else None
-            bit = 0 if newest is None else flow.forks[newest]
-            if flow.bends[b] & bit and not (flow.any[s] | flow.passed[b]) & bit:
-                found[order] = (s, b, newest)
-    return found
-
-
-def _chained(flow: Flow, u: Update) -> bool:
-    """Does the coupled stream go on from another update of it, or to one, made of another value?"""
-    others = [o for o in flow.updates if o.fork != u.fork]
-    return any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in others)
 
 
 def _analyse(
@@ -212,17 +73,10 @@ def _mark(flow: Flow, v: int, always: bool = False) -> None:
         sets[v] |= bit
 
 
-def _union(sets: list[int], values: Iterable[int]) -> int:
-    out = 0
-    for v in values:
-        out |= sets[v]
-    return out
-
-
 def _follow(flow: Flow, op: Op, order: int) -> None:
     name, reads = base(op.name), op.reads
     bends, mixes = bending(name), mixing(name)
-    deps, bent, mixed, both = (_union(s, reads) for s in (flow.any, flow.bent, flow.mixed, flow.both))
+    deps, bent, mixed, both = (union(s, reads) for s in (flow.any, flow.bent, flow.mixed, flow.both))
     if bends:
         both |= mixed if not mixes else deps
         bent |= deps
@@ -230,10 +84,10 @@ def _follow(flow: Flow, op: Op, order: int) -> None:
         both |= bent if not bends else deps
         mixed |= deps
     if not bends:
-        twice = _shared(flow, op, name)  # a product of two values that share a fork is nonlinear in it
+        twice = shared(flow, op, name)  # a product of two values that share a fork is nonlinear in it
         bent |= twice
         both |= twice & (mixed | (deps if mixes else 0))
-    inputs = _union(flow.inputs, reads)
+    inputs = union(flow.inputs, reads)
     for v in op.makes:
         flow.inputs[v] = flow.origin[v] = inputs
         if flow.trace.values[v].continuous:  # what is looked up by a code does not depend on what was coded
@@ -243,17 +97,6 @@ def _follow(flow: Flow, op: Op, order: int) -> None:
         _mark(flow, v, always=update is not None)
         if v in flow.named:
             flow.inputs[v] = flow.origin[v] = flow.named[v]
-
-
-def _shared(flow: Flow, op: Op, name: str) -> int:
-    """Forks on which at least two factors of a product depend."""
-    if name not in SCALE and name not in LINEAR and name not in ("addcmul", "addcdiv", "lerp"):
-        return 0
-    seen = twice = 0
-    for v in op.reads:
-        twice |= seen & flow.any[v]
-        seen |= flow.any[v]
-    return twice
 
 
 def _combine(flow: Flow, op: Op, name: str, order: int) -> Update | None:
@@ -306,12 +149,12 @@ def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
 
 def _carry(flow: Flow, out: int, pieces: list[int], kinds: tuple[list[int], ...]) -> None:
     for sets in kinds:
-        sets[out] = _union(sets, pieces)
+        sets[out] = union(sets, pieces)
     if any(sets is flow.passed for sets in kinds):
         made = 0
         for p in pieces:
             made |= flow.any[p] & ~flow.wholly[p]
-        flow.wholly[out] = _union(flow.wholly, pieces) & ~made
+        flow.wholly[out] = union(flow.wholly, pieces) & ~made
 
 
 def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
@@ -357,7 +200,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
     _carry(flow, out, carried, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
     if update is not None:
         _carry(flow, out, whole, (flow.passed,))
-        flow.wholly[out] = _union(flow.wholly, whole)
+        flow.wholly[out] = union(flow.wholly, whole)
         if update.projection:
             _carry(flow, out, [update.stream], (flow.origin,))
         flow.updates.append(update)
@@ -378,40 +221,11 @@ def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update 
     return Update(op, out, s, b, fork, projection=False, order=order, roots=roots)
 
 
-def reached(flow: Flow, start: int, forks: int, call: int = -1, homes: Any = (), carried: Any = None) -> int:
-    """The forks (or homes: values that carry some) where the ways back from `start`, inside `call`, come to an end
-    after something nonlinear and something mixing."""
-    trace, found = flow.trace, 0
-    todo, seen = [(start, not flow.linear, True)], set[tuple[int, bool, bool]]()
-    while todo:
-        step = todo.pop()
-        v, bend, mix = step
-        if step in seen or not flow.any[v] & forks:
-            continue
-        seen.add(step)
-        if flow.forks.get(v, 0) & forks or v in homes:
-            found |= 0 if bend or mix else (carried or flow.trunk)[v] & forks | flow.forks.get(v, 0) & forks
-            continue
-        op = trace.values[v].op
-        if op is None or (v in flow.by_sum if call < 0 else not trace.inside(op.call, call)):
-            continue  # by_sum: another stream
-        name = base(op.name)
-        bend = bend and not bending(name) and not _shared(flow, op, name) & forks
-        todo += [(r, bend, mix and not mixing(name)) for r in op.reads]
-    return found
-
-
 def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
     common = flow.bypass[s] & flow.any[b] & ~flow.bypass[b]
     if not common or flow.trunk[s] & flow.any[b]:
         return None
     fork = flow.latest(common)
-    if not flow.both[b] & flow.forks[fork] or _meets(flow, b, fork):
+    if not flow.both[b] & flow.forks[fork] or meets(flow, b, fork):
         return None
     return Update(op, out, s, b, fork, projection=True, order=order, roots=flow.forks[fork])
-
-
-def _meets(flow: Flow, b: int, fork: int) -> bool:
-    """Is `b` itself a stream, normed, that does not come from this fork? Two lanes meet, nothing is updated."""
-    bit = flow.forks[fork]
-    return any(flow.level[b] & flow.forks[w.sum] and not flow.any[w.stream] & bit for w in flow.updates)
