@@ -67,6 +67,8 @@ def variants(
         )
     notes: list[str] = []
     order: list[Strategy] = ["fanout", "prefix", "loop"] if _launch_bound(probe, blocks) else ["prefix", "loop"]
+    if any(block.alone for block in blocks):
+        order = ["loop"]
     for chosen in order if strategy == "auto" else [strategy]:
         if chosen == "fanout":
             run, problem = _fanned(probe, blocks, values, max_rows, memory, shape)

@@ -47,13 +47,15 @@ class Source:
 
     `sources` are input leaves: ("args", 0), ("kwargs", "x"). One source is taken as it is, its axes permuted by `dims`
     if given. Where the streams are cut or joined, `index` gathers elements of all sources laid end to end, `size` in
-    all, numbered from 1; 0 = computed by the block itself.
+    all, numbered from 1; 0 = computed by the block itself. Where no module gives out the update, but one inside the
+    call gives its shortcut, `inside` is where that is read, and there are no `sources`.
     """
 
     sources: tuple[LeafPath, ...]
     dims: tuple[int, ...] | None = None
     index: Tensor | None = field(default=None, compare=False)
     size: int = 0
+    inside: TapPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class ResidualBlock:
     main: bool = field(default=True, repr=False)
     gate_points: tuple[GatePoint, ...] = field(default=(), repr=False)
     outputs: tuple[TapPoint, ...] = field(default=(), repr=False)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it can only be closed in a forward of its own: its gates lie inside each other, or read inside it."""
+        sources = [source for point in self.gate_points for source in point.give.values()]
+        nested = len(self.gate_points) > 1 and any(
+            point.module == self.name.split("@")[0] for point in self.gate_points
+        )
+        return nested or any(source is not None and source.inside is not None for source in sources)
 
     def envoy(self, model: Any) -> Any:
         """This block in a model that is wrapped in nnsight: `blocks[3].envoy(nn_model)`.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
 from fog_a.blocks.calls import Counter, hooked, named_modules
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager
@@ -94,7 +94,22 @@ class gate(contextlib.AbstractContextManager["gate"]):
             kept.clear()
             return gated
 
-        with hooked(module, before=before, after=after):
+        with contextlib.ExitStack() as stack:
+            for tap in [source.inside for source in point.give.values() if source is not None and source.inside]:
+                stack.enter_context(self._kept(tap, kept))
+            stack.enter_context(hooked(module, before=before, after=after))
+            yield
+
+    @contextlib.contextmanager
+    def _kept(self, tap: TapPoint, kept: dict[LeafPath, Tensor]) -> Iterator[None]:
+        """Keep what a module inside the gated call gives out."""
+        count = self._counters.setdefault((f"{tap.module} inside", tap.call), Counter(tap.times))
+
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if count.begin() == tap.call:
+                kept[("inside", tap.module, tap.leaf)] = leaf(out, tap.leaf).clone()
+
+        with hooked(named_modules(self.blocks.model)[tap.module], after=after):
             yield
 
 
@@ -120,6 +135,8 @@ def carried(inputs: Mapping[LeafPath, Tensor], passage: Source | None, out: Tens
     """What stands at an output leaf when the gate is closed: the stream's own elements, or zeros."""
     if passage is None:
         return torch.zeros_like(out)
+    if passage.inside is not None:
+        return inputs[("inside", passage.inside.module, passage.inside.leaf)].to(out.dtype)
     x = inputs[passage.sources[0]]
     if x.is_nested:  # has no shape to compare
         return x.to(out.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from fog_a.blocks.block import GatePoint, Source
+from fog_a.blocks.block import GatePoint, Source, TapPoint
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.levels import Layer
 from fog_a.finding.owners import Branch, giving
@@ -34,11 +34,25 @@ class Gates:
         beside = sides(self.flow, layer.call, passages, [b.update for b in left if b.parts])
         give |= dict.fromkeys(beside)
         left = [b for b in left if not self._carried(b.update, layer.call, give)]
-        if any(not b.parts for b in left) or not (passages or left):
+        kept = {p: s for b in left if not b.parts for p, s in self._shortcut(layer.call, b.update).items()}
+        give |= kept
+        left = [b for b in left if b.parts or not self._carried(b.update, layer.call, kept)]
+        if any(not b.parts for b in left) or not (passages or left or kept):
             return [], passages, True
         if not left:
-            return [self._point(layer.call, give)], passages, False
+            return [self._point(layer.call, give)], passages, bool(kept)
         return self._inside(layer.call, give, left, branches), passages, True
+
+    def _shortcut(self, call: int, u: Update) -> dict[LeafPath, Source]:
+        """Where a call gives out `shortcut(x) + update`, and no module gives the update: what the shortcut's gave."""
+        outs, calls = self.trace.calls[call].outputs, self.trace.calls
+        paths = [p for p, v in outs.items() if v == u.sum]
+        given = [c for c in giving(self.flow, u.stream) if c.id != call and self.trace.inside(c.id, call)]
+        if not paths or not given or self.trace.values[u.stream].shape != self.trace.values[u.sum].shape:
+            return {}
+        leaf = next(p for p, v in given[-1].outputs.items() if v == u.stream)
+        tap = TapPoint(given[-1].name, given[-1].nth, "output", leaf, self.trace.times[calls[given[-1].id].name])
+        return dict.fromkeys(paths, Source((), inside=tap))
 
     def _inside(
         self,
