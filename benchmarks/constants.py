@@ -26,7 +26,8 @@ from ways import ours
 import fog_a
 from fog_a.attributing.layout import measure
 from fog_a.blocks.untouched import preserved
-from fog_a.flows.case import probe
+from fog_a.flows.bare import BareFlow
+from fog_a.flows.case import Case
 
 LAYERS = 24
 
@@ -56,7 +57,7 @@ def timed(layers: int, dim: int, frames: int, batch: int, repeats: int) -> dict[
 def streams(layers: int, dim: int, frames: int, batch: int) -> tuple[float, float]:
     """What each variant adds to the memory of a forward, by the estimate that `memory=` goes by."""
     net, x = case(layers, dim, frames, batch)
-    blocks, one = fog_a.find_blocks(net, x), probe(net, x, None, 0)
+    blocks, one = fog_a.find_blocks(net, x), Case(BareFlow(net), x)
     with preserved(net):
         layout, _ = measure(one, blocks)
     stream = 4 * batch * frames * dim

@@ -10,7 +10,8 @@ from .errors import NotResidual as NotResidual
 from .errors import ShapeMismatch as ShapeMismatch
 from .errors import UnknownAdapter as UnknownAdapter
 from .finding.blocks import find_blocks as find_blocks
-from .flows.flow import Adapter as Adapter
+from .flows.bare import BareFlow as BareFlow
+from .flows.bare import output_of as output_of
 from .flows.flow import Flow as Flow
 from .flows.samples import Inputs as Inputs
 from .flows.samples import Samples as Samples

@@ -20,7 +20,6 @@ from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadBatch, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.flow import Adapter
 from fog_a.flows.noise import noise, spans
 
 pytestmark = [
@@ -55,8 +54,8 @@ def velocity(flow: fog_a.Flow, batch: Any, t: Any = 0.4, seed: int = 0) -> Tenso
         return flow.velocity(batch, t, seed)
 
 
-def test_is_an_adapter(flow: fog_a.Flow) -> None:
-    assert isinstance(flow.adapter, Adapter)
+def test_is_a_flow(case: Case, flow: fog_a.Flow) -> None:
+    assert isinstance(flow, fog_a.Flow) and flow.model is case.model and isinstance(flow.module, nn.Module)
 
 
 def test_finds_the_labelled_blocks(case: Case, flow: fog_a.Flow) -> None:
@@ -186,7 +185,7 @@ def test_interface_has_a_graph(case: Case, flow: fog_a.Flow) -> None:
         given = case.batch.get("mu")  # a decoder alone gets it from outside
         assert c.ndim == 3 and len(c) == 3 and (c.requires_grad or given is not None)
     else:
-        assert type(flow.adapter).__name__ in ("FlowMatchingAdapter", "DiffusersAdapter")
+        assert type(flow).__name__ in ("FlowMatchingAdapter", "DiffusersAdapter")
 
 
 def test_loss_trains_and_repeats(case: Case, flow: fog_a.Flow) -> None:
@@ -220,7 +219,7 @@ def test_f5_velocity_and_loss_are_theirs(kind: str) -> None:
         fraction = torch.zeros(3).uniform_(*cfm.frac_lengths_mask)
         start, x0, t = torch.rand(3), torch.randn_like(x1), torch.rand(3)
     span = spans(lengths, fraction, start, x1.shape[1])
-    ours = flow.adapter.field(case.batch, x0, t, span)  # pyright: ignore[reportAttributeAccessIssue]
+    ours = flow.field(case.batch, x0, t, span)  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(ours, v)
     assert torch.equal((ours - (x1 - x0)).square()[span].mean(), loss)
 
@@ -247,7 +246,7 @@ def test_voicebox_velocity_and_loss_are_theirs(kind: str) -> None:
         x0, t = torch.randn_like(x1), torch.rand(3)
         fraction, start = torch.zeros(3).uniform_(*wrapper.voicebox.frac_lengths_mask), torch.zeros(3).uniform_(0, 1)
     span = spans(torch.full((3,), 24), fraction, start, 24)
-    ours = flow.adapter.field(case.batch, x0, t, span)  # pyright: ignore[reportAttributeAccessIssue]
+    ours = flow.field(case.batch, x0, t, span)  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(ours, heard[0])
     error = (ours - (x1 - x0)).square().mean(-1)
     counted = span & mask
@@ -270,7 +269,7 @@ def test_cosyvoice_velocity_and_loss_are_theirs(kind: str, seed: int) -> None:
     with rng(seed):
         t, x0 = torch.rand(3, 1, 1), torch.randn(x1.shape)
     flow = fog_a.wrap(model, streaming=streaming)
-    ours = flow.adapter.field(case.batch, x0, t.flatten(), torch.tensor(prefix))  # pyright: ignore
+    ours = flow.field(case.batch, x0, t.flatten(), torch.tensor(prefix))  # pyright: ignore
     assert torch.equal(ours, heard[0])
     mask = flow.samples(case.batch).mask
     assert mask is not None
@@ -288,7 +287,7 @@ def test_matcha_velocity_is_theirs(kind: str) -> None:
     x1 = case.batch["x1" if kind == "matcha_cfm" else "y"]
     with rng(5):
         t, x0 = torch.rand(3, 1, 1), torch.randn_like(x1)
-    ours = flow.adapter.field(case.batch, x0, t.flatten())  # pyright: ignore[reportAttributeAccessIssue]
+    ours = flow.field(case.batch, x0, t.flatten())  # pyright: ignore[reportAttributeAccessIssue]
     torch.testing.assert_close(ours, heard[0], rtol=1e-5, atol=1e-6)
 
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 import fog_a
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
 from fog_a.flows import wrapping as adapters
-from fog_a.flows.dicts import moved
+from fog_a.flows.dicts import samples_from, to_module
 from fog_a.flows.frames import token_mask
 from fog_a.flows.noise import content_ids, noise, spans, uniform
+from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
 
 
@@ -41,23 +43,22 @@ class Masked(Net):
         return super().forward(x_t, t) * mask[..., None]
 
 
-class Theirs:
-    """An adapter of a third party's, complete."""
+class Theirs(fog_a.Flow):
+    """An adapter of a third party's: only what it must have."""
 
     def __init__(self, model: Any, scale: float = 1.0) -> None:
-        self.module, self.scale = model, scale
+        super().__init__(model)
+        self.scale = scale
 
     @staticmethod
     def matches(model: object) -> bool:
         return type(model).__name__ == "Foreign"
 
-    def velocity(self, batch: Any, t: Any, seed: int) -> Tensor:
+    def velocity(self, batch: Any, t: Any, seed: int = 0) -> Tensor:
         return self.module(batch["x1"], torch.as_tensor(t)) * self.scale
 
-    def samples(self, batch: Any) -> Any: ...
-    def interface(self, batch: Any) -> None: ...
-    def tokens(self, h: Tensor, block: Any, samples: Any) -> Any: ...
-    def loss(self, batch: Any) -> Any: ...
+    def samples(self, batch: Any) -> Samples:
+        return samples_from(batch, batch["x1"])
 
 
 class Foreign(Net):
@@ -79,6 +80,65 @@ def register(monkeypatch: pytest.MonkeyPatch, **entries: str) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [*real(group=group), *extra])
 
 
+# ---------------------------------------------------------------- the base class
+
+
+def test_a_subclass_lacking_a_method_is_refused_when_it_is_made() -> None:
+    class NoSamples(fog_a.Flow):
+        def velocity(self, batch: Any, t: Any, seed: int = 0) -> Tensor:
+            return batch
+
+    kind: Any = NoSamples
+    text = r"NoSamples is no adapter yet: it lacks samples\. .* velocity\(self, batch"
+    for make in (lambda model: kind(model), lambda model: wrap(model, kind)):
+        with pytest.raises(Unsupported, match=text):
+            make(Net())
+    with pytest.raises(Unsupported, match="it lacks samples and velocity"):
+        type("Nothing", (fog_a.Flow,), {})(Net())
+
+
+def test_a_class_that_is_no_flow_is_refused() -> None:
+    class Duck:
+        def velocity(self, batch: Any, t: Any, seed: int = 0) -> Tensor:
+            return batch
+
+    for adapter in (Duck, Duck()):
+        with pytest.raises(Unsupported, match=r"Duck is no adapter: expected a subclass of fog_a\.Flow"):
+            wrap(Net(), adapter)
+
+
+def test_two_methods_are_enough() -> None:
+    flow, batch = Theirs(Net()), {"x1": torch.ones(2, 3, 4)}
+    samples = flow.samples(batch)
+    assert flow.interface(batch) is None and repr(flow) == "Theirs(Net)"
+    h, mask = flow.tokens(torch.ones(2, 5, 3, 3), None, samples)  # pyright: ignore[reportArgumentType]
+    assert h.shape == (2, 9, 5) and mask is None
+    with pytest.raises(Unsupported, match=r"Theirs has no loss.* Define loss\(self, batch\)"):
+        flow.loss(batch)
+
+
+def test_the_grid_of_times() -> None:
+    flow = Theirs(Net())
+    assert flow.grid(2) == flow.grid(np.int64(2)) == (0.25, 0.75) and len(flow.grid(None)) == 8  # pyright: ignore
+    with pytest.raises(
+        BadBatch, match=r"a number of midpoints or a list .* got 0\.5\. For one time type times=\[0\.5\]"
+    ):
+        flow.grid(0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadBatch, match="at least one time, got times=0"):
+        flow.grid(0)
+
+
+def test_a_bare_module_is_a_flow() -> None:
+    net, x = nn.Linear(3, 2), torch.ones(4, 3)
+    flow = fog_a.BareFlow(net, domains=["a", "b", "a", "b"])
+    assert torch.equal(flow.velocity(x), net(x)) and torch.equal(flow.velocity(x, 0.3, 5), net(x))
+    assert flow.grid(None) == (None,) and flow.samples_of(x, (4, 2), start=6).ids == ("6", "7", "8", "9")
+    assert flow.samples_of(x, (4, 2)).domains == ("a", "b", "a", "b") and len(flow.samples(x)) == 4
+    with pytest.raises(BadBatch, match="a bare module's batch cannot be divided: wrap the model"):
+        flow.samples(x).rows([0])
+    assert fog_a.BareFlow(net, lambda m, b: m(2 * b)).velocity(x).equal(net(2 * x))
+
+
 # ---------------------------------------------------------------- the register
 
 
@@ -93,8 +153,8 @@ def test_by_class_name_path_class_and_object(monkeypatch: pytest.MonkeyPatch) ->
     model = Foreign()
     for given in (None, "theirs", f"{__name__}:Theirs", Theirs, Theirs(model)):
         flow = wrap(model, given)
-        assert type(flow.adapter).__name__ == "Theirs" and flow.model is model and flow.module is model
-    assert wrap(model, "theirs", scale=2.0).adapter.scale == 2.0  # pyright: ignore[reportAttributeAccessIssue]
+        assert type(flow).__name__ == "Theirs" and flow.model is model and flow.module is model
+    assert wrap(model, "theirs", scale=2.0).scale == 2.0  # pyright: ignore[reportAttributeAccessIssue]
     assert wrap(flow) is flow
     with pytest.raises(Unsupported, match=r"options \(scale\) are for an adapter's class"):
         wrap(model, Theirs(model), scale=2.0)
@@ -102,13 +162,13 @@ def test_by_class_name_path_class_and_object(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_third_party_goes_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, generic_two=f"{__name__}:Theirs", matcha=f"{__name__}:Theirs")
-    assert type(wrap(Foreign()).adapter).__name__ == "Theirs"
+    assert type(wrap(Foreign())).__name__ == "Theirs"
     assert get_adapter("matcha").__module__ == __name__
 
 
 def test_a_broken_plugin_fails_by_name_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, spoiled="no_such_module:Nothing", failing=f"{__name__}:Broken", theirs=f"{__name__}:Theirs")
-    assert type(wrap(Foreign()).adapter).__name__ == "Theirs"
+    assert type(wrap(Foreign())).__name__ == "Theirs"
     with pytest.raises(MissingDependency, match=r"adapter 'spoiled' \(no_such_module:Nothing\) does not import"):
         wrap(Foreign(), "spoiled")
     with pytest.raises(UnknownAdapter, match=r"Adapter 'failing' is broken: spam.*Adapter 'spoiled' is broken"):
@@ -133,7 +193,7 @@ def test_unknown_name_and_path() -> None:
         wrap(Net(), "f5")
     with pytest.raises(MissingDependency, match=r"'no\.such:Thing' does not import"):
         wrap(Net(), "no.such:Thing")
-    with pytest.raises(Unsupported, match="Net is no adapter: it lacks module, velocity, samples"):
+    with pytest.raises(Unsupported, match=r"Net is no adapter: expected a subclass of fog_a\.Flow, with velocity"):
         wrap(Net(), Net())
 
 
@@ -145,7 +205,7 @@ def test_an_adapter_of_another_model_says_what_it_is_for() -> None:
 
 def test_the_batch_follows_the_model_at_every_depth() -> None:
     x = torch.zeros(2, 4)
-    there = moved({"x1": x, "rotary": (x, [x]), "names": ["a", "b"]}, Net().to("meta"), "x1")
+    there = to_module({"x1": x, "rotary": (x, [x]), "names": ["a", "b"]}, Net().to("meta"), "x1")
     assert there["x1"].is_meta and there["rotary"][0].is_meta and there["rotary"][1][0].is_meta
     assert there["names"] == ["a", "b"] and isinstance(there["rotary"], tuple) and not x.is_meta
 
@@ -202,7 +262,7 @@ def test_an_adapter_gets_what_is_inside_ddp_and_compile(monkeypatch: pytest.Monk
     for outside in both:
         for given in (None, "theirs"):
             flow = wrap(outside, given)
-            assert flow.module is model and flow.model is outside
+            assert flow.module is model and flow.model is model
             assert torch.equal(flow.velocity({"x1": x1}, 0.5), v)
     assert (
         wrap(nn.DataParallel(Masked()), x="x_t", t="t").velocity({"x1": x1[:, None], "mask": x1[:, :1] > 0}, 0.5).any()
@@ -352,7 +412,7 @@ def test_the_documents_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     space: dict[str, Any] = {}
     exec(compile(use, "write-an-adapter.md", "exec"), space)
     flow = space["flow"]
-    assert isinstance(flow.adapter, fog_a.Adapter)
+    assert isinstance(flow, fog_a.Flow)
     assert torch.equal(flow.velocity(space["batch"], 0.5, 0), flow.velocity(space["batch"], 0.5, 0))
     assert fog_a.find_blocks(flow, space["batch"]).main.names == space["names"]
 

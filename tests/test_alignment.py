@@ -633,7 +633,7 @@ class TestRefusals:
             with pytest.raises(error, match=message):
                 reg(batch, **call)
         flow = a_flow()
-        flow.adapter.t = None
+        flow.t = None
         reg = AGREPA(flow, Statistics(), "blocks.1", time_weight=TimeWeight())
         flow.module(batch["x1"], torch.rand(6))
         with pytest.raises(BadBatch, match=r"type reg\(batch, t=t\)"):
@@ -666,7 +666,7 @@ class TestRefusals:
 
     def test_missing_time(self) -> None:
         flow, reg, batch = aligned(head=partial(heads.by_time, bins=2))
-        flow.adapter.t = None
+        flow.t = None
         reg.close()
         reg.open()
         flow.module.forward(batch["x1"], torch.rand(6))  # a forward whose t nobody names

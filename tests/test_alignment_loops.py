@@ -148,7 +148,7 @@ def test_a_compiled_model_aligns_as_an_eager_one(how: str, given: bool) -> None:
             flow.module.compile(backend="aot_eager")
         elif compiled:
             inner = torch.compile(flow.module, backend="aot_eager")
-            flow.adapter.module = inner
+            flow.module = inner
         options: dict[str, Any] = (
             {"selection": CHOSEN, "batch": a_batch()} if given else {"k": 2, "warmup": 2, "every": 1}
         )
@@ -160,7 +160,7 @@ def test_a_compiled_model_aligns_as_an_eager_one(how: str, given: bool) -> None:
             loss = flow.loss(batch)
             term = reg(batch)
             values.append(float(term.detach()))
-            flow.module.zero_grad()
+            flow.model.zero_grad()
             reg.zero_grad()
             (loss + term).backward()
         results.append((values, grads(flow, reg)))
@@ -171,7 +171,7 @@ def test_a_compiled_model_aligns_as_an_eager_one(how: str, given: bool) -> None:
 
 def test_names_are_the_users_own_in_data_parallel() -> None:
     flow, batch = a_flow(), a_batch()
-    flow.adapter.module = nn.DataParallel(flow.module)  # without devices: a wrapper and nothing more
+    flow.module = nn.DataParallel(flow.module)  # without devices: a wrapper and nothing more
     reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch)
     flow.loss(batch)
     assert float(reg(batch).detach()) > 0

@@ -12,8 +12,9 @@ import fog_a
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = """
-    AGREPA Adapter BiTC Blocks Flow FogError Inputs NoBlocksFound NotResidual ResidualBlock Samples Scores Selection
-    ShapeMismatch Teacher UnknownAdapter attribute find_blocks gate gradnorm lasp plot_scd plot_scores select tap wrap
+    AGREPA BareFlow BiTC Blocks Flow FogError Inputs NoBlocksFound NotResidual ResidualBlock Samples Scores Selection
+    ShapeMismatch Teacher UnknownAdapter attribute find_blocks gate gradnorm lasp output_of plot_scd plot_scores
+    select tap wrap
 """.split()
 
 

@@ -29,7 +29,7 @@ def model() -> FlowMatching:
 
 def test_wrap_knows_the_bundled_model(model: FlowMatching) -> None:
     flow = fog_a.wrap(model)
-    assert isinstance(flow.adapter, DiTAdapter) and isinstance(flow.adapter, fog_a.Adapter)
+    assert isinstance(flow, DiTAdapter) and isinstance(flow, fog_a.Flow)
     assert isinstance(flow.module, DiT) and flow.module is model.net
     assert not DiTAdapter.matches(torch.nn.Linear(2, 2))
 

@@ -409,7 +409,7 @@ def test_what_does_not_fit() -> None:
         released.lasp(Mixed(), x, features=features, **{**PLAIN, "flip": True}, times=None)
     with pytest.raises(Unsupported, match="beside= knows shuffled, probe, cka, cknna; got r2"):
         lasp(flow, batch, features=batch["x1"].mean(1), beside=["r2"])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ShapeMismatch, match="domains= names 2 samples, the batch has 16"):
+    with pytest.raises(ShapeMismatch, match="expected one domain per sample, 16 of them, got 2"):
         lasp(Mixed(), x, features=features, domains=["a", "b"])
     assert lasp(flow, batch, head=nn.Linear(D, 6), features=features).values.shape == (16, 8, 2)
 

@@ -47,7 +47,7 @@ def test_the_same_random_numbers_for_every_ablation(kind: str) -> None:
     seeds = range(4)
     for seed in seeds:
         scores = fog_a.attribute(
-            model, case.batch, forward=train_forward, output="transformer", blocks=names, seed=seed
+            model, case.batch, forward=fog_a.output_of("transformer", train_forward), blocks=names, seed=seed
         )
         v = by_hand(copy.deepcopy(model), case.batch, seed)
         for k, name in enumerate(case.blocks):
@@ -62,7 +62,7 @@ def test_the_same_random_numbers_for_every_ablation(kind: str) -> None:
 
 def test_a_wrapped_flow_is_replayed_too() -> None:
     case = flow_cases.CASES["f5_dit"]()
-    options: Any = dict(forward=train_forward, output="transformer", seed=1)
+    options: Any = dict(forward=fog_a.output_of("transformer", train_forward), seed=1)
     bare = fog_a.attribute(case.model, case.batch, blocks=[f"transformer.{n}" for n in case.blocks], **options)
     flow = fog_a.attribute(fog_a.wrap(case.model), case.batch, blocks=list(case.blocks), **options)
     np.testing.assert_allclose(flow.values[0], bare.values[0], rtol=1e-6)  # the others' padding is masked
@@ -73,7 +73,7 @@ def test_a_wrapped_flow_is_replayed_too() -> None:
 
 def test_a_wrong_output_is_named() -> None:
     case = flow_cases.CASES["f5_dit"]()
-    with pytest.raises(UnknownBlock, match=r"output='net.transformer' is no module of CFM; near: transformer"):
-        fog_a.attribute(case.model, case.batch, forward=train_forward, output="net.transformer")
+    with pytest.raises(UnknownBlock, match=r"output_of\('net.transformer'\): no module of CFM; near: transformer"):
+        fog_a.attribute(case.model, case.batch, forward=fog_a.output_of("net.transformer", train_forward))
     with pytest.raises(BadOutput, match=r"module 'mel_spec' was not called in this forward"):
-        fog_a.attribute(case.model, case.batch, forward=train_forward, output="mel_spec")
+        fog_a.attribute(case.model, case.batch, forward=fog_a.output_of("mel_spec", train_forward))

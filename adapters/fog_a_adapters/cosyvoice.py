@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import along, real
-from fog_a.flows.generic import times
+from fog_a.flows.dicts import require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
+from fog_a.flows.frames import frame_mask, mask_along
+from fog_a.flows.generic import sample_times
 from fog_a.flows.noise import noise, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
@@ -32,7 +33,7 @@ FLOWS = ("MaskedDiffWithXvec", "CausalMaskedDiffWithXvec", "CausalMaskedDiffWith
 PARTS = ("input_embedding", "spk_embed_affine_layer", "decoder")
 
 
-class CosyVoiceAdapter:
+class CosyVoiceAdapter(Flow):
     """Adapter of CosyVoice's flows; velocities are (B, M, T).
 
     Args:
@@ -70,7 +71,7 @@ class CosyVoiceAdapter:
         x0 = noise(x1.transpose(1, 2), samples.ids, seed, lengths.tolist(), axis=2)
         coin, part = uniform(samples.ids, seed, "prefix", 2).to(x1.device).unbind(1)
         prefix = ((0.3 * lengths).long() + 1) * part * (coin >= 0.5)
-        return self.field(batch, x0, times(t, x1), prefix.long())
+        return self.field(batch, x0, sample_times(t, x1), prefix.long())
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"], prefix: Tensor
@@ -90,10 +91,10 @@ class CosyVoiceAdapter:
         found = self._read(batch)
         feat, lengths = found["speech_feat"], self._lengths(found)
         about = {"ids": batch["utts"], **batch} if "utts" in batch else batch
-        mask = along(real(lengths, feat.shape[1]), 3, 2)
+        mask = mask_along(frame_mask(lengths, feat.shape[1]), 3, 2)
         # the masks of the flow's forward are as long as the longest sample
         padded = {"speech_token": (1, "speech_token_len"), "speech_feat": (1, "speech_feat_len")}
-        return described(about, feat, lengths=lengths.tolist(), mask=mask, padded=padded)
+        return samples_from(about, feat, lengths=lengths.tolist(), mask=mask, padded=padded)
 
     def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
         """μ: the encoded speech tokens at mel length."""
@@ -126,7 +127,7 @@ class CosyVoiceAdapter:
         speaker = model.spk_embed_affine_layer(F.normalize(found["embedding"], dim=1))
         longest = int(size.max())
         token = model.input_embedding(found["speech_token"][:, :longest].clamp(min=0))
-        token = token * real(size, longest).to(token)[..., None]
+        token = token * frame_mask(size, longest).to(token)[..., None]
         if self._first:
             h, _ = model.encoder(token, size)
             h, _ = model.length_regulator(model.encoder_proj(h), found["speech_feat_len"])
@@ -140,11 +141,11 @@ class CosyVoiceAdapter:
             raise ShapeMismatch(
                 f"the tokens stand for {h.shape[1]} frames, speech_feat has {frames}: cut the longer one"
             )
-        mask = real(self._lengths(found), frames)
+        mask = frame_mask(self._lengths(found), frames)
         return h.transpose(1, 2).contiguous(), speaker, mask.to(h)[:, None]
 
     def _read(self, batch: Any) -> dict[str, Any]:
-        need(
+        require_keys(
             batch, KEYS, "CosyVoice", "Its processor's padding gives them; whisper_feat alone has to be tokenized first"
         )
-        return moved({key: batch[key] for key in KEYS}, self.module, "speech_feat", "embedding")
+        return to_module({key: batch[key] for key in KEYS}, self.module, "speech_feat", "embedding")

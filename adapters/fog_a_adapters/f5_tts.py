@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
-from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import along, real, token_mask
-from fog_a.flows.generic import arguments, linear, times
+from fog_a.flows.dicts import require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
+from fog_a.flows.frames import frame_mask, mask_along, token_mask
+from fog_a.flows.generic import arguments, linear, sample_times
 from fog_a.flows.noise import noise, spans, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
@@ -30,7 +31,7 @@ KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"
 
 
-class F5TTSAdapter:
+class F5TTSAdapter(Flow):
     """Adapter of `f5_tts.model.CFM`; velocities are (B, T, M).
 
     Args:
@@ -60,7 +61,7 @@ class F5TTSAdapter:
         low, high = self.model.frac_lengths_mask
         width, start = uniform(ids, seed, "span", 2).to(x1).unbind(1)
         span = spans(lengths, low + (high - low) * width, start, x1.shape[1])
-        return self.field(batch, x0, times(t, x1), span, *self._dropped(seed))
+        return self.field(batch, x0, sample_times(t, x1), span, *self._dropped(seed))
 
     def field(
         self,
@@ -75,7 +76,7 @@ class F5TTSAdapter:
         x1, lengths, text = self._read(batch)
         x_t, _ = linear(x0, x1, t[:, None, None])
         cond = torch.where(span[..., None], 0, x1)
-        mask = real(lengths, x1.shape[1])
+        mask = frame_mask(lengths, x1.shape[1])
         return self.module(
             x=x_t, cond=cond, text=text, time=t, drop_audio_cond=drop_audio_cond, drop_text=drop_text, mask=mask
         )
@@ -83,9 +84,9 @@ class F5TTSAdapter:
     def samples(self, batch: Any) -> Samples:
         """Ids made of the mel (or given under `ids`), and the mask of real frames (B, T, 1)."""
         x1, lengths, _ = self._read(batch, text=False)
-        mask = along(real(lengths, x1.shape[1]), 3, 1)
+        mask = mask_along(frame_mask(lengths, x1.shape[1]), 3, 1)
         # the text embedding is as long as the longest sample
-        return described(batch, x1, lengths=lengths.tolist(), mask=mask, padded={"mel": (2, "mel_lengths")})
+        return samples_from(batch, x1, lengths=lengths.tolist(), mask=mask, padded={"mel": (2, "mel_lengths")})
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"]:
         """The text embedding: at mel length (DiT, UNetT) or at its own (MMDiT)."""
@@ -112,8 +113,8 @@ class F5TTSAdapter:
         return self.model(x1, text=batch["text"], lens=lengths)[0]
 
     def _read(self, batch: Any, text: bool = True) -> tuple[Tensor, Tensor, Any]:
-        need(batch, KEYS, "F5-TTS", HINT)
-        found = moved({key: batch[key] for key in KEYS}, self.module, "mel")
+        require_keys(batch, KEYS, "F5-TTS", HINT)
+        found = to_module({key: batch[key] for key in KEYS}, self.module, "mel")
         device = found["mel"].device
         ids = self._text(found["text"]).to(device) if text else None
         return found["mel"].transpose(1, 2), torch.as_tensor(found["mel_lengths"], device=device), ids

@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
-from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import real
-from fog_a.flows.generic import times
+from fog_a.flows.dicts import require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
+from fog_a.flows.frames import frame_mask
+from fog_a.flows.generic import sample_times
 from fog_a.flows.noise import noise
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
@@ -31,7 +32,7 @@ TEXT = ("x", "x_lengths", "y", "y_lengths", "spks", "durations")
 DECODER = ("x1", "mask", "mu", "spks", "cond")
 
 
-class MatchaAdapter:
+class MatchaAdapter(Flow):
     """Adapter of Matcha-TTS; velocities are (B, M, T).
 
     Args:
@@ -58,7 +59,7 @@ class MatchaAdapter:
         x1, samples = self._read(batch)["x1"], self.samples(batch)
         assert samples.mask is not None
         lengths = samples.mask[:, 0].sum(-1).tolist()
-        return self.field(batch, noise(x1, samples.ids, seed, lengths, axis=2), times(t, x1))
+        return self.field(batch, noise(x1, samples.ids, seed, lengths, axis=2), sample_times(t, x1))
 
     def field(self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"]) -> Float[Tensor, "B M T"]:
         """v with everything that is random given: the noise and the time."""
@@ -71,7 +72,7 @@ class MatchaAdapter:
         """Ids made of the mel (or given under `ids`), the mask of real frames (B, 1, T)."""
         found = self._read(batch)
         mask = found["mask"].bool()
-        return described(batch, found["x1"], lengths=mask[:, 0].sum(-1).tolist(), axis=2, mask=mask)
+        return samples_from(batch, found["x1"], lengths=mask[:, 0].sum(-1).tolist(), axis=2, mask=mask)
 
     def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
         """μ: the encoded text at mel length."""
@@ -92,11 +93,11 @@ class MatchaAdapter:
 
     def _read(self, batch: Any) -> dict[str, Any]:
         if not self.whole:
-            need(batch, DECODER[:3], "Matcha's CFM", "These are the arguments of CFM.compute_loss")
-            return moved({key: batch.get(key) for key in DECODER}, self.module, "x1", "mask", "mu")
-        need(batch, TEXT[:4], "Matcha-TTS", "Its TextMelBatchCollate gives them")
-        found = moved({key: batch.get(key) for key in TEXT}, self.module, "y")
-        mask = real(found["y_lengths"], found["y"].shape[-1]).to(found["y"])[:, None]
+            require_keys(batch, DECODER[:3], "Matcha's CFM", "These are the arguments of CFM.compute_loss")
+            return to_module({key: batch.get(key) for key in DECODER}, self.module, "x1", "mask", "mu")
+        require_keys(batch, TEXT[:4], "Matcha-TTS", "Its TextMelBatchCollate gives them")
+        found = to_module({key: batch.get(key) for key in TEXT}, self.module, "y")
+        mask = frame_mask(found["y_lengths"], found["y"].shape[-1]).to(found["y"])[:, None]
         return {**found, "x1": found["y"], "mask": mask}
 
     def _conditions(self, found: dict[str, Any]) -> tuple[Float[Tensor, "B M T"], Tensor | None]:

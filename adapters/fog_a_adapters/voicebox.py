@@ -21,9 +21,10 @@ from torch import Tensor
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
-from fog_a.flows.dicts import described, moved, need
-from fog_a.flows.frames import along, token_mask
-from fog_a.flows.generic import times
+from fog_a.flows.dicts import require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
+from fog_a.flows.frames import mask_along, token_mask
+from fog_a.flows.generic import sample_times
 from fog_a.flows.noise import noise, spans, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
@@ -32,7 +33,7 @@ KEYWORDS = ("x1", "mask", "semantic_token_ids", "phoneme_ids", "cond", "cond_mas
 HINT = "Its keywords: " + ", ".join(KEYWORDS)
 
 
-class VoiceboxAdapter:
+class VoiceboxAdapter(Flow):
     """Adapter of voicebox-pytorch; velocities are (B, T, D).
 
     Args:
@@ -64,7 +65,7 @@ class VoiceboxAdapter:
             whole = torch.full((len(x1),), x1.shape[1], device=x1.device)
             span = spans(whole, low + (high - low) * width, start, x1.shape[1])
         lengths = None if mask is None else mask.sum(1).tolist()
-        return self.field(batch, noise(x1, ids, seed, lengths), times(t, x1), span)
+        return self.field(batch, noise(x1, ids, seed, lengths), sample_times(t, x1), span)
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B T D"], t: Float[Tensor, "B"], span: Bool[Tensor, "B T"]
@@ -78,7 +79,9 @@ class VoiceboxAdapter:
         found, batch = self._read(batch), named(batch)
         mask = found.get("mask")
         lengths = None if mask is None else mask.sum(1).tolist()
-        samples = described(batch, found["x1"], lengths=lengths, mask=None if mask is None else along(mask, 3, 1))
+        samples = samples_from(
+            batch, found["x1"], lengths=lengths, mask=None if mask is None else mask_along(mask, 3, 1)
+        )
         if is_audio(batch["x1"]) and samples.audio is None:
             rate = batch.get("input_sampling_rate") or self.module.audio_enc_dec.sampling_rate
             samples = replace(samples, audio=batch["x1"].flatten(1), rate=rate)
@@ -138,8 +141,8 @@ class VoiceboxAdapter:
 
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = named(batch)
-        need(batch, ("x1",), "Voicebox", HINT)
-        found = moved({key: batch[key] for key in KEYWORDS if key in batch}, self.module.to_pred, "x1", "cond")
+        require_keys(batch, ("x1",), "Voicebox", HINT)
+        found = to_module({key: batch[key] for key in KEYWORDS if key in batch}, self.module.to_pred, "x1", "cond")
         audio = {key: found[key] for key in ("x1", "cond") if is_audio(found.get(key))}
         return {**found, **{key: self._encoded(x, found.get("input_sampling_rate")) for key, x in audio.items()}}
 

@@ -106,7 +106,7 @@ class Listening:
 
     def _hear_time(self) -> None:
         """Keep the argument t of each training forward."""
-        network, name = unwrapped(self.flow.module), getattr(self.flow.adapter, "t", None)
+        network, name = unwrapped(self.flow.module), self.flow.t
         arguments = list(inspect.signature(network.forward).parameters)
         if name not in arguments:
             return

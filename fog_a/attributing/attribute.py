@@ -23,8 +23,9 @@ from fog_a.attributing.nnsight import envoys_of
 from fog_a.attributing.variants import Strategy, parse_bytes
 from fog_a.blocks.block import Blocks
 from fog_a.errors import BadArgument, BadBatch
-from fog_a.flows.batches import Forward, each
-from fog_a.flows.flow import Flow
+from fog_a.flows.bare import flow_of
+from fog_a.flows.batches import each
+from fog_a.flows.flow import Flow, Forward
 from fog_a.scores.scores import Scores
 
 
@@ -39,7 +40,6 @@ def attribute(
     mask: Bool[Tensor, "B ..."] | None = None,
     level: Literal["layer", "branch"] = "layer",
     gate: float | Sequence[float] = 0.0,
-    output: str | None = None,
     seed: int = 0,
     method: Method = "exact",
     projections: int = 8,
@@ -63,13 +63,12 @@ def attribute(
         batch: a Tensor → `model(x)`, a tuple → `model(*batch)`, a mapping → `model(**batch)`, `Inputs` → both; for a
             flow, its own batch. A list, iterator or DataLoader is several.
         blocks: which to score: `Blocks`, or names. None: those of `find_blocks` whose update depends on x_t.
-        forward: `forward(model, batch) -> Tensor` for anything else.
+        forward: `forward(model, batch) -> Tensor` for anything else; `fog_a.output_of(name)` measures an inner module.
         times: for a flow, None → 8 midpoints (j + ½)/8, n → n midpoints, a list → exactly those in [0, 1].
         domains: one name per sample of each batch; a flow's adapter gives its own.
         mask: True where v counts, broadcastable to v; a flow's adapter gives its own.
         level: `"branch"` scores attention, feed-forward, … separately.
         gate: the gate's value, 0 (closed) to 1; several (dose and response) give a dict of Scores by value.
-        output: the name of a module whose output is the velocity, where the forward returns something else.
         seed: of every random number the model or the adapter draws.
         method: `"first_order"` estimates all scores from one forward and `projections` backward passes, without an
             ablation; labelled as an estimate.
@@ -105,9 +104,10 @@ def attribute(
     envoys = envoys_of(engine, model, remote, strategy=strategy, max_rows=max_rows, memory=memory)
     model = model if envoys is None else envoys.model
     _check_method(method, projections, gates)
+    flow = flow_of(model, forward, domains, mask)
     run = Measurement(
-        model, forward, blocks, level, output, _grid(model, times, forward), gates, domains, mask, seed, strategy,
-        max_rows, parse_bytes(memory), checkpoint, spread, _shown(progress), envoys, method, projections,
+        flow, blocks, level, flow.grid(times), gates, seed, strategy, max_rows, parse_bytes(memory),
+        checkpoint, spread, _shown(progress), envoys, method, projections,
     )  # fmt: skip
     verdict = None
     looks = _looks(batch, until, max_batches)
@@ -122,28 +122,6 @@ def attribute(
     if isinstance(gate, Sequence):  # several Scores; typed as what nearly everybody asks for
         return dict(zip(gates, found, strict=True))  # pyright: ignore[reportReturnType]
     return found[0]
-
-
-def _grid(
-    model: nn.Module | Flow, times: int | Sequence[float] | None, forward: Forward | None
-) -> tuple[float | None, ...]:
-    if not isinstance(model, Flow) or forward is not None:
-        if times is not None:
-            what = "a bare module" if forward is None else "a forward= of your own"
-            raise BadBatch(
-                f"{what} has no time axis, so times= means nothing to it. "
-                "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
-            )
-        return (None,)
-    if times is None or isinstance(times, int):
-        n = 8 if times is None else times
-        if n < 1:
-            raise BadBatch(f"expected at least one time, got times={times}. Give a number of midpoints or a list")
-        return tuple((j + 0.5) / n for j in range(n))
-    grid = tuple(float(t) for t in times)
-    if not grid or any(not 0 <= t <= 1 for t in grid):
-        raise BadBatch(f"expected times in [0, 1], at least one, got {list(times)}. t = 0 is noise, t = 1 is data")
-    return grid
 
 
 def _gates(gate: float | Sequence[float]) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules
 from fog_a.blocks.gate import carried, mixed
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.errors import NotResidual
-from fog_a.flows.case import Probe
+from fog_a.flows.case import Case
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class FanOut:
     """Several variants in one forward."""
 
     def __init__(
-        self, probe: Probe, blocks: Blocks, layout: Layout, chunk: Sequence[Variant], tile: int | None = None
+        self, case: Case, blocks: Blocks, layout: Layout, chunk: Sequence[Variant], tile: int | None = None
     ) -> None:
-        self.probe = probe
+        self.case = case
         self.layout = layout
         self.samples = layout.samples
         self.variants = sorted(chunk, key=lambda v: v.start)
         self.calls = gate_points(blocks)
-        self.modules = named_modules(probe.module)
+        self.modules = named_modules(case.module)
         owner = {(s.module, s.call): b.name for b in blocks for s in b.gate_points}
         self.plans = {key: self._plan(key, owner[key], tile) for key in self.calls}
         self.evaluations: list[int] = []
@@ -87,10 +87,10 @@ class FanOut:
     def run(self) -> tuple[Tensor, dict[tuple[str, float], Tensor]]:
         """The clean velocity, and each variant's."""
         with (
-            hooked(self.probe.module, before=self._enter, after=self._leave),
+            hooked(self.case.module, before=self._enter, after=self._leave),
             at_calls(self.modules, self.calls, self._before, self._after, lambda: self._resting),
         ):
-            self.probe()
+            self.case.run()
         assert self._found is not None and self.layout.velocity is not None
         axis, n = self.layout.exit[self.layout.velocity], self.samples
         v = [axis.rows(self._found, i * n, (i + 1) * n).clone() for i in range(len(self.variants) + 1)]
@@ -204,7 +204,7 @@ def _repeated(x: Tensor, axis: Axis, times: int) -> Tensor:
 
 
 def fanout(
-    probe: Probe, blocks: Blocks, layout: Layout, values: tuple[float, ...], per_run: int, tile: int | None = None
+    case: Case, blocks: Blocks, layout: Layout, values: tuple[float, ...], per_run: int, tile: int | None = None
 ) -> Iterator[Tensor]:
     """The base velocity first, then each block's at each gate value; at most `per_run` variants in a forward, and in
     one call of a block as many as have `tile` elements."""
@@ -212,7 +212,7 @@ def fanout(
     found: dict[tuple[str, float], Tensor] = {}
     base = None
     for i in range(0, len(todo), per_run):
-        run = FanOut(probe, blocks, layout, todo[i : i + per_run], tile)
+        run = FanOut(case, blocks, layout, todo[i : i + per_run], tile)
         clean, ablated = run.run()
         found.update(ablated)
         base = clean if base is None else base

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.attributing.layout import Axis, Layout
@@ -27,7 +27,7 @@ from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import carried, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.errors import Unsupported
-from fog_a.flows.case import Probe
+from fog_a.flows.case import Case
 
 
 def shrinkage(projections: int) -> float:
@@ -50,31 +50,29 @@ def note(projections: int) -> str:
 
 
 def slopes(
-    probe: Probe,
+    case: Case,
     blocks: Blocks,
     layout: Layout,
     projections: int,
-    seed: int,
-    counts: Callable[[Tensor], Bool[Tensor, "B n"] | None],
 ) -> tuple[Float[Tensor, "L B"], Float[Tensor, " B"]]:
-    """The estimated ‖J_k f_k‖ of each block and sample, and ‖v‖; `counts(v)` says which entries of v count.
+    """The estimated ‖J_k f_k‖ of each block and sample, and ‖v‖.
 
     Raises Unsupported where samples cannot be told apart at a gate, or v has no graph.
     """
     if layout.problem is not None:
         raise Unsupported(f"method='first_order' needs samples that can be told apart: {layout.problem}. Use 'exact'")
-    device = next((p.device for p in probe.module.parameters()), torch.device("cpu"))
+    device = next((p.device for p in case.module.parameters()), torch.device("cpu"))
     with torch.inference_mode(False), torch.enable_grad():
         gates = torch.ones(len(blocks), layout.samples, device=device, requires_grad=True)
-        with _hung_on(gates, probe, blocks, layout):  # also while a checkpoint computes its inside again
-            v = probe()
+        with _hung_on(gates, case, blocks, layout):  # also while a checkpoint computes its inside again
+            v = case.run()
             if not v.requires_grad:
                 raise Unsupported("the velocity has no graph: it is made under no_grad, or detached. Use 'exact'")
-            keep = counts(v.detach())
+            keep = case.keep(v.detach())
             flat = v.float().reshape(len(v), -1)
             flat = flat if keep is None else torch.where(keep, flat, torch.zeros_like(flat))
             squares = torch.zeros_like(gates)
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(case.seed)
             for left in reversed(range(projections)):
                 u = torch.randn(flat.shape, generator=generator).to(flat.device)
                 squares += _gradient((u * flat).sum(), gates, left > 0).square()
@@ -91,7 +89,7 @@ def _gradient(y: Tensor, gates: Float[Tensor, "L B"], again: bool) -> Float[Tens
 
 
 @contextlib.contextmanager
-def _hung_on(gates: Float[Tensor, "L B"], probe: Probe, blocks: Blocks, layout: Layout) -> Iterator[None]:
+def _hung_on(gates: Float[Tensor, "L B"], case: Case, blocks: Blocks, layout: Layout) -> Iterator[None]:
     """Inside, block k's update is multiplied by gates[k], which are 1."""
     calls = gate_points(blocks)
     owner = {(s.module, s.call): i for i, b in enumerate(blocks) for s in b.gate_points}
@@ -112,7 +110,7 @@ def _hung_on(gates: Float[Tensor, "L B"], probe: Probe, blocks: Blocks, layout: 
             new[path] = y + (_along(gates[owner[key]], axis, y) - 1) * f  # f_k as a constant: the slope at g_k = 1
         return replaced(out, new)
 
-    with at_calls(named_modules(probe.module), calls, before, after):
+    with at_calls(named_modules(case.module), calls, before, after):
         yield
 
 

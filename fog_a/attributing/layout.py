@@ -21,7 +21,7 @@ from fog_a.blocks.block import Blocks, GatePoint
 from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
-from fog_a.flows.case import Probe
+from fog_a.flows.case import Case
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """How far a row may be from the same row in another batch, relative to its norm: larger matmuls round otherwise."""
@@ -99,12 +99,12 @@ class _Seen:
 _TALK = "its samples depend on each other"
 
 
-def measure(probe: Probe, blocks: Blocks) -> tuple[Layout, Tensor]:
-    """The layout for this probe's batch, and the base velocity that was seen on the way."""
+def measure(case: Case, blocks: Blocks) -> tuple[Layout, Tensor]:
+    """The layout for this case's batch, and the base velocity that was seen on the way."""
     calls = gate_points(blocks)
-    base = _run(probe, calls, None, None)
+    base = _run(case, calls, None, None)
     assert base.v is not None
-    layout = Layout(samples=len(base.v) if base.v.ndim else 1)
+    layout = Layout(samples=len(base.v))
     if base.drew:
         layout.problem = "the model draws random numbers in eval mode"
     elif base.nested:
@@ -113,14 +113,12 @@ def measure(probe: Probe, blocks: Blocks) -> tuple[Layout, Tensor]:
         layout.problem = "its blocks run another number of times than when they were found"
     elif base.entered != 1:
         layout.problem = f"its velocity network runs {base.entered} times in a forward"
-    elif base.v.ndim == 0:
-        layout.problem = "its output has no samples axis"
     else:
-        _fill(layout, probe, calls, base)
+        _fill(layout, case, calls, base)
     return layout, base.v
 
 
-def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _Seen) -> None:
+def _fill(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: _Seen) -> None:
     n, v = layout.samples, base.v
     assert v is not None
     candidates = [p for p, x in base.entrance if x.ndim and x.shape[0] == n]
@@ -130,9 +128,9 @@ def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _S
     for fewer in (1, 2 * n) if n > 1 else (2,):
         for chosen in [candidates, *([p for p in candidates if p != left] for left in candidates)]:
             try:
-                small = _run(probe, calls, {p: fewer for p in chosen}, base)
+                small = _run(case, calls, {p: fewer for p in chosen}, base)
                 problem = _compare(layout, base, small, fewer, calls)
-                problem = problem or _unfold(layout, probe, calls, base, {p: fewer for p in chosen}, fewer)
+                problem = problem or _unfold(layout, case, calls, base, {p: fewer for p in chosen}, fewer)
             except Exception as error:  # the model does not take this cut: another one may do
                 reasons.append(f"{type(error).__name__}: {error}")
                 continue
@@ -150,7 +148,7 @@ def _fill(layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _S
 
 
 def _unfold(
-    layout: Layout, probe: Probe, calls: Mapping[Key, GatePoint], base: _Seen, rows: Mapping[LeafPath, int], fewer: int
+    layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: _Seen, rows: Mapping[LeafPath, int], fewer: int
 ) -> str | None:
     """Where several rows belong to a sample, see by their values whether they lie side by side or batches apart."""
     tables = {"in": layout.given, "out": layout.returned}
@@ -159,7 +157,7 @@ def _unfold(
     }
     if not places:
         return None
-    whole, small = _run(probe, calls, None, base, places), _run(probe, calls, rows, base, places)
+    whole, small = _run(case, calls, None, base, places), _run(case, calls, rows, base, places)
     for place in places:
         key, side, path = place
         x, y, n = whole.values[place], small.values[place], min(layout.samples, fewer)
@@ -238,7 +236,7 @@ def cut(path_rows: Mapping[LeafPath, int], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _run(
-    probe: Probe,
+    case: Case,
     calls: Mapping[Key, GatePoint],
     rows: Mapping[LeafPath, int] | None,
     base: _Seen | None,
@@ -285,8 +283,8 @@ def _run(
     with contextlib.ExitStack() as stack:
         if base is None:
             stack.enter_context(used)
-        stack.enter_context(hooked(probe.module, before=enter, after=leave))
-        stack.enter_context(at_calls(named_modules(probe.module), calls, before, after))
-        seen.v = probe().clone()
+        stack.enter_context(hooked(case.module, before=enter, after=leave))
+        stack.enter_context(at_calls(named_modules(case.module), calls, before, after))
+        seen.v = case.run().clone()
     seen.bytes, seen.between = used.peak, used.outside
     return seen

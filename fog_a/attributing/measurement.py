@@ -19,12 +19,11 @@ from fog_a.attributing.nnsight import Envoys
 from fog_a.attributing.variants import Strategy, layout_of, variants
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadBatch, BadOutput, ShapeMismatch, UnknownBlock, Unsupported
+from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock, Unsupported
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows import case as probing
-from fog_a.flows.batches import Forward, signature
+from fog_a.flows.batches import signature
+from fog_a.flows.case import Case, fingerprint, per_sample, weights_mark
 from fog_a.flows.flow import Flow
-from fog_a.flows.wrapping import knows
 from fog_a.scores.scores import Scores
 
 Method = Literal["exact", "first_order"]
@@ -36,15 +35,11 @@ EPS = 1e-8
 class Measurement:
     """One call of `attribute`: its options, and what has been measured so far."""
 
-    model: nn.Module | Flow
-    forward: Forward | None
+    flow: Flow
     wanted: Blocks | Sequence[str] | None
     level: Literal["layer", "branch"]
-    output: str | None
     grid: tuple[float | None, ...]
     gates: tuple[float, ...]
-    named: Sequence[str] | None
-    mask: Tensor | None
     seed: int
     strategy: Strategy
     max_rows: int | None
@@ -71,21 +66,21 @@ class Measurement:
     def measure(self, batch: Any) -> None:
         """All ablations of one batch, at every time."""
         batch = batch if self.envoys is None else self.envoys.batch(batch)
-        probing.check_batch(batch)
         number = len(self.values)
+        cases = [
+            Case(self.flow, batch, t, self.seed + 7919 * number + j, len(self.ids)) for j, t in enumerate(self.grid)
+        ]
         if self.cells is None:
-            self._begin(batch)
+            self._begin(cases[0])
         assert self.cells is not None
-        mark = probing.digest(batch).hex()
-        self.cells.same_everywhere(repr(probing.shape_of(batch)).encode() + mark.encode())
+        mark = cases[0].fingerprint
+        self.cells.same_everywhere(repr(cases[0].layout).encode() + mark.encode())
         with tqdm(total=len(self.grid), disable=not self.progress, desc="FoG-A", leave=False) as bar:
-            todo = [
-                (f"batch{number}_{mark[:12]}_time{j}", self._cell(batch, number, j, bar)) for j in range(len(self.grid))
-            ]
+            todo = [(f"batch{number}_{mark[:12]}_time{j}", self._cell(case, bar)) for j, case in enumerate(cases)]
             columns = self.cells.collect(todo)
         self._learn(self.cells.shared([sorted(self.strategies), self.notes, self.noise, self.floor]))
         self.values.append(np.stack(columns, axis=2))
-        self._name(batch, columns[0].shape[1])
+        self._name(cases[0], columns[0].shape[1])
 
     def _learn(self, told: list[Any]) -> None:
         """How the cells of all processes were measured, the same on each."""
@@ -94,60 +89,56 @@ class Measurement:
         self.notes = list(dict.fromkeys(note for some in notes for note in some))
         self.noise, self.floor = max(noise), max(floor)
 
-    def _begin(self, batch: Any) -> None:
-        self.blocks, self.side = self._chosen(batch)
+    def _begin(self, case: Case) -> None:
+        self.blocks, self.side = self._chosen(case)
         self.signature = signature(self.blocks.model, self.blocks)
         self.sharded = _sharded(self.blocks.model)
         identity = {
-            "signature": self.signature, "batch": probing.digest(batch).hex(), "seed": self.seed, "times": self.grid,
-            "gates": self.gates, "level": self.level, "output": self.output, "strategy": self.strategy,
+            "signature": self.signature, "batch": case.fingerprint, "seed": self.seed, "times": self.grid,
+            "gates": self.gates, "level": self.level, "strategy": self.strategy,
             "method": self.method, "projections": self.projections,
         }  # fmt: skip
         if self.checkpoint is not None:
-            identity["weights"] = "sharded" if self.sharded else probing.weights_mark(self.blocks.model)
-            identity["mask"] = None if self.mask is None else probing.digest(torch.as_tensor(self.mask)).hex()
+            identity["weights"] = "sharded" if self.sharded else weights_mark(self.blocks.model)
+            mask = self.flow.override.mask
+            identity["mask"] = None if mask is None else fingerprint(torch.as_tensor(mask))
         self.cells = Cells(identity, self.checkpoint, self.spread and not self.sharded)
 
-    def _chosen(self, batch: Any) -> tuple[Blocks, Blocks | None]:
+    def _chosen(self, case: Case) -> tuple[Blocks, Blocks | None]:
         """The blocks to score, and those that are left out because they do not see x_t."""
         if self.wanted is not None and len(self.wanted) == 0:
             raise UnknownBlock(
                 "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
             )
         if isinstance(self.wanted, Blocks):
-            if self.wanted.model is not probing.module_of(self.model):
+            if self.wanted.model is not case.module:
                 raise UnknownBlock("the blocks in blocks= are of another model object. Use find_blocks(model, batch)")
             return self.wanted, None
-        found = find_blocks(self.model, batch, forward=self.forward, level=self.level)
+        found = find_blocks(case.flow, case.batch, level=self.level)
         if self.wanted is not None:
             return found.named([self.wanted] if isinstance(self.wanted, str) else list(self.wanted)), None
         rest = [b for b in found if not b.main]
         return found.main, Blocks(rest, found.model) if rest else None
 
-    def _cell(self, batch: Any, number: int, j: int, bar: Any) -> Callable[[], Values]:
+    def _cell(self, case: Case, bar: Any) -> Callable[[], Values]:
         def cell() -> Values:
-            seed = self.seed + 7919 * number + j
-            one = probing.probe(self.model, batch, self.grid[j], seed, self.forward, self.output)
-            with preserved(*one.modules):
-                exact = self.method == "exact"
-                values = self._ablated(one, batch) if exact else self._estimated(one, batch, seed)
+            with preserved(*case.modules):
+                values = self._ablated(case) if self.method == "exact" else self._estimated(case)
             bar.update()
             return values
 
         return cell
 
-    def _ablated(self, one: probing.Probe, batch: Any) -> Values:
+    def _ablated(self, case: Case) -> Values:
         """Eq. 9 for each gate value, sample and block."""
         strategy = "loop" if self.sharded else self.strategy
         if self.envoys is not None:
-            run = self.envoys.variants(one, self.blocks, self.gates)
+            run = self.envoys.variants(case, self.blocks, self.gates)
         else:
             run = variants(
-                one, self.blocks, values=self.gates, strategy=strategy, max_rows=self.max_rows, memory=self.memory,
-                shape=probing.shape_of(batch),
+                case, self.blocks, values=self.gates, strategy=strategy, max_rows=self.max_rows, memory=self.memory,
             )  # fmt: skip
-        keep = self._counts(batch, run.base)
-        v = run.base[None] if run.base.ndim == 0 else run.base
+        v, keep = run.base, case.keep(run.base)
         scores = np.stack([_ratio(v_k, v, keep) for v_k in run])
         self.strategies.add(run.strategy)
         self.notes += [n for n in run.notes if n not in self.notes]
@@ -156,45 +147,21 @@ class Measurement:
             self.floor = max(self.floor, torch.finfo(v.dtype).eps, 8 * torch.finfo(torch.float32).eps)
         return scores.reshape(len(self.blocks), len(self.gates), len(v)).transpose(1, 2, 0).astype(np.float32)
 
-    def _estimated(self, one: probing.Probe, batch: Any, seed: int) -> Values:
-        """Eq. 9 to first order, for each sample and block; `seed`: of projections, others at each time."""
+    def _estimated(self, case: Case) -> Values:
+        """Eq. 9 to first order, for each sample and block."""
         if self.sharded or self.envoys is not None:
             raise Unsupported("method='first_order' is not for sharded models or other engines. Use method='exact'")
-        layout, _ = layout_of(one, self.blocks, probing.shape_of(batch))
-        change, norm = slopes(one, self.blocks, layout, self.projections, seed, lambda v: self._counts(batch, v))
+        layout, _ = layout_of(case, self.blocks)
+        change, norm = slopes(case, self.blocks, layout, self.projections)
         self.strategies.add("backward")
         self.notes += [told for told in (note(self.projections),) if told not in self.notes]
         return _relative(change, norm)[None].transpose(0, 2, 1).astype(np.float32)
 
-    def _counts(self, batch: Any, v: Tensor) -> Tensor | None:
-        """Where v counts, (B, n); the base velocity is checked on the way."""
-        if v.ndim == 0:
-            self._no_loss()
-            v = v[None]
-        samples = probing.samples_of(self.model, batch, v, 0)
-        keep = probing.mask_of(samples.mask if self.mask is None else self.mask, v)
-        probing.checked(v, keep)
-        return keep
-
-    def _no_loss(self) -> None:
-        """One number is no velocity: of a model whose adapter was forgotten it is the loss."""
-        asked = self.forward is not None or self.output is not None
-        if not asked and isinstance(self.model, nn.Module) and knows(self.model):
-            raise BadBatch(
-                f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
-                "fog_a.wrap(model)"
-            )
-
-    def _name(self, batch: Any, count: int) -> None:
-        """Ids and domains of a batch's samples."""
-        samples = probing.samples_of(self.model, batch, torch.empty(count, 1), len(self.ids))
-        names = samples.domains if self.named is None else tuple(self.named)
-        if len(names) != count:
-            raise ShapeMismatch(
-                f"expected one domain per sample, {count} of them, got {len(names)}. Give domains= as many names"
-            )
+    def _name(self, case: Case, count: int) -> None:
+        """Ids and domains of a batch's samples; other processes may have run it."""
+        samples = case.flow.samples_of(case.batch, (count,), case.start)
         self.ids += samples.ids
-        self.domains += names
+        self.domains += samples.domains
 
     def scores(self, g: int, verdicts: Any = None) -> Scores:
         """What has been measured so far, at one gate value."""
@@ -211,7 +178,7 @@ class Measurement:
 
         return {
             "strategy": "+".join(sorted(self.strategies)) or "checkpoint",
-            "method": self.method, "gate": gate, "level": self.level, "output": self.output,
+            "method": self.method, "gate": gate, "level": self.level,
             "seed": self.seed, "eps": EPS,
             "max_rows": self.max_rows, "memory": self.memory, "noise_floor": self.noise, "notes": list(self.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
@@ -254,14 +221,12 @@ class Measurement:
 
 def _ratio(v_k: Tensor, v: Tensor, keep: Tensor | None) -> np.ndarray:
     """Eq. 9 for each sample; NaN where the ablated velocity is not finite."""
-    if v_k.ndim == 0:
-        v_k = v_k[None]
     if v_k.shape != v.shape:
         raise ShapeMismatch(
             f"an ablation changed the output's shape from {tuple(v.shape)} to {tuple(v_k.shape)}: its length depends "
             "on inner layers (durations, say). Fix the lengths in forward=, or score other blocks with blocks="
         )
-    d, n = probing.per_sample(v_k) - probing.per_sample(v), probing.per_sample(v)
+    d, n = per_sample(v_k) - per_sample(v), per_sample(v)
     if keep is not None:
         d, n = torch.where(keep, d, torch.zeros_like(d)), torch.where(keep, n, torch.zeros_like(n))
     return _relative(d.norm(dim=1), n.norm(dim=1))

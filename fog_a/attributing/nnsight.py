@@ -27,8 +27,9 @@ from fog_a.blocks.calls import hooked
 from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import MissingDependency, Unsupported
+from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import velocity_of
-from fog_a.flows.case import Probe, module_of
+from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs
 
@@ -53,7 +54,7 @@ class Envoys:
         except ImportError as error:
             raise MissingDependency("engine='nnsight' needs nnsight: pip install 'fog-a[nnsight]'") from error
         wrapped = isinstance(model, Envoy)
-        self.traced: Any = model if wrapped else nnsight.NNsight(module_of(model))
+        self.traced: Any = model if wrapped else nnsight.NNsight(flow_of(model).module)
         self.model: nn.Module | Flow = model._module if wrapped else model
         if remote and not hasattr(self.traced, "_remoteable_model_key"):
             raise Unsupported(
@@ -79,11 +80,11 @@ class Envoys:
             self.traced.output.save()
         return calls[0]
 
-    def variants(self, probe: Probe, blocks: Blocks, values: tuple[float, ...] = (0.0,)) -> Variants:
+    def variants(self, case: Case, blocks: Blocks, values: tuple[float, ...] = (0.0,)) -> Variants:
         """The base velocity and, for each block and each gate value, the ablated one."""
         for block in blocks:
             check(block)
-        call, v = self._call(probe)
+        call, v = self._call(case)
 
         def ablated() -> Iterator[Tensor]:
             for block in blocks:
@@ -98,15 +99,15 @@ class Envoys:
             )
         return Variants(traced, "nnsight", ablated())
 
-    def _call(self, probe: Probe) -> tuple[Call, Tensor]:
-        """What the network is called with in a run of the probe, and the velocity of that run."""
+    def _call(self, case: Case) -> tuple[Call, Tensor]:
+        """What the network is called with in a run of the case, and the velocity of that run."""
         calls: list[Call] = []
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args, dict(kwargs), _restore()))
 
-        with hooked(probe.module, before=before):
-            v = probe()
+        with hooked(case.module, before=before):
+            v = case.run()
         if len(calls) != 1:
             raise Unsupported(f"nnsight traces one call of the network; this velocity makes {len(calls)}")
         return calls[0], v

@@ -24,17 +24,17 @@ from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.errors import NotResidual
-from fog_a.flows.case import Probe
+from fog_a.flows.case import Case
 
 
 class Prefix:
     """The clean run's outputs, and the variants that start from them."""
 
-    def __init__(self, probe: Probe, blocks: Blocks) -> None:
-        self.probe = probe
+    def __init__(self, case: Case, blocks: Blocks) -> None:
+        self.case = case
         self.blocks = blocks
         self.calls = gate_points(blocks)
-        self.modules = named_modules(probe.module)
+        self.modules = named_modules(case.module)
         self.owner = {(s.module, s.call): b for b in blocks for s in b.gate_points}
         self.first = {b.name: min(s.order for s in b.gate_points) for b in blocks}
         self.kept: dict[Key, Any] = {}
@@ -68,7 +68,7 @@ class Prefix:
             self.runs += 1
 
         with self._modes, at_calls(self.modules, self.calls, before, after):
-            v = self.probe().clone()
+            v = self.case.run().clone()
         return self.base() if self._overwritten() else v
 
     @property
@@ -96,7 +96,7 @@ class Prefix:
         try:
             self._made = []
             with self._skipping(None, sys.maxsize, 1.0):
-                again = self.probe()
+                again = self.case.run()
             if any(x() is not None for x in self._made):
                 return False  # something made inside is still held: who knows by whom
         except (Diverged, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
@@ -121,7 +121,7 @@ class Prefix:
 
     def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, list[Key]]:
         with self._skipping(block, self.first[block.name], value) as acted:
-            v = self.probe().clone()
+            v = self.case.run().clone()
         return v, acted
 
     @contextlib.contextmanager

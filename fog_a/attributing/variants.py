@@ -25,7 +25,7 @@ from fog_a.attributing.prefix import Prefix
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.gate import gate
 from fog_a.errors import BadArgument, NotResidual, Unsupported
-from fog_a.flows.case import Probe, draws
+from fog_a.flows.case import Case
 
 Strategy = Literal["auto", "loop", "prefix", "fanout"]
 LAUNCH_BOUND = 32768
@@ -51,52 +51,51 @@ class Variants:
 
 
 def variants(
-    probe: Probe,
+    case: Case,
     blocks: Blocks,
     *,
     values: tuple[float, ...] = (0.0,),
     strategy: Strategy = "auto",
     max_rows: int | None = None,
     memory: int | None = None,
-    shape: Any = None,
 ) -> Variants:
-    """Run the base and every ablation of one probe. `shape` tells batches of one layout from another's."""
+    """Run the base and every ablation of one case."""
     if strategy not in get_args(Strategy):
         raise BadArgument(
             f"expected strategy= one of {', '.join(get_args(Strategy))}, got {strategy!r}. 'auto' or 'loop' do"
         )
     notes: list[str] = []
-    order: list[Strategy] = ["fanout", "prefix", "loop"] if _launch_bound(probe, blocks) else ["prefix", "loop"]
+    order: list[Strategy] = ["fanout", "prefix", "loop"] if _launch_bound(case, blocks) else ["prefix", "loop"]
     if any(block.alone for block in blocks):
         order = ["loop"]
     for chosen in order if strategy == "auto" else [strategy]:
         if chosen == "fanout":
-            run, problem = _fanned(probe, blocks, values, max_rows, memory, shape)
+            run, problem = _fanned(case, blocks, values, max_rows, memory)
         elif chosen == "prefix":
-            run, problem = _prefixed(probe, blocks, values, memory)
+            run, problem = _prefixed(case, blocks, values, memory)
         else:
-            run, problem = _loop(probe, blocks, values), None
+            run, problem = _loop(case, blocks, values), None
         if run is not None:
-            noise = layout_of(probe, blocks, shape)[0].noise if chosen == "fanout" else 0.0
+            noise = layout_of(case, blocks)[0].noise if chosen == "fanout" else 0.0
             return Variants(next(run), chosen, run, notes, noise)
         notes.append(f"{chosen} cannot be used: {problem}")
     raise Unsupported(f"{notes[0]}. Use strategy='auto' or 'loop'")
 
 
-def _launch_bound(probe: Probe, blocks: Blocks) -> bool:
+def _launch_bound(case: Case, blocks: Blocks) -> bool:
     """Do launches, rather than arithmetic, take the time? By size, not by the clock: every process must come to the
     same choice, or their last bits would differ."""
-    return _on_gpu(probe) or max((s.elements for b in blocks for s in b.gate_points), default=0) < LAUNCH_BOUND
+    return _on_gpu(case) or max((s.elements for b in blocks for s in b.gate_points), default=0) < LAUNCH_BOUND
 
 
-def _on_gpu(probe: Probe) -> bool:
-    return any(p.is_cuda for p in itertools.islice(probe.module.parameters(), 1))
+def _on_gpu(case: Case) -> bool:
+    return any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
 
 
 def _prefixed(
-    probe: Probe, blocks: Blocks, values: tuple[float, ...], memory: int | None
+    case: Case, blocks: Blocks, values: tuple[float, ...], memory: int | None
 ) -> tuple[Iterator[Tensor] | None, str | None]:
-    run = Prefix(probe, blocks)
+    run = Prefix(case, blocks)
     v = run.base()
     if run.random is not None:
         return None, f"the model draws random numbers in eval mode (in {run.random})"
@@ -117,16 +116,16 @@ def _prefixed(
 
 
 def _fanned(
-    probe: Probe, blocks: Blocks, values: tuple[float, ...], max_rows: int | None, memory: int | None, shape: Any
+    case: Case, blocks: Blocks, values: tuple[float, ...], max_rows: int | None, memory: int | None
 ) -> tuple[Iterator[Tensor] | None, str | None]:
-    layout, fresh = layout_of(probe, blocks, shape)
+    layout, fresh = layout_of(case, blocks)
     if layout.problem is None and layout.velocity is None:
         layout.problem = "the velocity is not what the network itself gives out"
     if layout.problem is not None:
-        return None, layout.problem + (_drawing(probe, blocks) if "random" in layout.problem else "")
-    tile = None if _on_gpu(probe) else TILE
+        return None, layout.problem + (_drawing(case, blocks) if "random" in layout.problem else "")
+    tile = None if _on_gpu(case) else TILE
     per_run = _per_run(layout, tile, len(blocks) * len(values), max_rows, memory)
-    run = fanout(probe, blocks, layout, values, per_run, tile)
+    run = fanout(case, blocks, layout, values, per_run, tile)
     first: list[Tensor] = []
     middle = len(blocks) // 2
     try:
@@ -144,7 +143,7 @@ def _fanned(
         layout.problem = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
         return None, layout.problem
     if fresh is not None:
-        one, other = first[-1].nan_to_num(), once(probe, blocks[middle : middle + 1], values[0]).nan_to_num()
+        one, other = first[-1].nan_to_num(), once(case, blocks[middle : middle + 1], values[0]).nan_to_num()
         if not alike(first[0], fresh) or not alike(one, other):
             layout.problem = "rows come out otherwise in a larger batch"
             return None, layout.problem
@@ -152,19 +151,18 @@ def _fanned(
     return itertools.chain(first, run), None
 
 
-def _drawing(probe: Probe, blocks: Blocks) -> str:
-    with draws(blocks) as drawn:
-        probe()
+def _drawing(case: Case, blocks: Blocks) -> str:
+    drawn = case.draws(blocks)
     return f" (in {drawn[0] or 'its own forward'})" if drawn else ""
 
 
-def layout_of(probe: Probe, blocks: Blocks, shape: Any) -> tuple[Layout, Tensor | None]:
-    """The layout for this model, these blocks and this shape of batch, measured when first seen."""
-    table = _LAYOUTS.setdefault(probe.module, {})
-    key = (blocks.names, shape)
-    if shape is not None and key in table:
+def layout_of(case: Case, blocks: Blocks) -> tuple[Layout, Tensor | None]:
+    """The layout for this model, these blocks and batches like this one, measured when first seen."""
+    table = _LAYOUTS.setdefault(case.module, {})
+    key = (blocks.names, case.key)
+    if key in table:
         return table[key], None
-    layout, base = measure(probe, blocks)
+    layout, base = measure(case, blocks)
     table[key] = layout
     return layout, base
 
@@ -203,17 +201,17 @@ def parse_bytes(memory: int | str | None) -> int | None:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
-def _loop(probe: Probe, blocks: Blocks, values: tuple[float, ...]) -> Iterator[Tensor]:
-    yield probe().clone()
+def _loop(case: Case, blocks: Blocks, values: tuple[float, ...]) -> Iterator[Tensor]:
+    yield case.run().clone()
     for i in range(len(blocks)):
         for value in values:
-            yield once(probe, blocks[i : i + 1], value)
+            yield once(case, blocks[i : i + 1], value)
 
 
-def once(probe: Probe, blocks: Blocks, value: float) -> Tensor:
+def once(case: Case, blocks: Blocks, value: float) -> Tensor:
     """One forward at a gate value; every gate must have acted at each of its points."""
     with gate(blocks, value) as closed:
-        v = probe()
+        v = case.run()
     for b in blocks:
         if closed.fired[b.name] != len(b.gate_points):
             raise NotResidual(

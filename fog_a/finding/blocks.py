@@ -32,9 +32,10 @@ from fog_a.finding.paths import Update
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
 from fog_a.finding.trace import Trace, record
-from fog_a.flows.batches import Forward
-from fog_a.flows.case import probe
+from fog_a.flows.bare import flow_of
+from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow as WrappedFlow
+from fog_a.flows.flow import Forward
 
 
 def find_blocks(
@@ -67,7 +68,7 @@ def find_blocks(
     """
     if level not in ("layer", "branch"):
         raise BadBatch(f"expected level='layer' or 'branch', got {level!r}")
-    one = probe(model, batch, None, 0, forward)
+    one = Case(flow_of(model, forward), batch)
     with preserved(*one.modules), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing without grad, nested tensors: of no concern here
         trace = record(one.module, one.run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput
+from fog_a.flows.flow import Forward
 from fog_a.flows.samples import Inputs
-
-Forward = Callable[[nn.Module, Any], Tensor]
 
 
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:

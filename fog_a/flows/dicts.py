@@ -22,7 +22,7 @@ ABOUT = ("ids", "domains", "audio", "rate", "audio_lengths")
 """Keys of a batch that tell of its samples and are not given to the network."""
 
 
-def need(batch: Any, keys: Sequence[str], reader: str, hint: str) -> None:
+def require_keys(batch: Any, keys: Sequence[str], reader: str, hint: str) -> None:
     """BadBatch if the batch is no mapping with these keys."""
     if not isinstance(batch, Mapping):
         raise BadBatch(f"{reader} reads a dict with {', '.join(keys)}, got {type(batch).__name__}. {hint}")
@@ -32,7 +32,7 @@ def need(batch: Any, keys: Sequence[str], reader: str, hint: str) -> None:
         raise BadBatch(f"{reader}: the batch lacks {', '.join(missing)} (it has {got}). {hint}")
 
 
-def moved(batch: Mapping[str, Any], module: nn.Module, *data: str) -> dict[str, Any]:
+def to_module(batch: Mapping[str, Any], module: nn.Module, *data: str) -> dict[str, Any]:
     """The batch with its tensors on the module's device, as every trainer does.
 
     Raises:
@@ -56,7 +56,7 @@ def moved(batch: Mapping[str, Any], module: nn.Module, *data: str) -> dict[str, 
     return replaced(dict(batch), {path: x.to(weight.device) for path, x in leaves(batch) if x.device != weight.device})
 
 
-def described(
+def samples_from(
     batch: Mapping[str, Any],
     x1: Tensor,
     *,

@@ -1,90 +1,215 @@
-"""A flow-matching model with the adapter that reads it."""
+"""A flow: a model that gives a velocity for a batch, a time and a seed. The base class of every adapter.
+
+    x_t = α(t) x_1 + σ(t) x_0,    v = v_θ(x_t, t, c),    t = 0 is noise, t = 1 is data
+
+A subclass says how one kind of model is read: `velocity` and `samples` are its own; `interface`, `tokens` and `loss`
+have defaults. See docs/write-an-adapter.md.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+import abc
+import copy
+import numbers
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
+from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+from fog_a.flows.frames import as_tokens, token_mask
 from fog_a.flows.samples import Samples
 
+Forward = Callable[[Any, Any], Tensor]
+"""`forward(model, batch) -> Tensor`: the user's own way to run a model."""
 
-@runtime_checkable
-class Adapter(Protocol):
-    """What fog_a must know of a flow-matching model. A third party implements this; see docs/write-an-adapter.md."""
 
+@dataclass(frozen=True)
+class Override:
+    """What the caller says in the adapter's place: how the model runs, the samples' domains, where v counts."""
+
+    forward: Forward | None = None
+    domains: tuple[str, ...] | None = None
+    mask: Tensor | None = None
+
+
+class Flow(abc.ABC):
+    """A model that fog_a can read, and the base class of adapters.
+
+    Attributes:
+        model: the model object that the adapter reads.
+        module: the velocity network: its blocks are found, and rows of its batch are multiplied.
+        t: the name of the network's argument that holds the flow time, for what depends on the time in training.
+        package, version: what the adapter was read at; another installed version warns.
+        checkout: in place of `package`, the name by which a repository without a package is imported.
+
+    Raises:
+        Unsupported: a subclass without `velocity` or `samples` is made.
+    """
+
+    package: ClassVar[str | None] = None
+    checkout: ClassVar[str | None] = None
+    version: ClassVar[str | None] = None
+    t: str | None = None
+    model: Any
     module: nn.Module
-    """The velocity network: where the blocks are, and where rows are fanned out."""
+    override: Override = Override()
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int) -> Float[Tensor, "B ..."]:
-        """v(x_t, t, c) at time t, with the noise that `seed` draws: same seed, same x_t. Module calls `module` once."""
-        ...
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if cls.__abstractmethods__:
+            missing = " and ".join(sorted(cls.__abstractmethods__))
+            raise Unsupported(
+                f"{cls.__name__} is no adapter yet: it lacks {missing}. A subclass of fog_a.Flow defines "
+                "velocity(self, batch, t, seed=0) and samples(self, batch): see docs/write-an-adapter.md"
+            )
+        return super().__new__(cls)
 
+    def __init__(self, model: Any) -> None:
+        self.model = self.module = model
+
+    @staticmethod
+    def matches(model: object) -> bool:
+        """Whether `wrap(model)` chooses this adapter; it looks at names and imports nothing."""
+        return False
+
+    @abc.abstractmethod
+    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
+        """v(x_t, t, c) at t in [0, 1], with the noise that `seed` draws: same seed, same x_t. Calls `module` once."""
+
+    @abc.abstractmethod
     def samples(self, batch: Any) -> Samples:
-        """The batch's samples: ids, domains, audio, mask of v, and `rows`."""
-        ...
+        """Ids, domains, audio and mask of the batch's samples, and `rows` for a smaller batch."""
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
         """The conditioning (token) embedding with its graph, for BiT-C; None where there is none."""
-        ...
+        return None
 
     def tokens(
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """A block's output as tokens, channels last, without register or time tokens, and which of them are real."""
-        ...
+        """A block's output as tokens, channels last, without register or time tokens, and which of them are real.
+
+        By default (B, T, D) as it is, (B, D) as one token, (B, D, H, W) as H·W tokens.
+        """
+        h = as_tokens(h)
+        return h, token_mask(samples.mask, h)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
-        """The model's own training loss."""
-        ...
+        """The model's own training loss.
 
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """A model and the adapter that reads it; what `fog_a.attribute` and the others take.
-
-    Attributes:
-        model: the third party's object, as it was given.
-        adapter: how to read it.
-    """
-
-    model: Any
-    adapter: Adapter
-
-    @property
-    def module(self) -> nn.Module:
-        """The velocity network: where the blocks are."""
-        return self.adapter.module
+        Raises:
+            Unsupported: the adapter defines none.
+        """
+        raise Unsupported(
+            f"{type(self).__name__} has no loss, and this call needs the model's own. Define loss(self, batch) in "
+            "the adapter: see docs/write-an-adapter.md"
+        )
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The network, and the model around it where that is a module: whose state a probe leaves as it was."""
-        return [m for m in (self.module, self.model) if isinstance(m, nn.Module)]
+        """The network, and the model around it where that is another module: their state is restored after a probe."""
+        around = isinstance(self.model, nn.Module) and self.model is not self.module
+        return [self.module, self.model] if around else [self.module]
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
-        """v(x_t, t, c) at t in [0, 1], with the noise that `seed` draws."""
-        return self.adapter.velocity(batch, t, seed)
+    def overridden(
+        self, forward: Forward | None = None, domains: Sequence[str] | None = None, mask: Tensor | None = None
+    ) -> Self:
+        """This flow, with the caller's own forward, domains or mask in place of the adapter's."""
+        if forward is None and domains is None and mask is None:
+            return self
+        twin = copy.copy(self)
+        twin.override = Override(forward, None if domains is None else tuple(domains), mask)
+        return twin
 
-    def samples(self, batch: Any) -> Samples:
-        """Ids, domains, audio and mask of the batch's samples, and `rows` for a smaller batch."""
-        return self.adapter.samples(batch)
+    def grid(self, times: int | Sequence[float] | None) -> tuple[float | None, ...]:
+        """The times to measure at: None → 8 midpoints, n → n midpoints (j + ½)/n, a list → exactly those.
 
-    def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
-        """The conditioning embedding with its graph, or None."""
-        return self.adapter.interface(batch)
+        Without a time axis: (None,).
 
-    def tokens(
-        self, h: Tensor, block: ResidualBlock, samples: Samples
-    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """A block's output as tokens, and which of them are real."""
-        return self.adapter.tokens(h, block, samples)
+        Raises:
+            BadBatch: times out of [0, 1], or any times where there is no time axis.
+        """
+        if self.override.forward is not None:
+            return timeless("a forward= of your own", times)
+        if times is None or isinstance(times, int | numbers.Integral):
+            return midpoints(8 if times is None else int(times))
+        try:
+            grid = tuple(float(t) for t in times)
+        except TypeError:
+            raise BadBatch(
+                f"expected times= as a number of midpoints or a list of times in [0, 1], got {times!r}. "
+                f"For one time type times=[{times!r}]"
+            ) from None
+        if not grid or any(not 0 <= t <= 1 for t in grid):
+            raise BadBatch(f"expected times in [0, 1], at least one, got {list(times)}. t = 0 is noise, t = 1 is data")
+        return grid
 
-    def loss(self, batch: Any) -> Float[Tensor, ""]:
-        """The model's own training loss."""
-        return self.adapter.loss(batch)
+    def samples_of(self, batch: Any, shape: Sequence[int], start: int = 0) -> Samples:
+        """The samples of a batch whose velocity has this shape, with the caller's domains and mask.
+
+        Args:
+            start: the number of samples before this batch: samples without names are numbered from it.
+
+        Raises:
+            BadBatch: another number of samples than of velocities. ShapeMismatch: another number of domains.
+        """
+        samples = self._samples_of(batch, shape, start)
+        domains, mask = self.override.domains, self.override.mask
+        if domains is not None and len(domains) != len(samples):
+            raise ShapeMismatch(
+                f"expected one domain per sample, {len(samples)} of them, got {len(domains)}. "
+                "Give domains= as many names"
+            )
+        samples = samples if domains is None else replace(samples, domains=domains)
+        return samples if mask is None else replace(samples, mask=mask)
+
+    def _samples_of(self, batch: Any, shape: Sequence[int], start: int) -> Samples:
+        samples = self.samples(batch)
+        if len(samples) != shape[0]:
+            raise BadBatch(
+                f"expected one velocity per sample, got {len(samples)} samples and an output of {tuple(shape)}. "
+                "Its first axis must be the samples: see the adapter's velocity() and samples()"
+            )
+        return samples
+
+    @property
+    def key(self) -> Hashable:
+        """Tells this way to run the model from every other; it keeps neither a flow nor a forward alive."""
+        return reference(self.override.forward or self)
 
     def __repr__(self) -> str:
-        return f"Flow({type(self.model).__name__}, {type(self.adapter).__name__})"
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
+
+def midpoints(n: int) -> tuple[float, ...]:
+    """(j + ½)/n for j = 0 … n − 1.
+
+    >>> midpoints(2)
+    (0.25, 0.75)
+    """
+    if n < 1:
+        raise BadBatch(f"expected at least one time, got times={n}. Give a number of midpoints or a list")
+    return tuple((j + 0.5) / n for j in range(n))
+
+
+def timeless(what: str, times: Any) -> tuple[None]:
+    """The grid of what has no time axis; any times are refused."""
+    if times is not None:
+        raise BadBatch(
+            f"{what} has no time axis, so times= means nothing to it. "
+            "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
+        )
+    return (None,)
+
+
+def reference(x: Any) -> Hashable:
+    """What equals itself while x lives, and nothing afterwards."""
+    try:
+        hash(x)
+        return weakref.ref(x)
+    except TypeError:
+        return object()

@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def real(lengths: Int[Tensor, "B"], size: int) -> Bool[Tensor, "B T"]:
+def frame_mask(lengths: Int[Tensor, "B"], size: int) -> Bool[Tensor, "B T"]:
     """True for the real frames, which are the first ones."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def along(mask: Bool[Tensor, "B T"], ndim: int, axis: int) -> Bool[Tensor, "B ..."]:
+def mask_along(mask: Bool[Tensor, "B T"], ndim: int, axis: int) -> Bool[Tensor, "B ..."]:
     """A mask of frames, broadcastable to a tensor of `ndim` axes whose frames lie along `axis`."""
     shape = [1] * ndim
     shape[0], shape[axis] = mask.shape[0], mask.shape[1]

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
-from fog_a.flows.dicts import ABOUT, described, moved, need
-from fog_a.flows.frames import along, as_tokens, token_mask
+from fog_a.flows.dicts import ABOUT, require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
+from fog_a.flows.frames import as_tokens, mask_along, token_mask
 from fog_a.flows.noise import noise
 from fog_a.flows.samples import Samples
 
 Path = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class GenericAdapter:
+class GenericAdapter(Flow):
     """Adapter of a network that is called `net(x_t, t, **cond)`.
 
     Args:
@@ -52,9 +53,6 @@ class GenericAdapter:
     torch.Size([2, 3])
     """
 
-    package: str | None = None
-    version: str | None = None
-
     def __init__(
         self,
         net: nn.Module,
@@ -74,7 +72,7 @@ class GenericAdapter:
             raise Unsupported(f'path is "linear" or a function (x_0, x_1, t) -> (x_t, v*), got {path!r}')
         if channels not in ("first", "last"):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
-        self.net = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
+        self.model = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
         self.module = unwrapped(net) if isinstance(net, nn.Module) else net
         self.gives = tuple(name for name in (x, t) if name not in (None, data))
         self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
@@ -85,7 +83,7 @@ class GenericAdapter:
         """v(x_t, t, c), x_t from the noise that `seed` draws for each sample."""
         cond = self._read(batch)
         x1, samples = cond.pop(self.data), self.samples(batch)
-        t = times(t, x1)
+        t = sample_times(t, x1)
         x_t, _ = self.path(self.sigma * noise(x1, samples.ids, seed), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
         return self._call(self.module, x_t, t, cond)
 
@@ -95,9 +93,9 @@ class GenericAdapter:
         x1, mask = cond[self.data], cond.get(self.mask)
         if mask is not None:
             axis = 1 if self.channels == "last" else x1.ndim - 1
-            mask = mask.bool() if mask.ndim == x1.ndim else along(mask.bool(), x1.ndim, axis)
+            mask = mask.bool() if mask.ndim == x1.ndim else mask_along(mask.bool(), x1.ndim, axis)
         batch = batch if isinstance(batch, Mapping) else {self.data: batch}
-        return described(batch, x1, mask=mask, named=self.domains, shared=self.shared)
+        return samples_from(batch, x1, mask=mask, named=self.domains, shared=self.shared)
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
         """What the option `interface` gives, or None."""
@@ -116,16 +114,16 @@ class GenericAdapter:
         x1, mask = cond.pop(self.data), self.samples(batch).mask
         t = torch.rand(len(x1), device=x1.device, dtype=x1.dtype)
         x_t, target = self.path(self.sigma * torch.randn_like(x1), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        error = (self._call(self.net, x_t, t, cond) - target).square()
+        error = (self._call(self.model, x_t, t, cond) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
 
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch
-        need(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
+        require_keys(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
         for name in self.gives:
             if name in batch:
                 raise BadBatch(f"the batch holds {name!r}, which is set here, for each t: leave it out")
-        return moved({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
+        return to_module({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
     def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
@@ -161,7 +159,7 @@ def linear(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return (1 - t) * x0 + t * x1, x1 - x0
 
 
-def times(t: float | Tensor, like: Tensor) -> Float[Tensor, "B"]:
+def sample_times(t: float | Tensor, like: Tensor) -> Float[Tensor, "B"]:
     """One time per sample, in the dtype and on the device of `like`."""
     t = torch.as_tensor(t, device=like.device).to(like.dtype)
     if t.ndim > 1 or t.numel() not in (1, len(like)):

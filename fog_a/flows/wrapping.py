@@ -1,4 +1,4 @@
-"""A flow-matching model with the adapter that reads it, and the register of adapters.
+"""Choosing the adapter that reads a model, and the register of adapters.
 
     flow = fog_a.wrap(model)                                   # by the model's class
     flow = fog_a.wrap(model, "f5_tts")                         # by name
@@ -6,8 +6,7 @@
     flow = fog_a.wrap(net, x="x_t", t="t")                     # any net(x_t, t, **cond)
 
 A package registers its adapters under the entry points `fog_a.adapters`, as fog_a does its own; they are imported when
-a model is wrapped, never by `import fog_a`. A class has `matches(model)`, and tells by `package` and `version` what it
-was read at. See docs/write-an-adapter.md.
+a model is wrapped, never by `import fog_a`. An adapter is a subclass of `Flow`. See docs/write-an-adapter.md.
 """
 
 from __future__ import annotations
@@ -29,30 +28,30 @@ from fog_a.flows.generic import GenericAdapter as GenericAdapter
 from fog_a.flows.generic import arguments
 
 GROUP = "fog_a.adapters"
-PARTS = ("module", "velocity", "samples", "interface", "tokens", "loss")
 
 
 def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
-    """A third party's flow-matching model, ready for fog_a.
+    """A third party's flow-matching model as a flow: the adapter that reads it.
 
     Args:
         model: the model object as its own code made it. Of DistributedDataParallel or torch.compile the adapter gets
             what is inside, so `flow.loss` goes past the wrapper: train through its forward. Only the generic adapter's
             loss goes through it.
-        adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a class, or an object.
+        adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a subclass of `Flow`, or an
+            object of one.
         options: for the adapter. With `x=` and `t=` and no adapter: the generic one, for `net(x_t, t, **cond)`.
 
     Raises:
         UnknownAdapter: no adapter for this class or of this name.
         MissingDependency: the adapter does not import.
-        Unsupported: what was given is no adapter, or cannot read this model.
+        Unsupported: the class is no subclass of `Flow`, lacks a method, or cannot read this model.
 
     Warns:
         UserWarning: the model's package is of another version than the adapter was read at.
 
     >>> flow = wrap(nn.Linear(3, 3), x="input", t=None)
-    >>> type(flow.adapter).__name__
-    'GenericAdapter'
+    >>> flow
+    GenericAdapter(Linear)
     """
     if isinstance(model, Flow):
         return model if adapter is None and not options else wrap(model.model, adapter, **options)
@@ -62,22 +61,34 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
     if isinstance(adapter, type):
-        kind = adapter
-        try:
-            adapter = kind(model if kind is GenericAdapter else inner, **options)
-        except AttributeError as error:
-            raise Unsupported(
-                f"{kind.__name__} cannot read a {type(inner).__name__}: {error}. It is for {_reads(kind)}"
-            ) from error
+        flow = _made(adapter, model if adapter is GenericAdapter else inner, options)
     elif options:
         raise Unsupported(f"options ({', '.join(options)}) are for an adapter's class; an object has its own already")
-    missing = [part for part in PARTS if not hasattr(adapter, part)]
-    if missing:
+    else:
+        flow = _checked(adapter, type(adapter))
+    _check_version(flow)
+    return flow
+
+
+def _made(kind: type, model: Any, options: dict[str, Any]) -> Flow:
+    """An adapter of this class that reads the model."""
+    _checked(None, kind)
+    try:
+        return kind(model, **options)
+    except AttributeError as error:
         raise Unsupported(
-            f"{type(adapter).__name__} is no adapter: it lacks {', '.join(missing)}. See docs/write-an-adapter.md"
+            f"{kind.__name__} cannot read a {type(model).__name__}: {error}. It is for {_reads(kind)}"
+        ) from error
+
+
+def _checked(adapter: Any, kind: type) -> Any:
+    """The adapter, if its class is a flow."""
+    if not issubclass(kind, Flow):
+        raise Unsupported(
+            f"{kind.__name__} is no adapter: expected a subclass of fog_a.Flow, with velocity(self, batch, t, seed=0) "
+            "and samples(self, batch). See docs/write-an-adapter.md"
         )
-    _check_version(adapter)
-    return Flow(model, adapter)
+    return adapter
 
 
 def is_a(model: Any, package: str, *names: str) -> bool:
@@ -216,8 +227,8 @@ def _installed(package: str | None) -> str | None:
         return None
 
 
-def _check_version(adapter: Any) -> None:
-    package, read = getattr(adapter, "package", None), getattr(adapter, "version", None)
+def _check_version(adapter: Flow) -> None:
+    package, read = adapter.package, adapter.version
     installed = _installed(package)
     if installed and read and installed != read:
         warnings.warn(

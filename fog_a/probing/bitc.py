@@ -196,7 +196,7 @@ class BiTC(nn.Module):
         c = self.flow.interface(batch)
         if c is None:
             raise Unsupported(
-                f"{type(self.flow.adapter).__name__} has no conditioning interface, and BiT-C is a loss on it. Give "
+                f"{type(self.flow).__name__} has no conditioning interface, and BiT-C is a loss on it. Give "
                 "one: fog_a.wrap(net, ..., interface=lambda net, batch: ...), or train without BiT-C"
             )
         return c

@@ -14,23 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.batches import Forward, call, each, signature
+from fog_a.flows.batches import each, signature
+from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
-from fog_a.flows.frames import as_tokens, token_mask
+from fog_a.flows.frames import token_mask
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import descriptor
 from fog_a.teachers.routing import Features, Teachers, route
-
-STEPS = 8
-"""Times of the grid where none are asked for."""
 
 FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | None
 """Features in the teachers' place: of the one batch, one entry for each batch, or features(batch)."""
@@ -38,74 +36,30 @@ FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is run and its samples are told: what a probe needs besides the model.
+    """How a model is run.
 
     Attributes:
-        model: a wrapped flow, or a bare module (no time axis).
-        forward: `forward(model, batch)` for a bare module that is not simply called.
-        domains, mask: of a bare module's samples, one name each, and True (B, T) where tokens are real.
+        flow: from `flow_of`.
         describe: makes one vector of a sample's tokens: describe(h, mask).
         around: around(flow, batch, seed) is open while a batch runs.
     """
 
-    model: nn.Module | Flow
-    forward: Forward | None = None
-    domains: Sequence[str] | None = None
-    mask: Bool[Tensor, "B T"] | None = None
+    flow: Flow
     describe: Callable[[Tensor, Tensor | None], Tensor] = descriptor
     around: Callable[[Any, Any, int], contextlib.AbstractContextManager[Any]] = lambda flow, batch, seed: (
         contextlib.nullcontext()
     )
 
-    @property
-    def module(self) -> nn.Module:
-        return self.model.module if isinstance(self.model, Flow) else self.model
-
     def blocks(self, batch: Any, blocks: Blocks | Sequence[str] | None) -> Blocks:
-        """Those given, by name or as they are; or the main ones."""
+        """The blocks that are asked for, by name or as they are; or the main ones."""
         if isinstance(blocks, Blocks):
             return blocks
-        found = find_blocks(self.model, batch, forward=self.forward)
+        found = find_blocks(self.flow, batch)
         return found.main if blocks is None else found.named(list(blocks))
-
-    def times(self, times: int | Sequence[float] | None) -> tuple[float, ...] | None:
-        """The midpoints (j+½)/n of n times, or exactly those of a list; None for a bare module."""
-        if not isinstance(self.model, Flow):
-            if times is not None:
-                raise BadBatch(
-                    "a bare module has no time axis: wrap it, fog_a.wrap(net, x=..., t=...), or leave times out"
-                )
-            return None
-        times = STEPS if times is None else times
-        return tuple((j + 0.5) / times for j in range(times)) if isinstance(times, int) else tuple(map(float, times))
-
-    def samples(self, batch: Any, count: int, start: int) -> Samples:
-        if isinstance(self.model, Flow):
-            return self.model.samples(batch)
-        domains = tuple(self.domains or ("all",) * count)
-        if len(domains) != count:
-            raise ShapeMismatch(f"domains= names {len(domains)} samples, the batch has {count}")
-
-        def rows(_: Sequence[int]) -> Any:
-            raise BadBatch("a bare module's batch cannot be divided: wrap the model, or give it in smaller batches")
-
-        return Samples(tuple(str(start + i) for i in range(count)), domains, rows, mask=self.mask)
-
-    def tokens(self, h: Tensor, block: ResidualBlock, samples: Samples | None) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.model, Flow):
-            return self.model.tokens(h, block, samples) if samples is not None else (h, None)
-        h = as_tokens(h)
-        return h, token_mask(self.mask, h)
-
-    def run(self, batch: Any, t: float | None, seed: int) -> None:
-        if isinstance(self.model, Flow):
-            self.model.velocity(batch, 0.0 if t is None else t, seed)
-        else:
-            call(self.model, batch, self.forward)
 
     def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
         """z^{(0)}, or None where there is no interface."""
-        c = self.model.interface(batch) if isinstance(self.model, Flow) else None
+        c = self.flow.interface(batch)
         return None if c is None else self.describe(c, token_mask(samples.mask, c))
 
 
@@ -147,15 +101,16 @@ def read_depth(
         ShapeMismatch: blocks of different widths. BadBatch: no batch, or a domain without a teacher.
         NoActivations: a block that did not run. BadFeatures: features that do not fit.
     """
-    grid = reading.times(times)
+    grid = reading.flow.grid(times)
+    axis = tuple(t for t in grid if t is not None) or None
     depth: Depth | None = None
     zs, anchors = [], []
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
         blocks = reading.blocks(item, blocks)
         if depth is None:
-            depth = Depth(blocks.names, grid, signature(reading.module, blocks))
-        samples, z, anchor = _batch(reading, item, blocks, grid or (None,), seed, len(depth.ids))
+            depth = Depth(blocks.names, axis, signature(blocks.model, blocks))
+        samples, z, anchor = _batch(reading, item, blocks, grid, seed, len(depth.ids))
         here = _features_of(features, item, number)
         depth.single = not isinstance(here if here is not None else teachers, Mapping)
         for domain, routed in route(teachers, samples, features=here).items():
@@ -177,22 +132,21 @@ def _batch(
     reading: Reading, batch: Any, blocks: Blocks, times: Sequence[float | None], seed: int, start: int
 ) -> tuple[Samples, Float[Tensor, "B J L D"], Float[Tensor, "B E"] | None]:
     """One batch at every time."""
-    whole = reading.model.modules if isinstance(reading.model, Flow) else [reading.model]
-    samples = reading.samples(batch, 0, 0) if isinstance(reading.model, Flow) else None
-    columns = []
-    with preserved(*whole, seed=seed), reading.around(reading.model, batch, seed), tap(blocks) as h:
-        for t in times:
+    flow, columns = reading.flow, []
+    cases = [Case(flow, batch, t, seed, start) for t in times]
+    with preserved(*flow.modules, seed=seed), reading.around(flow, batch, seed), tap(blocks) as h:
+        for case in cases:
             h.clear()
-            reading.run(batch, t, seed)
+            case.run()
+            samples = case.samples
             silent = [b.name for b in blocks if b.name not in h]
             if silent:
                 raise NoActivations(
                     f"blocks {', '.join(silent[:4])} did not run in this forward: find them on this batch"
                 )
-            layers = [reading.describe(*reading.tokens(h[b.name], b, samples)) for b in blocks]
+            layers = [reading.describe(*flow.tokens(h[b.name], b, samples)) for b in blocks]
             columns.append(_one_width(layers, blocks))
-        z = torch.stack(columns, 1).cpu()
-        samples = samples or reading.samples(batch, len(z), start)
+        z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
         anchor = reading.interface(batch, samples)
     if len(z) != len(samples):
         raise ShapeMismatch(

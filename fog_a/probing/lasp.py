@@ -26,7 +26,8 @@ from torch import Tensor
 
 from fog_a.blocks.block import Blocks
 from fog_a.errors import BadBatch
-from fog_a.flows.batches import Forward
+from fog_a.flows.bare import flow_of
+from fog_a.flows.flow import Forward
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.controls import CONTROLS, Control, beside_scores
 from fog_a.probing.depth import Depth, FeaturesOfBatches, Reading, read_depth
@@ -89,7 +90,7 @@ def lasp(
     >>> fog_a.lasp(net, x, features=x.mean(1)).values.shape           # the scored half, no time axis, 3 layers
     (6, 1, 3)
     """
-    reading = Reading(flow, forward, domains, mask)
+    reading = Reading(flow_of(flow, forward, domains, mask))
     if isinstance(head, BiTC):
         reading = replace(reading, describe=head.describe)
     where: dict[str, Any] = {"blocks": blocks, "times": times, "seed": seed}

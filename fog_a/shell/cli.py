@@ -113,7 +113,7 @@ def attribute(
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     wanted = {
         "times": arguments.times(times), "level": level.value, "method": method.value, "blocks": block or None,
-        "output": output, "seed": seed,
+        "forward": None if output is None else fog_a.output_of(output), "seed": seed,
         "max_rows": max_rows, "memory": memory, "checkpoint": checkpoint,
     }  # fmt: skip
     with _ranks(device):

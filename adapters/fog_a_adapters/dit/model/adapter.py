@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
-from fog_a.flows.dicts import described, moved, need
+from fog_a.flows.dicts import require_keys, samples_from, to_module
+from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 from fog_a_adapters.dit.model.interface import frame_mask
@@ -22,7 +23,7 @@ KEYS = ("mel", "lengths", "tokens", "token_lengths", "domain", "ids")
 HINT = "fog_a_adapters.dit.audio.data makes such batches: load_corpus(folder).held_out()"
 
 
-class DiTAdapter:
+class DiTAdapter(Flow):
     """Adapter of `FlowMatching`.
 
     Args:
@@ -41,7 +42,7 @@ class DiTAdapter:
         return isinstance(model, FlowMatching)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The DiT."""
         return self.model.net
 
@@ -53,7 +54,7 @@ class DiTAdapter:
         """Ids, domains, audio where the batch holds it, and the mask (B, T, 1) of real frames."""
         found, names = self._read(batch), self.model.config.domains
         mask = frame_mask(found["lengths"], found["mel"].shape[1])[..., None]
-        return described(
+        return samples_from(
             batch, found["mel"], lengths=found["lengths"].tolist(), mask=mask,
             named=lambda b: [names[i] for i in b["domain"].tolist()],
         )  # fmt: skip
@@ -75,7 +76,7 @@ class DiTAdapter:
 
     def _read(self, batch: Any) -> MelBatch:
         """The batch on the model's device. Raises BadBatch where the model cannot take it."""
-        need(batch, KEYS, "the bundled DiT", HINT)
+        require_keys(batch, KEYS, "the bundled DiT", HINT)
         mel, sizes = batch["mel"], {key: len(batch[key]) for key in KEYS}
         want = self.model.config.mels
         if not isinstance(mel, Tensor) or mel.ndim != 3 or not len(mel) or mel.shape[2] != want:
@@ -86,4 +87,4 @@ class DiTAdapter:
         lengths = batch["lengths"]
         if int(lengths.min()) < 1 or int(lengths.max()) > mel.shape[1]:
             raise BadBatch(f"'lengths' are 1 to {mel.shape[1]} frames, got {lengths.tolist()}. {HINT}")
-        return cast(MelBatch, moved(batch, self.model, "mel"))
+        return cast(MelBatch, to_module(batch, self.model, "mel"))

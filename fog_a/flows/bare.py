@@ -1,0 +1,147 @@
+"""A bare module as a flow without a time axis, and a flow of whatever a public call is given."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.errors import BadBatch, BadOutput, UnknownBlock
+from fog_a.flows.batches import call, model_tensors, velocity_of
+from fog_a.flows.flow import Flow, Forward, Override, reference, timeless
+from fog_a.flows.samples import Samples
+from fog_a.flows.wrapping import knows
+
+
+class BareFlow(Flow):
+    """A module that nothing wraps: its velocity is its output, it has no time axis, and its samples are numbered.
+
+    Args:
+        module: any `nn.Module`; what compile or DDP wrap is measured inside.
+        forward: `forward(module, batch) -> Tensor` for a module that is not simply called.
+        domains: one name per sample of each batch; None: all are "all".
+        mask: True where v counts, broadcastable to v; None: everywhere.
+
+    >>> import torch
+    >>> flow = BareFlow(nn.Linear(3, 2))
+    >>> flow.velocity(torch.ones(4, 3)).shape, flow.grid(None)
+    (torch.Size([4, 2]), (None,))
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Forward | None = None,
+        domains: Sequence[str] | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.model, self.module = module, unwrapped(module)
+        self.override = Override(forward, None if domains is None else tuple(domains), mask)
+
+    def velocity(self, batch: Any, t: Any = None, seed: int = 0) -> Tensor:
+        """The output of the module, or of the caller's forward; t and seed change nothing."""
+        forward = self.override.forward
+        v = velocity_of(self._called(batch) if forward is None else forward(self.model, batch))
+        if v.ndim == 0 and forward is None and knows(self.model):
+            raise BadBatch(
+                f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
+                "fog_a.wrap(model)"
+            )
+        return v
+
+    def samples(self, batch: Any) -> Samples:
+        """Numbered samples, as many as the first tensor of the batch has rows."""
+        return self._samples_of(batch, next((t.shape for t in model_tensors(batch) if t.ndim), (1,)), 0)
+
+    def grid(self, times: int | Sequence[float] | None) -> tuple[None]:
+        """(None,): a bare module has no time axis. Raises BadBatch where times are asked for."""
+        return timeless("a bare module" if self.override.forward is None else "a forward= of your own", times)
+
+    @property
+    def key(self) -> Hashable:
+        """All plain calls of one module are one way to run it."""
+        return BareFlow if self.override.forward is None else reference(self.override.forward)
+
+    def _samples_of(self, batch: Any, shape: Sequence[int], start: int) -> Samples:
+        def rows(index: Sequence[int]) -> Any:
+            raise BadBatch("a bare module's batch cannot be divided: wrap the model, or give it in smaller batches")
+
+        ids = tuple(str(start + i) for i in range(shape[0]))
+        return Samples(ids=ids, domains=("all",) * len(ids), rows=rows)
+
+    def _called(self, batch: Any) -> Any:
+        """The module's output; where it cannot be called and an adapter knows it, the error says so."""
+        try:
+            return call(self.module, batch)
+        except TypeError as error:
+            if not knows(self.model):
+                raise
+            raise BadBatch(
+                f"{type(self.model).__name__} cannot be called on the batch itself ({error}). An adapter reads it: "
+                "type fog_a.wrap(model)"
+            ) from error
+
+
+def flow_of(
+    model: nn.Module | Flow,
+    forward: Forward | None = None,
+    domains: Sequence[str] | None = None,
+    mask: Tensor | None = None,
+) -> Flow:
+    """The flow of what a public call is given: a flow from `wrap` as it is, a bare module as a `BareFlow`.
+
+    Args:
+        forward: the caller's own way to run the model; then there is no time axis.
+        domains, mask: the caller's own, in place of the adapter's.
+
+    Raises:
+        BadBatch: neither a module nor a flow, a class in place of an object for example.
+    """
+    if isinstance(model, Flow):
+        return model.overridden(forward, domains, mask)
+    if isinstance(model, nn.Module):
+        return BareFlow(model, forward, domains, mask)
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise BadBatch(f"expected an nn.Module, or a flow from fog_a.wrap, got {what}. Give the model object itself")
+
+
+@dataclass(frozen=True)
+class output_of:
+    """A `forward=` that gives the output of one inner module: the velocity of a model that returns something else.
+
+    Args:
+        name: the inner module, as in `named_modules()`. Of several calls in one forward, the last one counts.
+        forward: `forward(model, batch)` for a model that is not simply called.
+
+    Raises:
+        UnknownBlock: no such module. BadOutput: the module is not called in this forward.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    >>> output_of("0")(net, torch.ones(4, 3)).shape
+    torch.Size([4, 2])
+    """
+
+    name: str
+    forward: Forward | None = None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        modules = named_modules(model)
+        if self.name not in modules:
+            last = self.name.split(".")[-1]
+            near = [name for name in modules if name.split(".")[-1] == last][:3]
+            hint = f"; near: {', '.join(near)}" if near else ""
+            raise UnknownBlock(
+                f"output_of({self.name!r}): no module of {type(model).__name__}{hint}. named_modules() lists them"
+            )
+        outputs: list[Any] = []
+        with hooked(modules[self.name], after=lambda args, kwargs, out: outputs.append(out)):
+            call(model, batch, self.forward)
+        if not outputs:
+            raise BadOutput(
+                f"module {self.name!r} was not called in this forward. Name the module that gives the velocity"
+            )
+        return velocity_of(outputs[-1])
