@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 import fog_a
 from fog_a.errors import Unsupported
+from fog_a.flows.bare import flow_of
 from fog_a.flows.flow import Flow
 from fog_a.probing.controls import CONTROLS, Control
 from fog_a.probing.depth import Reading
@@ -82,7 +83,7 @@ def lasp(
         with clean_input(flow, batch, seed, when=clean):
             yield
 
-    reading = Reading(flow, describe=l2_descriptor if norm == "l2" else descriptor, around=around)
+    reading = Reading(flow_of(flow), describe=l2_descriptor if norm == "l2" else descriptor, around=around)
     depth, lenses = read_lenses(
         reading, batch, teacher,
         head=head, fit=fit, features=features, center=center, blocks=blocks, times=times, seed=seed,
