@@ -153,7 +153,11 @@ class AGREPA(nn.Module):
         return self.recipe.schedule(self._aligned // self.recipe.accumulation)
 
     def metrics(self) -> dict[str, float]:
-        """Scalars of the last call for any logger: the loss, each layer's mean cosine, the weight, probes so far."""
+        """Scalars of the last call for any logger: the loss, the weight, probes so far, each layer's mean cosine.
+
+        `ag_repa/<domain>/<layer>/shuffled` is the cosine to other samples' features. Alignment learns of the samples
+        as far as the layer's cosine is above it.
+        """
         values = {name: float(value) for name, value in self._last.items()}
         probes = max(self._warmup.counts.values())
         return {**values, "ag_repa/weight": self.weight, "ag_repa/probes": float(probes)}
@@ -288,7 +292,7 @@ class AGREPA(nn.Module):
         layers = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
         blocks = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, blocks)
-        return Slots(widths, dims, self.recipe.head, self.recipe.seed)
+        return Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
 
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""

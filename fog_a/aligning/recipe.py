@@ -31,6 +31,7 @@ class RecipeOptions(TypedDict, total=False):
     head: HeadFactory
     schedule: Schedule
     time_weight: TimeWeight | None
+    center: bool
 
 
 class Recipe(BaseModel):
@@ -70,6 +71,8 @@ class Recipe(BaseModel):
     """How λ changes with the step."""
     time_weight: TimeWeight | None = None
     """How a sample's term is weighted by its flow time."""
+    center: bool = False
+    """Take the mean of a teacher's features over the training away from them: what is left tells samples apart."""
 
     @field_validator("head", mode="before")
     @classmethod

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fog_a.aligning.center import Center
 from fog_a.aligning.heads import HeadFactory
 from fog_a.aligning.schedules import TimeWeight
-from fog_a.aligning.targets import Targets, TokensOfLayer, cosines
+from fog_a.aligning.targets import Targets, TokensOfLayer, cosines, shuffled
 from fog_a.blocks.untouched import rng
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, world
@@ -32,11 +33,17 @@ class Slots(nn.Module):
         widths: per domain, the stream's width for each of its K slots.
         dims: per domain, the teacher's width.
         head: makes one head.
+        center: whether the mean of a teacher's features over the training is taken away from them.
         seed: a head's first values follow from seed, domain and slot alone; the caller's random numbers are left alone.
     """
 
     def __init__(
-        self, widths: Mapping[str, Sequence[int]], dims: Mapping[str, int], head: HeadFactory, seed: int
+        self,
+        widths: Mapping[str, Sequence[int]],
+        dims: Mapping[str, int],
+        head: HeadFactory,
+        seed: int,
+        center: bool = False,
     ) -> None:
         super().__init__()
         self.widths = {domain: list(row) for domain, row in widths.items()}
@@ -50,6 +57,7 @@ class Slots(nn.Module):
                 for domain, row in widths.items()
             }
         )
+        self.center = Center({domain: dims[domain] for domain in widths}) if center else None
         self._calls, self._start = 0, torch.empty(0)
 
     def bind(self, selection: Selection, domains: Sequence[str]) -> None:
@@ -111,21 +119,28 @@ class Slots(nn.Module):
             layers: name → tokens.
 
         Returns a zero that is tied to every head; domain → Σ over samples and layers of λ_k (1 − cos), weighted by
-        time; "domain/layer" → its mean cosine.
+        time; "domain/layer" → its mean cosine, "domain/layer/shuffled" → that with other samples' targets.
         """
         zero, weights = self._synchronized(group)
         sums: dict[str, Tensor] = {}
         means: dict[str, Tensor] = {}
+        outputs = {d: list(self._outputs(d, rows, layers, t, weights)) for d, rows in rows_of.items()}
+        goals = {
+            d: targets.of(d, rows, frames=any(y.ndim == 3 for _, y, _ in outputs[d])) for d, rows in rows_of.items()
+        }
+        if self.center is not None:
+            goals = self.center(goals, group)
         for domain, rows in rows_of.items():
-            outputs = list(self._outputs(domain, rows, layers, t, weights))
-            target = targets.of(domain, rows, frames=any(y.ndim == 3 for _, y, _ in outputs))
-            for layer, y, mask in outputs:
-                cosine = cosines(y, target, mask)
+            for layer, y, mask in outputs[domain]:
+                cosine = cosines(y, goals[domain], mask)
                 distance = 1 - cosine
                 if time_weight is not None and t is not None:
                     distance = distance * time_weight(t[rows])
                 sums[domain] = sums.get(domain, zero) + selection.weights(domain)[layer] * distance.sum()
                 means[f"{domain}/{layer}"] = cosine.detach().mean()
+                if len(rows) > 1:
+                    others = cosines(y.detach(), shuffled(goals[domain]), mask)
+                    means[f"{domain}/{layer}/shuffled"] = others.mean()
         return zero, sums, means
 
     def _synchronized(self, group: Group) -> tuple[Tensor, Weights]:

@@ -100,6 +100,11 @@ def cosines(y: Float[Tensor, "n *T E"], target: Target, mask: Bool[Tensor, "n T"
     return temporal_mean(F.cosine_similarity(y, frames, dim=-1).unsqueeze(-1), mask).squeeze(-1)
 
 
+def shuffled(target: Target) -> Target:
+    """Each sample with the target of the sample before it."""
+    return target.roll(1, 0) if isinstance(target, Tensor) else [*target[-1:], *target[:-1]]
+
+
 def _of_block(teacher: SelfTeacher, block: TokensOfLayer, rows: Sequence[int], frames: bool) -> Target:
     """The stop-gradient of a deeper block of the same forward."""
     h, mask = block[0][rows], None if block[1] is None else block[1][rows]

@@ -7,12 +7,15 @@ trained, nor saved with the model, nor put in train mode. Its network follows th
 of a batch, a sample's features are those of the sample alone.
 
 The paper's two are `WhisperTeacher` and `BEATsTeacher`. `HFAudioTeacher` is any transformers encoder; `CachedTeacher`
-keeps features on disk; `SelfTeacher` and `SpectralTeacher` need no weights. `routing`: which one reads which domain.
+keeps features on disk; `SelfTeacher` and `SpectralTeacher` need no weights. `ModuleTeacher` and `LatentTeacher` read a
+tensor of the batch. `routing`: which one reads which domain.
 """
 
 from fog_a.teachers.beats import BEATsTeacher as BEATsTeacher
 from fog_a.teachers.cached import CachedTeacher as CachedTeacher
 from fog_a.teachers.encoders import HFAudioTeacher as HFAudioTeacher
+from fog_a.teachers.modules import LatentTeacher as LatentTeacher
+from fog_a.teachers.modules import ModuleTeacher as ModuleTeacher
 from fog_a.teachers.weightless import SelfTeacher as SelfTeacher
 from fog_a.teachers.weightless import SpectralTeacher as SpectralTeacher
 from fog_a.teachers.whisper import WhisperTeacher as WhisperTeacher
