@@ -17,6 +17,7 @@ from .flows.samples import Inputs as Inputs
 from .flows.samples import Samples as Samples
 from .flows.wrapping import wrap as wrap
 from .probing.bitc import BiTC as BiTC
+from .probing.check import check as check
 from .probing.gradnorm import gradnorm as gradnorm
 from .probing.lasp import lasp as lasp
 from .scores.plots import plot_scd as plot_scd

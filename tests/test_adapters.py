@@ -329,8 +329,8 @@ def test_generic_takes_a_path_of_ones_own_and_channels_first() -> None:
 
 
 def test_generic_says_what_is_wrong() -> None:
-    with pytest.raises(Unsupported, match='path is "linear" or a function'):
-        wrap(Net(), x="x_t", t="t", path="cosine")
+    with pytest.raises(Unsupported, match='path is one of "linear", "cosine", "ddpm", "edm", or a function'):
+        wrap(Net(), x="x_t", t="t", path="sine")
     with pytest.raises(Unsupported, match='channels is "first" or "last"'):
         wrap(Net(), x="x_t", t="t", channels="middle")
     flow = wrap(Net(), x="x_t", t="t")

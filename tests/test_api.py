@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = """
     AGREPA BareFlow BiTC Blocks Flow FogError Inputs NoBlocksFound NotResidual ResidualBlock Samples Scores Selection
-    ShapeMismatch Teacher UnknownAdapter attribute find_blocks gate gradnorm lasp output_of plot_scd plot_scores
+    ShapeMismatch Teacher UnknownAdapter attribute check find_blocks gate gradnorm lasp output_of plot_scd plot_scores
     select tap wrap
 """.split()
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along
-from fog_a.flows.generic import sample_times
 from fog_a.flows.noise import noise, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.flows.convention import Convention
 from fog_a.flows.frames import as_tokens, token_mask
-from fog_a.flows.generic import GenericAdapter, arguments
+from fog_a.flows.generic import GenericAdapter
+from fog_a.flows.network import arguments
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
 
@@ -71,6 +73,7 @@ class DiffusersAdapter(GenericAdapter):
             )
         channels = "first" if self.prefix else "last"
         super().__init__(net, None, None, path=path, data="hidden_states", channels=channels, shared=SHARED, **options)
+        self.path = path
         self.gives = ("timestep", "return_dict")
 
     @staticmethod
@@ -93,10 +96,10 @@ class DiffusersAdapter(GenericAdapter):
         h = as_tokens(h)[:, self.prefix :]
         return h, token_mask(samples.mask, h)
 
-    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any], convention: Convention) -> Tensor:
         step = (1 - t) * (self.scale or 1)
         step = step.round().long() if self.path is noise_prediction else step
-        v = self._run(net, hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
+        v = self.network.run(net, self.module, hidden_states=x_t, timestep=step, return_dict=False, **cond)[0]
         if self.path is noise_prediction and v.shape[1] == 2 * x_t.shape[1]:
             v = v.chunk(2, dim=1)[0]  # the other half is the learned variance
         if v.shape != x_t.shape:

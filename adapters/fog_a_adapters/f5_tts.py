@@ -19,11 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
+from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along, token_mask
-from fog_a.flows.generic import arguments, linear, sample_times
+from fog_a.flows.network import arguments
 from fog_a.flows.noise import noise, spans, uniform
+from fog_a.flows.paths import linear
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
 

@@ -112,6 +112,10 @@ def rows(
     def pick(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == count:
             return value[torch.tensor(where, device=value.device, dtype=torch.long)]
+        if isinstance(value, Mapping):
+            return {key: pick(part) for key, part in value.items()}
+        if isinstance(value, tuple) and value and all(isinstance(part, Tensor) for part in value):
+            return tuple(pick(part) for part in value)  # arguments of the network, each with all samples
         if isinstance(value, (list, tuple)) and len(value) == count:
             return type(value)([value[i] for i in where])
         return value

@@ -1,17 +1,18 @@
-"""The adapter for any velocity network `net(x_t, t, **cond)`.
+"""The adapter for any velocity network `net(x_t, t, **cond)`, in any convention.
 
-    x_t = (1 − t) x_0 + t x_1,   v* = x_1 − x_0,   L_FM = mean over real frames of (v − v*)²          Eq. 21–23
+    x_t = α(t) x_1 + σ(t) x_0,   x_0 ~ N(0, σ²),   L = mean over real frames of (prediction − target)²     Eq. 21–23
 
-with x_0 ~ N(0, σ²). Another path is a function `(x_0, x_1, t) -> (x_t, v*)`.
+By default x_t = (1 − t) x_0 + t x_1 and the prediction is v* = x_1 − x_0. What a network has otherwise is declared:
+`path=`, `target=` and `time=` (fog_a.flows.convention), `x=`, `t=`, `rename=`, `call=` and `out=`
+(fog_a.flows.network), `channels=` and `stream=` (fog_a.flows.axes).
 
 A batch is a mapping with the data, the conditioning, and the keys of `fog_a.flows.dicts`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,33 +20,60 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.calls import unwrapped
-from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+from fog_a.errors import BadBatch, Unsupported
+from fog_a.flows.axes import STREAMS, check_stream, data_mask, pixel_mask, stream_mask, stream_tokens
+from fog_a.flows.convention import Convention, TargetFunction, TimeFunction, sample_times
 from fog_a.flows.dicts import ABOUT, require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
-from fog_a.flows.frames import as_tokens, mask_along, token_mask
+from fog_a.flows.network import CallFunction, NetworkCall, Out
 from fog_a.flows.noise import noise
+from fog_a.flows.paths import Path, PathFunction, path_of
 from fog_a.flows.samples import Samples
 
-Path = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+class Prediction(NamedTuple):
+    """What a network predicted at x_t, and what x_t was made of."""
+
+    output: Float[Tensor, "B ..."]
+    x_t: Float[Tensor, "B ..."]
+    x0: Float[Tensor, "B ..."]
+    x1: Float[Tensor, "B ..."]
+    t: Float[Tensor, "B ..."]
 
 
 class GenericAdapter(Flow):
-    """Adapter of a network that is called `net(x_t, t, **cond)`.
+    """Adapter of a network that is called with x_t and a time, in any convention.
 
     Args:
-        net: the velocity network; its output has the shape of x_t.
+        net: the velocity network; its prediction has the shape of x_t.
         x: name of its argument x_t, or None: it is the first positional one.
         t: name of its argument t (B,), or None: it is the positional one after x_t.
-        path: `"linear"`, or a function `(x_0, x_1, t) -> (x_t, v*)` with t of shape (B, 1, …).
+        time: what the network is given for fog_a's t, which runs from 0 (noise) to 1 (data): a function of t (B,), such
+            as `lambda t: 1000 * (1 - t)`. None: t itself; with `path="ddpm"` the step, with `path="edm"` σ.
+        target: what the network predicts: `"v"`, the slope of the path in the direction in which its time runs; `"-v"`,
+            `"eps"`, the noise; `"x0"`, the clean data (fog_a's x_1); `"v_prediction"` (diffusers' name); or a function
+            `(x_0, x_1, t) -> target`.
+        path: `"linear"`, `"cosine"`, `"ddpm"`, `"edm"`, or a function `(x_0, x_1, t) -> (x_t, dx_t/dt)` with t of shape
+            (B, 1, …).
+        betas: of `path="ddpm"`, one for each step; by default 1000 from 1e-4 to 0.02.
         sigma: standard deviation of the noise x_0.
+        call: a function `(net, x_t, t, cond) -> output` for networks that take nested or positional conditions; t is
+            the network's, cond a dict of the batch's other keys. It replaces `x`, `t` and `rename`.
+        out: where the prediction is in the output: a key or attribute, an index, or a function of the output.
+        rename: key of the batch → name of the network's argument.
         data: key of the batch that holds x_1 (B, …).
-        mask: key of a bool mask (B, T) or (B, T, …), True = real; given to the network only if its forward names it.
+        mask: key of a bool mask, True = real, (B, T) or in the axes of x_1; given to the network only if its forward
+            names it.
+        channels: the axis of D in x_1: `"last"` (B, T, D) or `"first"` (B, D, T). Four axes are (B, D, H, W).
+        stream: the axes of the blocks' outputs: `"BTD"`, `"BDT"` or `"TBD"`; None: as `channels` says.
         shared: keys of the batch that belong to no sample, such as positions: a smaller batch has them whole.
         domains: one name for all samples, or a function `batch -> names`; by default the batch's key `domains`.
-        channels: the axis of D in x_1 and in block outputs of three axes: `"last"` (B, T, D) or `"first"` (B, D, T).
         interface: a function `(net, batch) -> (B, T, D)`, the conditioning embedding with its graph, for BiT-C.
 
     Every other key of the batch is conditioning, given to the network by its name. A bare tensor is `{data: tensor}`.
+
+    Raises:
+        Unsupported: conventions that contradict each other, or names that the network does not have.
 
     >>> net = lambda x_t, t: x_t * t[:, None]
     >>> flow = GenericAdapter(net)
@@ -59,43 +87,58 @@ class GenericAdapter(Flow):
         x: str | None = "x_t",
         t: str | None = "t",
         *,
-        path: str | Path = "linear",
+        time: TimeFunction | None = None,
+        target: str | TargetFunction = "v",
+        path: str | PathFunction | Path = "linear",
+        betas: Any = None,
         sigma: float = 1.0,
+        call: CallFunction | None = None,
+        out: Out = None,
+        rename: Mapping[str, str] | None = None,
         data: str = "x1",
         mask: str = "mask",
+        channels: str = "last",
+        stream: str | None = None,
         shared: Sequence[str] = (),
         domains: str | Callable[[Any], Sequence[str]] | None = None,
-        channels: str = "last",
         interface: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
-        if not callable(path) and path != "linear":
-            raise Unsupported(f'path is "linear" or a function (x_0, x_1, t) -> (x_t, v*), got {path!r}')
         if channels not in ("first", "last"):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
+        if stream not in (None, *STREAMS):
+            raise Unsupported(f'stream is "BTD", "BDT" or "TBD", got {stream!r}')
+        self.convention = Convention(path_of(path, betas), target, time)
+        if sigma != 1 and self.convention.path.name in ("ddpm", "edm"):
+            raise Unsupported(f'path="{path}" fixes the noise it adds: leave out sigma={sigma}')
         self.model = net  # its loss goes through DDP's or compiled forward, if such is around it; probes go past
         self.module = unwrapped(net) if isinstance(net, nn.Module) else net
-        self.gives = tuple(name for name in (x, t) if name not in (None, data))
-        self.x, self.t, self.data, self.mask, self.shared = x, t, data, mask, tuple(shared)
-        self.path: Path = path if callable(path) else linear
-        self.sigma, self.channels, self.domains, self._interface = sigma, channels, domains, interface
+        self.network = NetworkCall(x, t, mask, rename or {}, call, out)
+        self.network.check(self.module)
+        self.gives = () if call is not None else tuple(name for name in (x, t) if name not in (None, data))
+        self.t, self.data, self.mask, self.shared = None if call is not None else t, data, mask, tuple(shared)
+        self.sigma, self.channels, self.stream, self.domains = sigma, channels, stream, domains
+        self._interface = interface
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
-        """v(x_t, t, c), x_t from the noise that `seed` draws for each sample."""
-        cond = self._read(batch)
-        x1, samples = cond.pop(self.data), self.samples(batch)
-        t = sample_times(t, x1)
-        x_t, _ = self.path(self.sigma * noise(x1, samples.ids, seed), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        return self._call(self.module, x_t, t, cond)
+        """v = dx_t/dt at (x_t, t, c), x_t from the noise that `seed` draws for each sample."""
+        p = self.predict(batch, t, seed)
+        return self.convention.velocity(p.output, p.x_t, p.t)
+
+    def predict(
+        self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0, convention: Convention | None = None
+    ) -> Prediction:
+        """What the network itself predicts, as this or another convention calls it."""
+        convention, cond = convention or self.convention, self._read(batch)
+        x1 = cond.pop(self.data)
+        x0, t = self.sigma * noise(x1, self._described(batch, x1).ids, seed), sample_times(t, x1)
+        x_t, _ = convention.path(x0, x1, _spread(t, x1))
+        return Prediction(self._call(self.module, x_t, t, cond, convention), x_t, x0, x1, _spread(t, x1))
 
     def samples(self, batch: Any) -> Samples:
         """Ids (by default made of the data), domains, audio, the mask under the key `mask`, and `rows`."""
         cond = self._read(batch)
         x1, mask = cond[self.data], cond.get(self.mask)
-        if mask is not None:
-            axis = 1 if self.channels == "last" else x1.ndim - 1
-            mask = mask.bool() if mask.ndim == x1.ndim else mask_along(mask.bool(), x1.ndim, axis)
-        batch = batch if isinstance(batch, Mapping) else {self.data: batch}
-        return samples_from(batch, x1, mask=mask, named=self.domains, shared=self.shared)
+        return self._described(batch, x1, None if mask is None else data_mask(mask, x1, self.channels))
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"] | None:
         """What the option `interface` gives, or None."""
@@ -104,70 +147,58 @@ class GenericAdapter(Flow):
     def tokens(
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """(B, T, D) as it is, (B, D, T) if `channels="first"`, (B, D, H, W) as H·W tokens, (B, D) as one."""
-        h = as_tokens(h, first=self.channels == "first")
-        return h, token_mask(samples.mask, h)
+        """A block's output by its axes; (B, D, H, W) is H·W tokens, (B, D) is one."""
+        stream = self.stream or ("BTD" if self.channels == "last" else "BDT")
+        if self.stream is None and h.ndim == 3:
+            check_stream(h, self._data(samples), self.channels, stream)
+        tokens = stream_tokens(h, stream)
+        return tokens, stream_mask(pixel_mask(samples.mask, self.channels), h, tokens)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
-        """L_FM with t ~ U(0, 1) and the noise of torch's global generator."""
+        """The mean square of (prediction − target) with t ~ U(0, 1) and the noise of torch's global generator."""
         cond = self._read(batch)
         x1, mask = cond.pop(self.data), self.samples(batch).mask
         t = torch.rand(len(x1), device=x1.device, dtype=x1.dtype)
-        x_t, target = self.path(self.sigma * torch.randn_like(x1), x1, t.reshape(-1, *[1] * (x1.ndim - 1)))
-        error = (self._call(self.model, x_t, t, cond) - target).square()
+        x_t, target = self.convention.predicted(self.sigma * torch.randn_like(x1), x1, _spread(t, x1))
+        error = (self._call(self.model, x_t, t, cond, self.convention) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
+
+    def flow_time(self, tau: Tensor) -> Float[Tensor, "B"]:
+        """fog_a's t of the time that the network was given."""
+        return self.convention.flow_time(tau)
 
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch
-        require_keys(batch, (self.data,), f"the adapter of {type(self.module).__name__}", f"x_1 is under {self.data!r}")
+        require_keys(batch, (self.data,), f"the adapter of {type(self.module).__name__}", self._hint(batch))
         for name in self.gives:
             if name in batch:
                 raise BadBatch(f"the batch holds {name!r}, which is set here, for each t: leave it out")
         return to_module({k: v for k, v in batch.items() if k not in ABOUT}, self.module, self.data)
 
-    def _call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
-        v = self._run(net, *(value for name, value in ((self.x, x_t), (self.t, t)) if name is None), **named, **cond)
-        if not isinstance(v, Tensor) or v.shape != x_t.shape:
-            got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
-            raise ShapeMismatch(
-                f"the velocity has the shape of x_t, {tuple(x_t.shape)}; {type(net).__name__} gave {got}. "
-                "Wrap a module that returns the velocity tensor"
-            )
-        return v
+    def _hint(self, batch: Any) -> str:
+        """Which key might hold the data, where `data` is absent."""
+        some = batch.items() if isinstance(batch, Mapping) else ()
+        tensors = {k: v for k, v in some if isinstance(v, Tensor) and k not in ABOUT}
+        names = [k for k, v in tensors.items() if v.is_floating_point() and v.ndim > 1]
+        return f"x_1 is under {self.data!r}" + (f'; type fog_a.wrap(..., data="{names[0]}")' if names else "")
 
-    def _run(self, net: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The network's output; where it does not run on the batch, the error names the arguments that it lacks."""
-        names = arguments(self.module)
-        if self.mask not in names:
-            kwargs.pop(self.mask, None)
-        try:
-            return net(*args, **kwargs)
-        except (TypeError, AttributeError) as error:
-            lacking = [name for name in names[len(args) :] if kwargs.get(name) is None]
-            extra = [name for name in kwargs if name not in names]
-            if not lacking and not extra:
-                raise
-            raise BadBatch(
-                f"{type(self.module).__name__} does not run on this batch: {error}. Of its arguments the batch lacks "
-                f"{', '.join(lacking) or 'none'}; it gives besides {', '.join(extra) or 'none'}"
-            ) from error
+    def _described(self, batch: Any, x1: Tensor, mask: Tensor | None = None) -> Samples:
+        batch = batch if isinstance(batch, Mapping) else {self.data: batch}
+        return samples_from(batch, x1, mask=mask, named=self.domains, shared=self.shared)
+
+    def _data(self, samples: Samples) -> Tensor:
+        """x_1 of these samples."""
+        batch = samples.rows(range(len(samples)))
+        return batch[self.data]
+
+    def _call(
+        self, net: nn.Module, x_t: Tensor, t: Float[Tensor, "B"], cond: dict[str, Any], convention: Convention
+    ) -> Tensor:
+        """What the network predicts at fog_a's t."""
+        tau = convention.clock(t if t.dtype == torch.float64 else t.float())
+        return self.network(net, self.module, x_t, tau.to(x_t.dtype) if tau.is_floating_point() else tau, cond)
 
 
-def linear(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = (1 − t) x_0 + t x_1 and its derivative."""
-    return (1 - t) * x0 + t * x1, x1 - x0
-
-
-def sample_times(t: float | Tensor, like: Tensor) -> Float[Tensor, "B"]:
-    """One time per sample, in the dtype and on the device of `like`."""
-    t = torch.as_tensor(t, device=like.device).to(like.dtype)
-    if t.ndim > 1 or t.numel() not in (1, len(like)):
-        raise ShapeMismatch(f"expected one time, or one for each of {len(like)} samples, got {tuple(t.shape)}")
-    return t.expand(len(like))
-
-
-def arguments(net: Any) -> list[str]:
-    """The names of the arguments of a network's forward, without `*args` and `**kwargs`."""
-    parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
-    return [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+def _spread(t: Float[Tensor, "B"], x: Tensor) -> Tensor:
+    """Times in the axes of x: (B, 1, …)."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))

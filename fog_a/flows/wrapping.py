@@ -25,7 +25,8 @@ from fog_a.blocks.calls import unwrapped
 from fog_a.errors import FogError, MissingDependency, UnknownAdapter, Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.generic import GenericAdapter as GenericAdapter
-from fog_a.flows.generic import arguments
+from fog_a.flows.inside import networks_inside
+from fog_a.flows.network import arguments
 
 GROUP = "fog_a.adapters"
 
@@ -39,7 +40,8 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
             loss goes through it.
         adapter: None (chosen by the model's class), a registered name, `"module:Class"`, a subclass of `Flow`, or an
             object of one.
-        options: for the adapter. With `x=` and `t=` and no adapter: the generic one, for `net(x_t, t, **cond)`.
+        options: for the adapter. With `x=` and `t=`, or `call=`, and no adapter: the generic one, for any
+            `net(x_t, t, **cond)`; its options say what the network has otherwise (`fog_a.flows.generic`).
 
     Raises:
         UnknownAdapter: no adapter for this class or of this name.
@@ -57,7 +59,7 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
         return model if adapter is None and not options else wrap(model.model, adapter, **options)
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if adapter is None:
-        adapter = GenericAdapter if {"x", "t"} & set(options) else _matching(inner)
+        adapter = GenericAdapter if {"x", "t", "call"} & set(options) else _matching(inner)
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
     if isinstance(adapter, type):
@@ -206,6 +208,7 @@ def _unknown(model: Any, broken: dict[str, Exception]) -> str:
         text += f' Nearest: "{near}", type fog_a.wrap(model, "{near}") to force it.'
     text += ' For a network net(x_t, t, **cond) type fog_a.wrap(model, x="…", t="…") with the names of its arguments'
     text += f" ({', '.join(names)})." if names else "."
+    text += networks_inside(model)
     text += " To write an adapter: docs/write-an-adapter.md. A bare module is attributed without one, at no time axis."
     return text + "".join(f" Adapter {name!r} is broken: {error}." for name, error in broken.items())
 

@@ -1,0 +1,150 @@
+"""How a network is called: where x_t, t and the conditions go in, and where the prediction comes out."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+
+CallFunction = Callable[[Any, Tensor, Tensor, dict[str, Any]], Any]
+"""(net, x_t, t, cond) → output, with t as the network takes it and cond a dict of the rest of the batch."""
+Out = str | int | Callable[[Any], Tensor] | None
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """One way to call a network.
+
+    Args:
+        x: name of its argument x_t, or None: it is the first positional one.
+        t: name of its argument t, or None: it is the positional one after x_t.
+        mask: key of the mask, given to the network only if its forward names it.
+        rename: key of the batch → name of the argument.
+        call: a function that calls the network, in place of all of these.
+        out: where the prediction is in the output: a key or attribute, an index, or a function of the output.
+    """
+
+    x: str | None = "x_t"
+    t: str | None = "t"
+    mask: str = "mask"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    call: CallFunction | None = None
+    out: Out = None
+
+    def __post_init__(self) -> None:
+        if self.call is None:
+            return
+        if not callable(self.call):
+            raise Unsupported(f"call is a function (net, x_t, t, cond) -> output, got {self.call!r}")
+        if (self.x, self.t) != ("x_t", "t") or self.rename:
+            raise Unsupported(
+                "call= says itself where x_t, t and the conditions go, so x=, t= and rename= contradict it. Type "
+                "call=lambda net, x_t, t, cond: net(x_t, t, **cond), or leave call out"
+            )
+
+    def check(self, net: Any) -> None:
+        """Raises Unsupported where the network's forward has no argument of these names."""
+        names, open_ended = arguments(net), takes_any(net)
+        if self.call is not None or open_ended:
+            return
+        asked = {"x": self.x, "t": self.t, **{f"rename[{k!r}]": v for k, v in self.rename.items()}}
+        for option, name in asked.items():
+            if name is not None and name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise Unsupported(
+                    f"{option}={name!r} names no argument of {type(net).__name__}, which takes "
+                    f"{', '.join(names) or 'none'}.{hint} None means by position"
+                )
+
+    def __call__(self, net: Any, module: Any, x_t: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """What the network predicts, in the shape of x_t.
+
+        Args:
+            net: what is called, perhaps a wrapper (DDP) of `module`, whose forward says what the arguments are named.
+
+        Raises:
+            BadBatch: it does not run on these conditions. ShapeMismatch: no tensor in the shape of x_t comes out.
+        """
+        if self.call is not None:
+            return self.tensor(self.call(net, x_t, t, dict(cond)), x_t, "call=")
+        named = {name: value for name, value in ((self.x, x_t), (self.t, t)) if name is not None}
+        placed = [value for name, value in ((self.x, x_t), (self.t, t)) if name is None]
+        rest = {self.rename.get(key, key): value for key, value in cond.items()}
+        return self.tensor(self.run(net, module, *placed, **named, **rest), x_t, type(module).__name__)
+
+    def run(self, net: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """The network's output; where it does not run on the batch, the error names the arguments that it lacks."""
+        names = arguments(module)
+        if self.mask not in names:
+            kwargs.pop(self.mask, None)
+        try:
+            return net(*args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            lacking = [name for name in names[len(args) :] if kwargs.get(name) is None]
+            extra = [name for name in kwargs if name not in names]
+            if not lacking and not extra:
+                raise
+            raise BadBatch(
+                f"{type(module).__name__} does not run on this batch: {error}. Of its arguments the batch lacks "
+                f"{', '.join(lacking) or 'none'}; it gives besides {', '.join(extra) or 'none'}. "
+                "Other names: type rename={'key in the batch': 'argument'}; another call: call="
+            ) from error
+
+    def tensor(self, output: Any, x_t: Tensor, source: str) -> Tensor:
+        """The prediction in an output."""
+        value = _part(output, self.out)
+        if isinstance(value, Tensor) and value.shape == x_t.shape:
+            return value
+        if isinstance(value, Tensor):
+            got, what = f"{tuple(value.shape)}", "a module that returns it, or out=lambda out: out[:, :n]"
+        else:
+            got, what = _contents(value)
+        raise ShapeMismatch(
+            f"the prediction has the shape of x_t, {tuple(x_t.shape)}; {source} gave {got}. Type {what}"
+        )
+
+
+def _part(output: Any, out: Out) -> Any:
+    if out is None:
+        return output
+    if callable(out):
+        return out(output)
+    try:
+        return getattr(output, out) if isinstance(out, str) and hasattr(output, out) else output[out]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ShapeMismatch(
+            f"out={out!r} names nothing in the network's output, {_contents(output)[0]}. Type {_contents(output)[1]}"
+        ) from None
+
+
+def _contents(output: Any) -> tuple[str, str]:
+    """What an output is, in words, and the `out=` that might be meant."""
+    if isinstance(output, Mapping):
+        keys = [str(key) for key, value in output.items() if isinstance(value, Tensor)]
+        return f"a dict with {', '.join(map(repr, output)) or 'nothing'}", f'out="{keys[0] if keys else "…"}"'
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {len(output)}", "out=0"
+    fields = [key for key, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)]
+    kind = type(output).__name__
+    return (f"a {kind} with {', '.join(fields)}", f'out="{fields[0]}"') if fields else (kind, "out=lambda out: …")
+
+
+def arguments(net: Any) -> list[str]:
+    """The names of the arguments of a network's forward, without `*args` and `**kwargs`."""
+    return [name for name, p in _parameters(net).items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def takes_any(net: Any) -> bool:
+    """Whether a network's forward has `**kwargs`."""
+    return any(p.kind is p.VAR_KEYWORD for p in _parameters(net).values())
+
+
+def _parameters(net: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
