@@ -30,12 +30,20 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import torch
 from nets import case
 from row_counter import rows
-from ways import BY_HAND, OURS, Way, others, ours, skip_loop
+from ways import BY_HAND, OURS, WAYS, Way, others, ours, skip_loop
 
 import fog_a
 from fog_a.attributing.footprint import Footprint
 
-REPEATS = {"24x64x50x2": 15, "24x256x200x2": 7, "48x256x200x2": 3, "12x512x400x2": 3, "24x1024x200x2": 1}
+REPEATS = {
+    "24x64x50x2": 15,
+    "24x256x200x2": 7,
+    "12x512x100x2": 7,
+    "48x256x100x2": 3,
+    "48x256x200x2": 3,
+    "12x512x400x2": 3,
+    "24x1024x200x2": 1,
+}
 OTHERS_AT = ("24x64x50x2", "24x256x200x2")
 """Where other packages are measured too: elsewhere they take what they take here, for longer."""
 GROWTH = (6, 12, 24, 48, 96)
@@ -108,7 +116,7 @@ def growth(device: str, repeats: int) -> dict[str, Any]:
         blocks = fog_a.find_blocks(net, batch)
         counted = {}
         for strategy in ("prefix", "fanout", "auto"):
-            run = lambda: ours(net, batch, blocks, strategy=strategy)  # noqa: B023, E731
+            run = lambda: ours(net, batch, blocks, how=WAYS[strategy](2))  # noqa: B023, E731
             run()
             groups = [[block.ff] for block in net.blocks]
             clean, all_of_it = (sum(rows(what, groups)) for what in (lambda: net(*batch), run))  # noqa: B023

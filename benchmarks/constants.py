@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from nets import case
-from ways import ours
+from ways import WAYS, ours
 
 import fog_a
 from fog_a.attributing.layout import measure
@@ -50,7 +50,7 @@ def timed(layers: int, dim: int, frames: int, batch: int, repeats: int) -> dict[
     with torch.no_grad():
         found = {"forward": median(lambda: net(*x), 4 * repeats)}
     for way in ("prefix", "fanout"):
-        found[way] = median(lambda way=way: ours(net, x, blocks, strategy=way), repeats)
+        found[way] = median(lambda way=way: ours(net, x, blocks, how=WAYS[way](batch)), repeats)
     return found
 
 

@@ -1,4 +1,4 @@
-"""How closely `method="first_order"` follows exact FoG-A, and what it costs, on trained tiny DiTs.
+"""How closely `how=FirstOrder()` follows exact FoG-A, and what it costs, on trained tiny DiTs.
 
 It is in the package because its ranking agrees with the exact one (Spearman ≥ 0.9) on every trained model seen.
 
@@ -46,7 +46,7 @@ def compared(corpus: Corpus, seed: int, a: argparse.Namespace) -> dict[str, Any]
     exact, seconds = timed(flow, batch, blocks, seed)
     report: dict[str, Any] = {"exact, s": seconds, "exact": exact.tolist()}
     for r in PROJECTIONS:
-        estimate, seconds = timed(flow, batch, blocks, seed, method="first_order", projections=r)
+        estimate, seconds = timed(flow, batch, blocks, seed, how=fog_a.FirstOrder(r))
         report |= {f"r = {r}, s": seconds, f"estimate, r = {r}": estimate.tolist()}
         report[f"Spearman, r = {r}"] = float(spearmanr(exact, estimate)[0])
         report[f"the same top 3, r = {r}"] = len(set(np.argsort(exact)[-3:]) & set(np.argsort(estimate)[-3:])) / 3

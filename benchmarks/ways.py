@@ -17,6 +17,7 @@ from nets import Net
 from torch import Tensor
 
 import fog_a
+from fog_a.attributing.layout import forget
 
 Way = Callable[[Net, Any, Any], list[float]]
 
@@ -28,6 +29,12 @@ def score(v_k: Tensor, v: Tensor) -> float:
 
 def ours(net: Net, batch: Any, blocks: Any, **options: Any) -> list[float]:
     return fog_a.attribute(net, batch, blocks=blocks, progress=False, **options).mean().tolist()
+
+
+def cold(net: Net, batch: Any, blocks: Any) -> list[float]:
+    """What a user pays for the first call on a model: nothing is remembered, and the blocks are found."""
+    forget(net)
+    return fog_a.attribute(net, batch, progress=False).mean().tolist()
 
 
 @torch.no_grad()
@@ -154,11 +161,19 @@ def others() -> dict[str, Way]:
     return {name: make() for name, make in made.items() if importlib.util.find_spec(name)}
 
 
+WAYS: dict[str, Callable[[int], Any]] = {
+    "prefix": lambda batch: fog_a.Shared(rows=batch),
+    "fanout": lambda batch: fog_a.Shared(rows=10**9),
+    "auto": lambda batch: "auto",
+}
+"""`how=` for a strategy at this batch size."""
+
 OURS: dict[str, Way] = {
     "fog_a": ours,
-    'fog_a, memory="64MiB"': partial(ours, memory="64MiB"),
-    "fog_a, prefix": partial(ours, strategy="prefix"),
-    "fog_a, fanout": partial(ours, strategy="fanout"),
+    "fog_a, cold": cold,
+    'fog_a, memory="64MiB"': partial(ours, how=fog_a.Shared(memory="64MiB")),
+    "fog_a, prefix": lambda net, batch, blocks: ours(net, batch, blocks, how=WAYS["prefix"](len(batch[0]))),
+    "fog_a, fanout": lambda net, batch, blocks: ours(net, batch, blocks, how=WAYS["fanout"](len(batch[0]))),
 }
 BY_HAND: dict[str, Way] = {
     "hooks": hooks,

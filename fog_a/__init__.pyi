@@ -1,5 +1,9 @@
 from .aligning.alignment import AGREPA as AGREPA
 from .attributing.attribute import attribute as attribute
+from .attributing.ways import FirstOrder as FirstOrder
+from .attributing.ways import NNsight as NNsight
+from .attributing.ways import Settled as Settled
+from .attributing.ways import Shared as Shared
 from .blocks.block import Blocks as Blocks
 from .blocks.block import ResidualBlock as ResidualBlock
 from .blocks.gate import gate as gate

@@ -4,13 +4,14 @@ FogError
 ├── NoBlocksFound       no residual block in this model
 ├── NotResidual         a block whose gate cannot be closed, or does not do what a gate must
 ├── BadBatch            a batch that cannot be read: empty, no samples axis, missing keys
-├── BadOutput           an output without a float tensor, NaN or inf in v, v = 0, all scores zero
+├── BadOutput           an output without a float tensor, NaN or inf in v, v = 0
+│   └── Untrained       all scores are zero
 ├── UnknownBlock        a name that is no block of this model
 ├── UnknownAdapter      no adapter for this model's class, or none of this name
 ├── ShapeMismatch       tensors or scores that do not fit together
 ├── BadScores           a scores file that is corrupt, foreign or of another model
 ├── NotWritten          a file that could not be written: full disk, read-only folder, bad path
-├── BadArgument         something on the command line that names nothing, or something else
+├── BadArgument         an argument or option that names nothing, or is out of its range
 ├── BadManifest         a data manifest with missing or unusable files
 ├── BadFeatures         teacher features of the wrong count or width, NaN, or a corrupt cache
 ├── NoWeights           a teacher's weights cannot be loaded: hub out of reach, file missing or foreign
@@ -20,6 +21,15 @@ FogError
 """
 
 from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class FogError(Exception):
@@ -39,7 +49,11 @@ class BadBatch(FogError, ValueError):
 
 
 class BadOutput(FogError, ValueError):
-    """An output without a float tensor, NaN or inf in v, v = 0, or all scores zero."""
+    """An output without a float tensor, NaN or inf in v, or v = 0."""
+
+
+class Untrained(BadOutput):
+    """No block changes the velocity: all scores are zero."""
 
 
 class UnknownBlock(FogError, KeyError):
@@ -66,7 +80,7 @@ class NotWritten(FogError, OSError):
 
 
 class BadArgument(FogError, ValueError):
-    """Something on the command line that names nothing, or something else."""
+    """An argument or option that names nothing, or is out of its range."""
 
 
 class BadManifest(FogError, ValueError):
@@ -91,3 +105,18 @@ class Unsupported(FogError, NotImplementedError):
 
 class MissingDependency(FogError, ImportError):
     """An optional package that is absent or does not import."""
+
+
+def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function; a keyword that it does not have is a BadArgument with the names that are near."""
+    parameters = inspect.signature(function).parameters
+    names = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for unknown in [k for k in kwargs if k not in parameters]:
+            near = difflib.get_close_matches(unknown, names, n=2) or names
+            raise BadArgument(f"{function.__name__} has no keyword {unknown!r}: did you mean {', '.join(near)}?")
+        return function(*args, **kwargs)
+
+    return checked

@@ -12,12 +12,26 @@ from small_flow import Net, a_batch, a_flow
 from torch import Tensor, nn
 
 import fog_a
+from fog_a.attributing.attribute import attribute_alone
 
 TIMES = 5
 
 
+def way(strategy: str) -> Any:
+    """`how=` for batches of at most 3 samples."""
+    return {"prefix": fog_a.Shared(rows=3), "fanout": fog_a.Shared(rows=10**9), "chunks": fog_a.Shared(rows=6)}.get(
+        strategy, strategy
+    )
+
+
 def attribute(batch: Any, strategy: str = "auto", **options: Any) -> fog_a.Scores:
-    return fog_a.attribute(a_flow(), batch, times=TIMES, strategy=strategy, progress=False, **options)  # type: ignore[arg-type]
+    return fog_a.attribute(a_flow(), batch, times=TIMES, how=way(strategy), progress=False, **options)
+
+
+def alone(batch: Any) -> fog_a.Scores:
+    """In this process alone."""
+    flow = a_flow()
+    return attribute_alone(flow, batch, blocks=fog_a.find_blocks(flow, batch).main, t=0.5, seed=0)
 
 
 def told(scores: fog_a.Scores) -> tuple[Any, ...]:
@@ -39,11 +53,11 @@ def everything(rank: int) -> dict[str, Any]:
     several = [a_batch(3), a_batch(2, seed=1)]
     return {
         **{s: told(attribute(batch, s)) for s in ("loop", "prefix", "fanout")},
-        "chunks": told(attribute(batch, "fanout", max_rows=6)),
+        "chunks": told(attribute(batch, "chunks")),
         "several": told(attribute(several)),
         "unequal": failure(lambda: attribute(a_batch(2 + rank))),
         "other data": failure(lambda: attribute(a_batch(3, seed=rank))),
-        "each its own": told(attribute(a_batch(2 + rank), spread=False)),
+        "each its own": told(alone(a_batch(2 + rank))),
         "a failing rank": failure(lambda: failing(rank)),
         "afterwards": told(attribute(batch)),
         "sharded": sharded(),
@@ -66,7 +80,7 @@ class Breaks(nn.Module):
 
 def measured(net: nn.Module, **options: Any) -> fog_a.Scores:
     flow = fog_a.wrap(net, x="x_t", t="t")
-    return fog_a.attribute(flow, a_batch(3), times=TIMES, strategy="loop", progress=False, **options)
+    return fog_a.attribute(flow, a_batch(3), times=TIMES, how="loop", progress=False, **options)
 
 
 def failing(rank: int) -> fog_a.Scores:
@@ -90,7 +104,7 @@ def sharded() -> dict[str, tuple[Any, ...]]:
         for block in net.blocks:
             fully_shard(block)
         fully_shard(net)
-        scores = fog_a.attribute(flow, a_batch(3), times=2, strategy=strategy, progress=False)  # type: ignore[arg-type]
+        scores = fog_a.attribute(flow, a_batch(3), times=2, how=way(strategy), progress=False)
         found[strategy] = scores.values.tolist()
     return found
 
@@ -127,5 +141,5 @@ def accelerated(rank: int) -> tuple[Any, ...]:
     accelerator = Accelerator(cpu=True)
     net = accelerator.prepare(a_flow().module)
     flow = fog_a.wrap(net, x="x_t", t="t")
-    scores = fog_a.attribute(flow, a_batch(3), times=TIMES, strategy="fanout", progress=False)
+    scores = fog_a.attribute(flow, a_batch(3), times=TIMES, how=way("fanout"), progress=False)
     return accelerator.num_processes, type(net).__name__, *told(scores)

@@ -115,7 +115,7 @@ def test_three_lines_give_scores(case: Case) -> None:
     )
     again = fog_a.attribute(flow, case.batch, times=2)
     assert np.array_equal(again.values, scores.values)
-    loop = fog_a.attribute(flow, case.batch, times=2, strategy="loop")
+    loop = fog_a.attribute(flow, case.batch, times=2, how="loop")
     np.testing.assert_allclose(scores.values, loop.values, rtol=2e-4, atol=1e-5)
     assert not np.allclose(fog_a.attribute(flow, case.batch, times=2, seed=1).values, scores.values, rtol=1e-3)
 

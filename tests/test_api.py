@@ -12,9 +12,9 @@ import fog_a
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = """
-    AGREPA BareFlow BiTC Blocks Flow FogError Inputs NoBlocksFound NotResidual ResidualBlock Samples Scores Selection
-    ShapeMismatch Teacher UnknownAdapter attribute check find_blocks gate gradnorm lasp output_of plot_scd plot_scores
-    select tap wrap
+    AGREPA BareFlow BiTC Blocks FirstOrder Flow FogError Inputs NNsight NoBlocksFound NotResidual ResidualBlock Samples
+    Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter attribute check find_blocks gate gradnorm lasp
+    output_of plot_scd plot_scores select tap wrap
 """.split()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from row_counter import rows
+from sharing import how
 from small_nets import Net, tokens
 from torch import Tensor
 from trap_nets import CLEAR, HARD
@@ -16,7 +17,7 @@ from trap_nets import CLEAR, HARD
 import fog_a
 from fog_a.attributing import variants as ways
 from fog_a.attributing.footprint import Footprint
-from fog_a.attributing.variants import parse_bytes
+from fog_a.attributing.ways import parse_bytes
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked
 from fog_a.errors import FogError, Unsupported
@@ -26,7 +27,9 @@ KIB = 1024
 
 
 def attribute(net: Any, x: Any, strategy: str = "fanout", **options: Any) -> fog_a.Scores:
-    return fog_a.attribute(net, x, strategy=strategy, progress=False, **options)  # type: ignore[arg-type]
+    budget = {name: options.pop(name) for name in ("rows", "memory") if name in options}
+    way = fog_a.Shared(**budget) if budget and strategy == "auto" else how(strategy, net, x, **budget)
+    return fog_a.attribute(net, x, how=way, progress=False, **options)
 
 
 def beyond(run: Any, plain: Any) -> int:
@@ -62,42 +65,38 @@ def test_a_budget_is_kept_and_used(
     whole = attribute(net, x, "loop", blocks=blocks)
     scores = attribute(net, x, strategy, blocks=blocks, memory=memory)
     np.testing.assert_allclose(scores.values, whole.values, rtol=ROUNDING)
-    assert scores.info["strategy"] == "fanout" and scores.info["memory"] == kib * KIB
+    assert scores.info["strategy"] == "fanout" and scores.info["how"] == f"Shared(rows=None, memory='{memory}')"
     used = beyond(lambda: attribute(net, x, strategy, blocks=blocks, memory=memory), lambda: net(x))
     free = beyond(lambda: attribute(net, x, strategy, blocks=blocks), lambda: net(x))
     assert used <= kib * KIB
     assert used > kib * KIB / 4 or used == free
 
 
-@pytest.mark.parametrize(("memory", "text"), [(1000, "memory=1000"), ("1KiB", "memory=1024"), (0, "memory=0")])
-def test_a_budget_smaller_than_one_variant(wide: Any, memory: Any, text: str) -> None:
+@pytest.mark.parametrize("memory", [1000, "1KiB"])
+def test_a_budget_smaller_than_one_variant(wide: Any, memory: Any) -> None:
     net, x, blocks = wide
     message = (
-        r"room for the clean batch and one variant, 8 rows \(\d+ bytes beyond a plain forward\), got max_rows=None, "
+        r"one ablation beside the clean rows takes \d+ bytes, more than memory=10\d\d; .* take \d+ bytes, "
+        r"more than memory=10\d\d\. Use how='auto' or 'loop', or give smaller batches"
     )
-    with pytest.raises(FogError, match=message + text + r"\. Allow more, or give smaller batches"):
+    with pytest.raises(Unsupported, match=message) as caught:
         attribute(net, x, blocks=blocks, memory=memory)
-    needed = int(re.findall(r"\((\d+) bytes", str(_error(net, x, blocks, memory)))[0])
+    needed = min(map(int, re.findall(r"takes? (\d+) bytes", str(caught.value))))
     attribute(net, x, blocks=blocks, memory=needed)  # the smallest that is told does do
 
 
-def _error(net: Any, x: Any, blocks: Any, memory: Any) -> FogError:
-    with pytest.raises(FogError) as caught:
-        attribute(net, x, blocks=blocks, memory=memory)
-    return caught.value
+def test_no_memory_at_all() -> None:
+    with pytest.raises(FogError, match=r"expected Shared\(memory=\) of 1 byte or more, got 0"):
+        fog_a.Shared(memory=0)
 
 
-def test_prefix_over_its_budget_gives_way_to_the_loop(wide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_over_its_budget_is_refused(wide: Any) -> None:
     net, x, blocks = wide
-    monkeypatch.setattr(ways, "LAUNCH_BOUND", 0)  # auto takes prefix
-    enough = attribute(net, x, "auto", blocks=blocks, memory="1MiB")
+    enough = attribute(net, x, "auto", blocks=blocks, memory="1MiB", rows=4)
     assert enough.info["strategy"] == "prefix" and not enough.info["notes"]
-    little = attribute(net, x, "auto", blocks=blocks, memory="50KiB")
-    assert little.info["strategy"] == "loop"
-    assert re.search(r"prefix cannot be used: .*takes \d+ bytes, more than memory=51200", little.info["notes"][0])
-    assert little.values.tobytes() == enough.values.tobytes()
-    with pytest.raises(Unsupported, match="more than memory=51200"):
-        attribute(net, x, "prefix", blocks=blocks, memory="50KiB")
+    assert enough.values.tobytes() == attribute(net, x, "loop", blocks=blocks).values.tobytes()
+    with pytest.raises(Unsupported, match=r"prefix cannot be used: .*take \d+ bytes, more than memory=51200"):
+        attribute(net, x, "auto", blocks=blocks, memory="50KiB", rows=4)
 
 
 def test_prefix_keeps_what_it_says(wide: Any) -> None:
@@ -107,17 +106,17 @@ def test_prefix_keeps_what_it_says(wide: Any) -> None:
     assert 11 * 24 * KIB < used < 16 * 24 * KIB
 
 
-@pytest.mark.parametrize("max_rows", [8, 11, 20, 1000])
-def test_no_forward_has_more_rows_than_asked_for(wide: Any, max_rows: int) -> None:
+@pytest.mark.parametrize("most", [8, 11, 20, 1000])
+def test_no_forward_has_more_rows_than_asked_for(wide: Any, most: int) -> None:
     net, x, blocks = wide
     seen = []
     with (
         hooked(net, before=lambda args, kwargs: seen.append(0)),
         hooked(net.stem, before=lambda args, kwargs: seen.append(len(args[0]))),
     ):
-        attribute(net, x, blocks=blocks, max_rows=max_rows)
-    per_run = min(max_rows // 4 - 1, 12)
-    assert max(seen) == 4 * (per_run + 1) <= max_rows or max_rows == 1000
+        attribute(net, x, blocks=blocks, rows=most)
+    per_run = min(most // 4 - 1, 12)
+    assert max(seen) == 4 * (per_run + 1) <= most or most == 1000
     assert seen.count(0) == -(-12 // per_run)
 
 
@@ -170,4 +169,4 @@ def test_sizes_are_read(text: Any, bytes: int) -> None:
 @pytest.mark.parametrize("text", ["much", "64", "MiB", "-1MiB", "1XiB", "1..5MiB"])
 def test_sizes_that_cannot_be_read(text: str) -> None:
     with pytest.raises(FogError, match=r'memory= like "2GiB", "64MiB" or a number of bytes'):
-        attribute(Net(), tokens(), memory=text)
+        fog_a.Shared(memory=text)

@@ -1,4 +1,4 @@
-"""engine="nnsight" agrees with our own hooks, and refuses what nnsight cannot do."""
+"""how=fog_a.NNsight() agrees with our own hooks, and refuses what nnsight cannot do."""
 
 from __future__ import annotations
 
@@ -64,15 +64,13 @@ class Twice(nn.Module):
 def test_agrees_with_the_hooks(name: str, nnsight: Any) -> None:
     net = {"prenorm": lambda: encoder(norm_first=True), "postnorm": encoder, "parents": Parents}[name]()
     batch: Any = (torch.randn(3, 5, 8), torch.rand(3, 5, 1)) if name == "parents" else torch.randn(3, 5, 8)
-    ours = fog_a.attribute(net, batch, strategy="loop", gate=[0.0, 0.5])
-    for model in (nnsight.NNsight(net), net):
-        theirs = fog_a.attribute(model, batch, engine="nnsight", gate=[0.0, 0.5])
-        for gate in (0.0, 0.5):
-            assert theirs[gate].layers == ours[gate].layers
-            torch.testing.assert_close(
-                torch.tensor(theirs[gate].values), torch.tensor(ours[gate].values), rtol=0, atol=1e-5
-            )
-            assert theirs[gate].info["strategy"] == "nnsight"
+    for gate in (0.0, 0.5):
+        ours = fog_a.attribute(net, batch, how="loop", gate=gate)
+        for model in (nnsight.NNsight(net), net):
+            theirs = fog_a.attribute(model, batch, how=fog_a.NNsight(), gate=gate)
+            assert theirs.layers == ours.layers
+            torch.testing.assert_close(torch.tensor(theirs.values), torch.tensor(ours.values), rtol=0, atol=1e-5)
+            assert theirs.info["strategy"] == "nnsight"
 
 
 @pytest.mark.parametrize(
@@ -82,20 +80,20 @@ def test_agrees_with_the_hooks(name: str, nnsight: Any) -> None:
 def test_agrees_on_flows(name: str, nnsight: Any) -> None:
     case = flow_cases.CASES[name]()
     flow = fog_a.wrap(case.model, **case.options)
-    ours = fog_a.attribute(flow, case.batch, times=2, strategy="loop")
-    theirs = fog_a.attribute(flow, case.batch, times=2, engine="nnsight")
+    ours = fog_a.attribute(flow, case.batch, times=2, how="loop")
+    theirs = fog_a.attribute(flow, case.batch, times=2, how=fog_a.NNsight())
     torch.testing.assert_close(torch.tensor(theirs.values), torch.tensor(ours.values), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
 def test_agrees_on_our_zoo(case: Any, nnsight: Any) -> None:
     net, batch = case.model(), case.batch()
-    ours = fog_a.attribute(net, batch, strategy="loop", progress=False)
+    ours = fog_a.attribute(net, batch, how="loop", progress=False)
     if any(site.times > 1 for block in fog_a.find_blocks(net, batch).main for site in block.gate_points):
         with pytest.raises(Unsupported, match="times in one forward, and an envoy stands for one call"):
-            fog_a.attribute(nnsight.NNsight(net), batch, engine="nnsight", progress=False)
+            fog_a.attribute(nnsight.NNsight(net), batch, how=fog_a.NNsight(), progress=False)
     else:
-        theirs = fog_a.attribute(nnsight.NNsight(net), batch, engine="nnsight", progress=False)
+        theirs = fog_a.attribute(nnsight.NNsight(net), batch, how=fog_a.NNsight(), progress=False)
         assert theirs.layers == ours.layers
         torch.testing.assert_close(torch.tensor(theirs.values), torch.tensor(ours.values), rtol=0, atol=1e-5)
 
@@ -103,7 +101,7 @@ def test_agrees_on_our_zoo(case: Any, nnsight: Any) -> None:
 def test_leaves_the_model_as_it_was(nnsight: Any) -> None:
     net, x = encoder().train(), torch.randn(2, 5, 8)
     state = torch.get_rng_state()
-    fog_a.attribute(nnsight.NNsight(net), x, engine="nnsight")
+    fog_a.attribute(nnsight.NNsight(net), x, how=fog_a.NNsight())
     assert net.training and torch.equal(torch.get_rng_state(), state)
     with fog_a.gate(fog_a.find_blocks(net, x), 0):
         assert torch.equal(net.eval()(x), x)
@@ -134,11 +132,11 @@ def language_model(nnsight: Any) -> Any:
 def test_a_language_model_reads_text(nnsight: Any) -> None:
     model = language_model(nnsight)
     texts = ["the cat sat", "on the mat the cat"]
-    theirs = fog_a.attribute(model, texts, engine="nnsight")
+    theirs = fog_a.attribute(model, texts, how=fog_a.NNsight())
     assert theirs.layers == ("transformer.h.0", "transformer.h.1", "transformer.h.2")
     envoys = Envoys(model)
     for i, text in enumerate(texts):
-        ours = fog_a.attribute(envoys.model, envoys.batch(text), strategy="loop")
+        ours = fog_a.attribute(envoys.model, envoys.batch(text), how="loop")
         torch.testing.assert_close(torch.tensor(theirs.values[i]), torch.tensor(ours.values[0]), rtol=0, atol=1e-5)
 
 
@@ -146,9 +144,7 @@ def test_remote_is_passed_on_for_hub_models_and_refused_for_others(
     nnsight: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Unsupported, match="not a private TransformerEncoder"):
-        fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="nnsight", remote=True)
-    with pytest.raises(Unsupported, match="remote=True is nnsight's"):
-        fog_a.attribute(encoder(), torch.randn(2, 5, 8), remote=True)
+        fog_a.attribute(encoder(), torch.randn(2, 5, 8), how=fog_a.NNsight(remote=True))
     model, asked = language_model(nnsight), []
     envoys = Envoys(model, remote=True)
 
@@ -164,16 +160,11 @@ def test_remote_is_passed_on_for_hub_models_and_refused_for_others(
 
 def test_refusals(nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="'layer' is called 2 times in one forward"):
-        fog_a.attribute(Twice(), torch.randn(2, 5, 8), engine="nnsight")
-    with pytest.raises(Unsupported, match="engine is 'hooks' or 'nnsight', got 'spam'"):
-        fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="spam")  # pyright: ignore
-    for option in ({"strategy": "fanout"}, {"max_rows": 8}, {"memory": "1GiB"}):
-        with pytest.raises(Unsupported, match=rf"one ablation at a time: leave out {next(iter(option))}="):
-            fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="nnsight", **option)
+        fog_a.attribute(Twice(), torch.randn(2, 5, 8), how=fog_a.NNsight())
     with torch.device("meta"):
         empty = encoder()
     with pytest.raises(Unsupported, match="load the weights, with dispatch=True"):
         Envoys(empty)
     monkeypatch.setitem(sys.modules, "nnsight", None)
     with pytest.raises(MissingDependency, match=r"pip install 'fog-a\[nnsight\]'"):
-        fog_a.attribute(encoder(), torch.randn(2, 5, 8), engine="nnsight")
+        fog_a.attribute(encoder(), torch.randn(2, 5, 8), how=fog_a.NNsight())

@@ -22,7 +22,8 @@ STEP = 1e-4
 
 
 def estimated(model: Any, batch: Any, **options: Any) -> fog_a.Scores:
-    return fog_a.attribute(model, batch, method="first_order", progress=False, **options)
+    way = fog_a.FirstOrder(options.pop("projections", 8))
+    return fog_a.attribute(model, batch, how=way, progress=False, **options)
 
 
 def flat(batch: Any) -> tuple[Tensor, ...]:
@@ -143,11 +144,11 @@ class Detached(Net):
 
 
 REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (HARD["samples talk"], {}, Unsupported, "can be told apart: its samples depend on each other. Use 'exact'"),
+    (HARD["samples talk"], {}, Unsupported, "can be told apart: its samples depend on each other. Use how='auto'"),
     (HARD["draws"], {}, Unsupported, "can be told apart: the model draws random numbers"),
     (lambda: (Detached(), tokens(4)), {}, Unsupported, "the velocity has no graph"),
-    (lambda: (Net(), tokens(4)), {"gate": 0.5}, BadArgument, r"got gate=\[0.5\]"),
-    (lambda: (Net(), tokens(4)), {"projections": 0}, BadArgument, "projections=0. Leave gate= out"),
+    (lambda: (Net(), tokens(4)), {"gate": 0.5}, BadArgument, r"got gate=0\.5\. Leave gate= out"),
+    (lambda: (Net(), tokens(4)), {"projections": 0}, BadArgument, r"FirstOrder\(projections=\) of 1 or more, got 0"),
 ]
 
 
@@ -156,17 +157,6 @@ def test_what_it_refuses(make: Any, options: dict[str, Any], error: type[Excepti
     model, batch = make()
     with pytest.raises(error, match=message):
         estimated(model.eval(), batch, **options)
-
-
-def test_other_engines_are_refused() -> None:
-    pytest.importorskip("nnsight")
-    with pytest.raises(Unsupported, match="not for sharded models or other engines"):
-        estimated(Net(), tokens(4), engine="nnsight")
-
-
-def test_an_unknown_method() -> None:
-    with pytest.raises(BadArgument, match="expected method= one of exact, first_order, got 'second_order'"):
-        fog_a.attribute(Net(), tokens(4), method="second_order")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])

@@ -181,7 +181,7 @@ def test_nothing_is_left(probe: Callable[..., Any]) -> None:
 def test_nothing_is_left_of_an_estimate() -> None:
     net, x = messy(Quiet), tokens()
     before, batch = state_of(net), x.clone()
-    fog_a.attribute(net, x, method="first_order", projections=2)
+    fog_a.attribute(net, x, how=fog_a.FirstOrder(2))
     same(before, state_of(net))
     assert torch.equal(x, batch) and not x.requires_grad
 

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from sharing import how
 from small_nets import Layer, Net, tokens
 from torch import Tensor, nn
 
@@ -155,7 +156,7 @@ def test_exactly_repeated_block_scores_the_same_each_time() -> None:
     scores = fog_a.attribute(net, x, progress=False)
     assert scores.layers == tuple(f"blocks.0@{i}" for i in range(4))
     np.testing.assert_allclose(scores.values, scores.values[:, :, :1].repeat(4, 2), rtol=1e-5)
-    exact = fog_a.attribute(net, x, progress=False, strategy="prefix").values
+    exact = fog_a.attribute(net, x, progress=False, how=how("prefix", net, x)).values
     assert (exact == exact[:, :, :1]).all() and exact.min() > 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sharing import how
 from small_nets import Net, tokens
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -66,7 +67,7 @@ def test_padded_samples_that_torch_packs_into_nested_tensors(strategy: Any) -> N
             del without.layers[k]
             d = without(*batch.args, **batch.kwargs) - v
             want.append(d.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1))
-    scores = fog_a.attribute(net, batch, strategy=strategy, progress=False)
+    scores = fog_a.attribute(net, batch, how=how(strategy, net, batch), progress=False)
     np.testing.assert_allclose(scores.values[:, 0], torch.stack(want, 1), rtol=1e-4)
     blocks = fog_a.find_blocks(net, batch)
     with torch.no_grad(), fog_a.gate(blocks[2:], 0.5):

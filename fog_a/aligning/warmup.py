@@ -22,10 +22,10 @@ import numpy as np
 
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.width import few
-from fog_a.attributing.attribute import attribute
+from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadOutput, FogError, ShapeMismatch, Unsupported
+from fog_a.errors import FogError, ShapeMismatch, Unsupported, Untrained
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
@@ -54,13 +54,11 @@ Probe = Callable[[Flow, Any, Blocks, Draw], Scores]
 def contribution(flow: Flow, batch: Any, blocks: Blocks, draw: Draw) -> Scores:
     """The default probe: Eq. 9 of every block. Early in training nothing may contribute yet: then all scores are 0."""
     try:
-        return attribute(flow, batch, blocks=blocks, times=[draw.t], seed=draw.seed, progress=False, spread=False)
-    except BadOutput as error:
-        if "untrained" not in str(error):
-            raise
-    samples = flow.samples(batch)
-    zeros = np.zeros((len(samples), 1, len(blocks)), dtype=np.float32)
-    return Scores(zeros, blocks.names, (draw.t,), samples.domains, samples.ids, "contribution", {})
+        return attribute_alone(flow, batch, blocks=blocks, t=draw.t, seed=draw.seed)
+    except Untrained:
+        samples = flow.samples(batch)
+        zeros = np.zeros((len(samples), 1, len(blocks)), dtype=np.float32)
+        return Scores(zeros, blocks.names, (draw.t,), samples.domains, samples.ids, "contribution", {})
 
 
 class Warmup:
@@ -100,7 +98,7 @@ class Warmup:
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
         """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
 
-        Raises BadOutput where no layer contributes anything: the model is untrained.
+        Raises Untrained where no layer contributes anything: the model is untrained.
         """
         self.call(step)
         if self.due:

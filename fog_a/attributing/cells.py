@@ -1,8 +1,9 @@
 """The cells of a measurement, one batch at one time each: spread over processes, kept on disk, gathered everywhere.
 
 Cells are cut before they are spread, and each is measured by one process in one go: one process and many give the
-same bits. With `checkpoint=` every finished cell is a file of its own, written in one move; a run that was ended goes
-on with the cells that are missing, and refuses the directory of another run.
+same bits. With `checkpoint=` every finished cell is a file of its own. The next run goes on with the cells that are
+missing, and refuses the directory of another run: each kept cell names its samples and the velocity that it was
+measured from, and that velocity is run again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +21,108 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
+from torch import Tensor
 
+from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, BadScores, FogError
 from fog_a.files import write
+from fog_a.flows.case import Case, fingerprint
 
-Values = Float[np.ndarray, "G S L"]
-"""One cell: gate values × samples × layers."""
+Values = Float[np.ndarray, "S L"]
+"""One cell: samples × layers."""
 
-
-_AGAIN = "See its own error above; with checkpoint= the next run goes on from the finished cells"
+_NEXT = "See its own error above; with checkpoint= the next run goes on from the finished cells"
+_DIGEST = hashlib.sha256().digest_size
 
 
 class RankFailed(FogError, RuntimeError):
     """Another process ended before the results were gathered."""
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One batch at one time: its name on disk, its case, and what measures it.
+
+    `measure()` gives the values, and the velocity that they are relative to where that is the bits of a plain run.
+    """
+
+    name: str
+    case: Case
+    measure: Callable[[], tuple[Values, Tensor | None]]
+
+    def base_mark(self, v: Tensor | None = None) -> str:
+        """A fingerprint of the base velocity."""
+        if v is None:
+            with preserved(*self.case.modules):
+                v = self.case.run()
+        return fingerprint(v)
+
+
 class Cells:
-    """Measures cells, or finds them on disk, or leaves them to other processes.
+    """Measures cells, or reads them from disk, or leaves them to other processes.
 
     Args:
         identity: what the run is; another run's directory has another.
         directory: where finished cells are kept, or None.
-        spread: share the cells with the other processes of `torch.distributed`, where there are any.
+        alone: measure every cell here, whatever other processes of `torch.distributed` there are.
     """
 
-    def __init__(self, identity: Mapping[str, Any], directory: str | os.PathLike[str] | None, spread: bool) -> None:
-        together = spread and dist.is_available() and dist.is_initialized()
+    def __init__(
+        self, identity: Mapping[str, Any], directory: str | os.PathLike[str] | None, alone: bool = False
+    ) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
         self.directory = None if directory is None else Path(directory)
         self._count = 0
         if self.directory is not None:
-            self._claim(json.dumps(identity, sort_keys=True))
+            self._claim(self.directory / "run.json", json.dumps(identity, sort_keys=True))
 
-    def _claim(self, identity: str) -> None:
+    def _claim(self, path: Path, identity: str) -> None:
         """Make the directory this run's, or see that it is."""
-        assert self.directory is not None
-        path = self.directory / "run.json"
-        if path.exists():
-            if path.read_text() != identity:
-                raise BadScores(
-                    f"{path} is of another run (another model, batch, seed or options). "
-                    "Give checkpoint= an empty directory, or remove this one"
-                )
-        else:
+        if not path.exists():
             write(path, identity)
+        elif path.read_text(encoding="utf-8", errors="replace") != identity:
+            raise BadScores(
+                f"{path} is of another run (another model, batch, seed or options). "
+                "Give checkpoint= an empty directory, or remove this one"
+            )
 
-    def collect(self, cells: list[tuple[str, Callable[[], Values]]]) -> list[Values]:
+    def collect(self, cells: list[Cell]) -> list[Values]:
         """All cells, in order; those of other processes come from them.
 
         Raises:
             RankFailed: another process ended.
-            BadScores: a file of the checkpoint is corrupt.
+            BadScores: a file of the checkpoint is corrupt, or was measured from another velocity.
         """
-        own: dict[int, Values] = {}
+        mine: dict[int, Values] = {}
         failure: Exception | None = None
         try:
-            for i, (name, measure) in enumerate(cells):
+            for i, cell in enumerate(cells):
                 if (self._count + i) % self.world == self.rank:
-                    own[i] = self._kept(name, measure)
+                    mine[i] = self._values(cell)
         except Exception as error:  # the others must not wait for what will not come
             failure = error
         self._agree(failure)
         self._count += len(cells)
-        shapes = {v.shape for v in own.values()}
+        shapes = {v.shape for v in mine.values()}
         if len(shapes) > 1:
             raise BadScores(
                 f"{self.directory} is corrupt (cells of shapes {sorted(shapes)}): remove it, and start again"
             )
-        return [own[i] for i in range(len(cells))] if self.world == 1 else self._gathered(own, len(cells))
+        return [mine[i] for i in range(len(cells))] if self.world == 1 else self._gathered(mine, len(cells))
+
+    def _values(self, cell: Cell) -> Values:
+        if self.directory is None:
+            return cell.measure()[0]
+        path = self.directory / f"{cell.name}.npy"
+        if path.exists():
+            return _read(path, cell)
+        values, base = cell.measure()
+        write(path, _packed(values, _provenance(cell, base)))
+        return values
+
+    # ---- other processes
 
     def _agree(self, failure: Exception | None) -> None:
         """Go on if no process failed."""
@@ -97,7 +132,7 @@ class Cells:
             if failure is not None:
                 raise failure
         if failed:
-            raise RankFailed(f"rank {self.rank}: rank {failed[0]} failed. {_AGAIN}")
+            raise RankFailed(f"rank {self.rank}: rank {failed[0]} failed. {_NEXT}")
 
     def shared(self, value: Any) -> list[Any]:
         """Every process's JSON-able value, in order of rank.
@@ -116,53 +151,78 @@ class Cells:
             data = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(data, padded)
         except RuntimeError as error:
-            raise RankFailed(f"rank {self.rank}: another process ended ({error}). {_AGAIN}") from error
+            raise RankFailed(f"rank {self.rank}: another process ended ({error}). {_NEXT}") from error
         return [json.loads(bytes(d[: int(n)].cpu().tolist())) for d, n in zip(data, sizes, strict=True)]
 
-    def _kept(self, name: str, measure: Callable[[], Values]) -> Values:
-        if self.directory is None:
-            return measure()
-        path = self.directory / f"{name}.npy"
-        if path.exists():
-            try:
-                return np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
-                raise BadScores(f"{path} is corrupt ({error}): remove it, and it is measured again") from error
-        values = measure()
-        data = io.BytesIO()
-        np.save(data, values, allow_pickle=False)
-        write(path, data.getvalue())
-        return values
-
-    def _gathered(self, own: dict[int, Values], count: int) -> list[Values]:
+    def _gathered(self, mine: dict[int, Values], count: int) -> list[Values]:
         """Every process's cells on every process."""
         device = _device()
-        found: list[Values] = []
+        cells: list[Values] = []
         try:
             for i in range(count):
                 owner = (self._count - count + i) % self.world
-                shape = torch.tensor(own[i].shape if i in own else (0, 0, 0), device=device)
+                shape = torch.tensor(mine[i].shape if i in mine else (0, 0), device=device)
                 dist.broadcast(shape, src=owner)
                 data = torch.empty(tuple(int(n) for n in shape), dtype=torch.float32, device=device)
-                if i in own:
-                    data.copy_(torch.from_numpy(own[i]))
+                if i in mine:
+                    data.copy_(torch.from_numpy(mine[i]))
                 dist.broadcast(data, src=owner)
-                found.append(data.cpu().numpy())
+                cells.append(data.cpu().numpy())
         except RuntimeError as error:
             raise RankFailed(
-                f"rank {self.rank}: another process ended before its cells were gathered ({error}). {_AGAIN}"
+                f"rank {self.rank}: another process ended before its cells were gathered ({error}). {_NEXT}"
             ) from error
-        return found
+        return cells
 
-    def same_everywhere(self, what: bytes) -> None:
+    def same_everywhere(self, what: str) -> None:
         """Every process must have been given the same batch: it is fog_a that spreads the work."""
         if self.world == 1:
             return
-        if len(set(self.shared(hashlib.sha256(what).hexdigest()))) > 1:
+        if len(set(self.shared(hashlib.sha256(what.encode()).hexdigest()))) > 1:
             raise BadBatch(
-                f"rank {self.rank}: the processes were given different batches (unequal shards). Give every process "
-                "the same one: attribute spreads cells over them; or pass spread=False to measure each on its own"
+                f"rank {self.rank}: the processes were given different batches (unequal shards). attribute spreads its "
+                "work over all processes of torch.distributed: give every process the same batches"
             )
+
+
+def _provenance(cell: Cell, base: Tensor | None) -> dict[str, Any]:
+    """What a cell on disk was measured from."""
+    v = cell.base_mark(base)
+    return {"ids": list(cell.case.samples.ids), "velocity": v}
+
+
+def _packed(values: Values, provenance: Mapping[str, Any]) -> bytes:
+    """The array as .npy (numpy reads it), its provenance as JSON, and the SHA-256 of both."""
+    data = io.BytesIO()
+    np.save(data, values, allow_pickle=False)
+    data.write(json.dumps(provenance).encode())
+    content = data.getvalue()
+    return content + hashlib.sha256(content).digest()
+
+
+def _read(path: Path, cell: Cell) -> Values:
+    data = path.read_bytes()
+    content, digest = data[:-_DIGEST], data[-_DIGEST:]
+    try:
+        stream = io.BytesIO(content)
+        values = np.load(stream, allow_pickle=False)
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("its checksum does not fit")
+        provenance = json.loads(stream.read())
+    except (ValueError, EOFError, OSError) as error:
+        raise BadScores(f"{path} is corrupt ({error}): remove it, and it is measured again") from error
+    _compared(path, provenance, _provenance(cell, None))
+    return values
+
+
+def _compared(path: Path, kept: Mapping[str, Any], now: Mapping[str, Sequence[str]]) -> None:
+    reasons = {
+        "ids": "of samples with other ids",
+        "velocity": "measured from another velocity (another sigma, path, forward=, guidance, autocast or weights)",
+    }
+    for name, reason in reasons.items():
+        if kept.get(name) != now[name]:
+            raise BadScores(f"{path} is {reason}. Give checkpoint= an empty directory, or remove this one")
 
 
 def _device() -> torch.device:

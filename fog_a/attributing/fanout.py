@@ -77,14 +77,13 @@ class FanOut:
         self.modules = named_modules(case.module)
         owner = {(s.module, s.call): b.name for b in blocks for s in b.gate_points}
         self.plans = {key: self._plan(key, owner[key], tile) for key in self.calls}
-        self.evaluations: list[int] = []
         self._inputs: dict[int, dict[LeafPath, Tensor]] = {}
         self._rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._resting = False
         self._found: Tensor | None = None
         self._fired = [0] * len(self.variants)
 
-    def run(self) -> tuple[Tensor, dict[tuple[str, float], Tensor]]:
+    def run(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean velocity, and each variant's."""
         with (
             hooked(self.case.module, before=self._enter, after=self._leave),
@@ -100,7 +99,7 @@ class FanOut:
                     f"block {variant.block.name!r}: its gate acted {times} times in a forward, expected "
                     f"{len(variant.block.gate_points)}. Call find_blocks on this batch"
                 )
-        return v[0], {(w.block.name, w.value): v[i + 1] for i, w in enumerate(self.variants)}
+        return v[0], {w.block.name: v[i + 1] for i, w in enumerate(self.variants)}
 
     # ---- the network's own entrance and exit
 
@@ -156,7 +155,6 @@ class FanOut:
             replaced(whole, {p: self._chosen(leaf(whole, p), axis, rows) for p, axis in axes.items()})
             for rows in plan.tiles
         ]
-        self.evaluations.append(sum(map(len, plan.tiles)) * n)
         self._rest = [(t["args"], t["kwargs"]) for t in tiles[1:]]
         return tiles[0]["args"], tiles[0]["kwargs"]
 
@@ -204,20 +202,19 @@ def _repeated(x: Tensor, axis: Axis, times: int) -> Tensor:
 
 
 def fanout(
-    case: Case, blocks: Blocks, layout: Layout, values: tuple[float, ...], per_run: int, tile: int | None = None
+    case: Case, blocks: Blocks, layout: Layout, value: float, chunk: int, tile: int | None = None
 ) -> Iterator[Tensor]:
-    """The base velocity first, then each block's at each gate value; at most `per_run` variants in a forward, and in
-    one call of a block as many as have `tile` elements."""
-    todo = [Variant(b, g, min(s.order for s in b.gate_points)) for b in blocks for g in values]
-    found: dict[tuple[str, float], Tensor] = {}
+    """The base velocity first, then each block's with its gate at `value`; at most `chunk` variants in a forward, and
+    in one call of a block as many as have `tile` elements."""
+    todo = [Variant(b, value, min(s.order for s in b.gate_points)) for b in blocks]
+    ablated: dict[str, Tensor] = {}
     base = None
-    for i in range(0, len(todo), per_run):
-        run = FanOut(case, blocks, layout, todo[i : i + per_run], tile)
-        clean, ablated = run.run()
-        found.update(ablated)
+    for i in range(0, len(todo), chunk):
+        run = FanOut(case, blocks, layout, todo[i : i + chunk], tile)
+        clean, velocities = run.run()
+        ablated.update(velocities)
         base = clean if base is None else base
-        layout.evaluations += run.evaluations
     assert base is not None
     yield base
-    for w in todo:
-        yield found[w.block.name, w.value]
+    for b in blocks:
+        yield ablated[b.name]

@@ -17,11 +17,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.attributing.layout import Axis, Layout
+from fog_a.attributing.ratio import norm
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import carried, kept_inputs
@@ -54,20 +56,20 @@ def slopes(
     blocks: Blocks,
     layout: Layout,
     projections: int,
-) -> tuple[Float[Tensor, "L B"], Float[Tensor, " B"]]:
+) -> tuple[Float[Tensor, "L B"], Float[np.ndarray, " B"]]:
     """The estimated ‖J_k f_k‖ of each block and sample, and ‖v‖.
 
     Raises Unsupported where samples cannot be told apart at a gate, or v has no graph.
     """
     if layout.problem is not None:
-        raise Unsupported(f"method='first_order' needs samples that can be told apart: {layout.problem}. Use 'exact'")
+        raise Unsupported(f"FirstOrder needs samples that can be told apart: {layout.problem}. Use how='auto'")
     device = next((p.device for p in case.module.parameters()), torch.device("cpu"))
     with torch.inference_mode(False), torch.enable_grad():
         gates = torch.ones(len(blocks), layout.samples, device=device, requires_grad=True)
         with _hung_on(gates, case, blocks, layout):  # also while a checkpoint computes its inside again
             v = case.run()
             if not v.requires_grad:
-                raise Unsupported("the velocity has no graph: it is made under no_grad, or detached. Use 'exact'")
+                raise Unsupported("the velocity has no graph: it is made under no_grad, or detached. Use how='auto'")
             keep = case.keep(v.detach())
             flat = v.float().reshape(len(v), -1)
             flat = flat if keep is None else torch.where(keep, flat, torch.zeros_like(flat))
@@ -76,7 +78,7 @@ def slopes(
             for left in reversed(range(projections)):
                 u = torch.randn(flat.shape, generator=generator).to(flat.device)
                 squares += _gradient((u * flat).sum(), gates, left > 0).square()
-    return (squares / projections).sqrt().detach() / shrinkage(projections), flat.detach().norm(dim=1)
+    return (squares / projections).sqrt().detach() / shrinkage(projections), norm(flat.detach())
 
 
 def _gradient(y: Tensor, gates: Float[Tensor, "L B"], again: bool) -> Float[Tensor, "L B"]:
@@ -84,7 +86,7 @@ def _gradient(y: Tensor, gates: Float[Tensor, "L B"], again: bool) -> Float[Tens
         return torch.autograd.grad(y, gates, retain_graph=again)[0]
     except RuntimeError as error:
         raise Unsupported(
-            f"method='first_order' needs a backward pass, and the model's own fails: {str(error)[:200]}. Use 'exact'"
+            f"FirstOrder needs a backward pass, and the model's own fails: {str(error)[:200]}. Use how='auto'"
         ) from error
 
 
@@ -104,7 +106,7 @@ def _hung_on(gates: Float[Tensor, "L B"], case: Case, blocks: Blocks, layout: La
         for path, passage in calls[key].give.items():
             y, axis = leaf(out, path), layout.returned[key].get(path)
             if axis is None:
-                raise Unsupported(f"samples share what {key[0]} gives out: no gate of their own. Use method='exact'")
+                raise Unsupported(f"samples share what {key[0]} gives out: no gate of their own. Use how='auto'")
             with torch.no_grad():
                 f = y - carried(given, passage, y, blocks[owner[key]])
             new[path] = y + (_along(gates[owner[key]], axis, y) - 1) * f  # f_k as a constant: the slope at g_k = 1

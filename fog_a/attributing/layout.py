@@ -8,13 +8,14 @@ equal the base's: if they do not, samples talk to each other and ablations canno
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fog_a.attributing.footprint import Footprint
 from fog_a.blocks.block import Blocks, GatePoint
@@ -75,8 +76,9 @@ class Layout:
     """Bytes that each further batch adds between calls: it stands there twice while its pieces are put together."""
     problem: str | None = None
     noise: float = 0.0
-    evaluations: list[int] = field(default_factory=list)
-    """Samples that each gated call was run on, for whoever counts."""
+    """How far the clean rows of a fan-out are from a plain run, relative to its norm."""
+    verified: set[Hashable] = field(default_factory=set)
+    """The cases, with their clean rows, of which ablations were compared with the definition."""
 
 
 @dataclass
@@ -99,6 +101,32 @@ class _Seen:
 _TALK = "its samples depend on each other"
 
 
+_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Layout]] = weakref.WeakKeyDictionary()
+_REMEMBERED = 16
+"""Layouts of one model that are kept: those of the cases seen last."""
+
+
+def layout_of(case: Case, blocks: Blocks) -> tuple[Layout, Tensor | None]:
+    """The layout of this case, and the base velocity where it was measured just now.
+
+    It is remembered by what it was measured on: the blocks, how the model is run, the shapes and types of its batch.
+    """
+    table = _LAYOUTS.setdefault(case.module, {})
+    key = (blocks.names, case.key)
+    if key in table and table[key].problem is None:
+        return table[key], None
+    layout, base = measure(case, blocks)
+    table[key] = layout
+    while len(table) > _REMEMBERED:
+        del table[next(iter(table))]
+    return layout, base
+
+
+def forget(module: nn.Module) -> None:
+    """Forget what was remembered of a model: the next call pays as the first one did."""
+    _LAYOUTS.pop(module, None)
+
+
 def measure(case: Case, blocks: Blocks) -> tuple[Layout, Tensor]:
     """The layout for this case's batch, and the base velocity that was seen on the way."""
     calls = gate_points(blocks)
@@ -106,7 +134,8 @@ def measure(case: Case, blocks: Blocks) -> tuple[Layout, Tensor]:
     assert base.v is not None
     layout = Layout(samples=len(base.v))
     if base.drew:
-        layout.problem = "the model draws random numbers in eval mode"
+        names = case.draws(blocks)
+        layout.problem = f"the model draws random numbers in eval mode (in {names[0] if names else 'its own forward'})"
     elif base.nested:
         layout.problem = "its padded samples are packed into nested tensors, which have no rows"
     elif any(times != 1 for times in base.times.values()):
@@ -137,6 +166,8 @@ def _fill(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: _See
             if problem is None:
                 layout.entrance = {p: Axis(0, 1) for p in chosen}
                 layout.velocity = velocity_at
+                if velocity_at is None:
+                    layout.problem = "the velocity is not what the network itself gives out"
                 layout.elements = max((s.elements for s in calls.values()), default=0)
                 layout.inside, layout.between = base.bytes, base.between + 2 * layout.elements * v.element_size()
                 return

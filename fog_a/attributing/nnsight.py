@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Envoys:
             import nnsight
             from nnsight.intervention.envoy import Envoy
         except ImportError as error:
-            raise MissingDependency("engine='nnsight' needs nnsight: pip install 'fog-a[nnsight]'") from error
+            raise MissingDependency("fog_a.NNsight() needs nnsight: pip install 'fog-a[nnsight]'") from error
         wrapped = isinstance(model, Envoy)
         self.traced: Any = model if wrapped else nnsight.NNsight(flow_of(model).module)
         self.model: nn.Module | Flow = model._module if wrapped else model
@@ -80,24 +80,18 @@ class Envoys:
             self.traced.output.save()
         return calls[0]
 
-    def variants(self, case: Case, blocks: Blocks, values: tuple[float, ...] = (0.0,)) -> Variants:
-        """The base velocity and, for each block and each gate value, the ablated one."""
+    def variants(self, case: Case, blocks: Blocks, value: float = 0.0) -> Variants:
+        """The base velocity and, for each block, the ablated one."""
         for block in blocks:
             check(block)
         call, v = self._call(case)
 
-        def ablated() -> Iterator[Tensor]:
-            for block in blocks:
-                for value in values:
-                    yield self._traced(call, block, value)
-
         traced = self._traced(call)
         if traced.shape != v.shape or not torch.allclose(traced, v, rtol=1e-5, atol=1e-5, equal_nan=True):
             raise Unsupported(
-                "the velocity is not what the network itself gives out, and nnsight sees only that. "
-                "Leave engine='hooks'"
+                "the velocity is not what the network itself gives out, and nnsight sees only that. Leave how= out"
             )
-        return Variants(traced, "nnsight", ablated())
+        return Variants(traced, "nnsight", (self._traced(call, block, value) for block in blocks))
 
     def _call(self, case: Case) -> tuple[Call, Tensor]:
         """What the network is called with in a run of the case, and the velocity of that run."""
@@ -134,7 +128,7 @@ def check(block: ResidualBlock) -> None:
         if point.times > 1:
             raise Unsupported(
                 f"{block.name!r}: {point.module!r} is called {point.times} times in one forward, and an envoy "
-                "stands for one call. Leave engine='hooks', or leave this block out with blocks="
+                "stands for one call. Leave how= out, or leave this block out with blocks="
             )
 
 
@@ -151,17 +145,3 @@ def _restore() -> Callable[[], None]:
             torch.cuda.set_rng_state_all(cuda)
 
     return restore
-
-
-def envoys_of(engine: str, model: Any, remote: bool = False, **ours: Any) -> Envoys | None:
-    """The model as nnsight sees it where `engine` says so, None for our own hooks; `ours` are options of these."""
-    if engine == "nnsight":
-        asked = [name for name, value in ours.items() if value not in (None, "auto", "loop")]
-        if asked:
-            raise Unsupported(f"nnsight traces one ablation at a time: leave out {', '.join(f'{a}=' for a in asked)}")
-        return Envoys(model, remote)
-    if engine != "hooks":
-        raise Unsupported(f"engine is 'hooks' or 'nnsight', got {engine!r}")
-    if remote:
-        raise Unsupported("remote=True is nnsight's: type engine='nnsight'")
-    return None

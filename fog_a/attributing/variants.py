@@ -1,9 +1,9 @@
-"""The one place that decides how ablations are run: v, and v^{\\k} for every block k and gate value.
+"""The one place that decides how ablations are run: v, and v^{\\k} for every block k.
 
 * `loop`: one forward per block, its gate closed: L² block evaluations. The definition; the others must agree with it.
 * `prefix`: one forward per block that starts at it: L(L+1)/2, bit-equal to the loop, little memory.
 * `fanout`: all blocks as rows of one forward: L(L+1)/2, and the fewest launches. It must know where the samples are
-  (`layout`, measured once per model and shape of batch), and they must not talk to each other.
+  (`layout`), and they must not talk to each other: some ablations of every case are compared with the definition.
 
 Where a way cannot be gone, the next one is, and a note says why.
 """
@@ -11,33 +11,35 @@ Where a way cannot be gone, the next one is, and a note says why.
 from __future__ import annotations
 
 import itertools
-import re
-import weakref
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from fog_a.attributing.fanout import fanout
-from fog_a.attributing.layout import Layout, alike, measure
+from fog_a.attributing.layout import Layout, alike, layout_of
 from fog_a.attributing.prefix import Prefix
+from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.gate import gate
 from fog_a.errors import BadArgument, NotResidual, Unsupported
-from fog_a.flows.case import Case
+from fog_a.flows.case import Case, fingerprint, per_sample
 
-Strategy = Literal["auto", "loop", "prefix", "fanout"]
 LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
 TILE = 65536
 """On a CPU, a block's call on many more elements than this waits for memory."""
-_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Layout]] = weakref.WeakKeyDictionary()
+
+
+class Unshared(Exception):
+    """The ablations of this case cannot be run in this way; the message says why, "" where it was not asked for."""
 
 
 @dataclass
 class Variants:
-    """The base velocity, and an iterator over the ablated ones: for each block, for each gate value."""
+    """The base velocity, and the ablated one of each block, in order."""
 
     base: Tensor
     strategy: str
@@ -46,177 +48,133 @@ class Variants:
     noise: float = 0.0
     """How far v moves when nothing is ablated, under the same arithmetic, relative to its norm."""
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return self.ablated
 
+def variants(case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto") -> Variants:
+    """Run the base and every ablation of one case.
 
-def variants(
-    case: Case,
-    blocks: Blocks,
-    *,
-    values: tuple[float, ...] = (0.0,),
-    strategy: Strategy = "auto",
-    max_rows: int | None = None,
-    memory: int | None = None,
-) -> Variants:
-    """Run the base and every ablation of one case."""
-    if strategy not in get_args(Strategy):
-        raise BadArgument(
-            f"expected strategy= one of {', '.join(get_args(Strategy))}, got {strategy!r}. 'auto' or 'loop' do"
-        )
+    Raises:
+        Unsupported: sharing was asked for, and this model, batch and budget allow none.
+    """
+    budget = how if isinstance(how, Shared) else Shared()
     notes: list[str] = []
-    order: list[Strategy] = ["fanout", "prefix", "loop"] if _launch_bound(case, blocks) else ["prefix", "loop"]
-    if any(block.alone for block in blocks):
-        order = ["loop"]
-    for chosen in order if strategy == "auto" else [strategy]:
-        if chosen == "fanout":
-            run, problem = _fanned(case, blocks, values, max_rows, memory)
-        elif chosen == "prefix":
-            run, problem = _prefixed(case, blocks, values, memory)
-        else:
-            run, problem = _loop(case, blocks, values), None
-        if run is not None:
-            noise = layout_of(case, blocks)[0].noise if chosen == "fanout" else 0.0
-            return Variants(next(run), chosen, run, notes, noise)
-        notes.append(f"{chosen} cannot be used: {problem}")
-    raise Unsupported(f"{notes[0]}. Use strategy='auto' or 'loop'")
+    for strategy in _order(case, blocks, how):
+        try:
+            if strategy == "fanout":
+                run = _fanned(case, blocks, value, budget)
+            elif strategy == "prefix":
+                run = _prefixed(case, blocks, value, budget)
+            else:
+                run = Variants(case.run().clone(), "loop", (once(case, blocks, i, value) for i in range(len(blocks))))
+        except Unshared as problem:
+            notes += [f"{strategy} cannot be used: {problem}"] if str(problem) else []
+            continue
+        run.notes = notes
+        return run
+    raise Unsupported(f"{'; '.join(notes)}. Use how='auto' or 'loop', or give smaller batches")
 
 
-def _launch_bound(case: Case, blocks: Blocks) -> bool:
-    """Do launches, rather than arithmetic, take the time? By size, not by the clock: every process must come to the
-    same choice, or their last bits would differ."""
-    return _on_gpu(case) or max((s.elements for b in blocks for s in b.gate_points), default=0) < LAUNCH_BOUND
+def _order(case: Case, blocks: Blocks, how: How) -> list[str]:
+    """The ways, the first choice first: by size, not by the clock, so that every process comes to the same choice."""
+    alone = [b.name for b in blocks if b.alone]
+    if alone and isinstance(how, Shared):
+        raise Unsupported(f"{', '.join(alone)} can be closed in a run of its own only. Use how='auto' or 'loop'")
+    if alone or how == "loop":
+        return ["loop"]
+    size = max((s.elements for b in blocks for s in b.gate_points), default=0)
+    asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
+    shared = ["fanout", "prefix"] if asked or _on_gpu(case) or size < LAUNCH_BOUND else ["prefix"]
+    return shared if isinstance(how, Shared) else [*shared, "loop"]
 
 
 def _on_gpu(case: Case) -> bool:
     return any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
 
 
-def _prefixed(
-    case: Case, blocks: Blocks, values: tuple[float, ...], memory: int | None
-) -> tuple[Iterator[Tensor] | None, str | None]:
+def _prefixed(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variants:
     run = Prefix(case, blocks)
     v = run.base()
     if run.random is not None:
-        return None, f"the model draws random numbers in eval mode (in {run.random})"
+        raise Unshared(f"the model draws random numbers in eval mode (in {run.random})")
     if run.problem is not None:
-        return None, run.problem
-    if memory is not None and run.bytes > memory:
-        return None, f"what the clean run's blocks give out takes {run.bytes} bytes, more than memory={memory}"
-    if not run.faithful(v):
-        return None, "a block leaves something behind, beside its output, that later ones use"
-
-    def ablated() -> Iterator[Tensor]:
-        yield v
-        for block in blocks:
-            for value in values:
-                yield run.variant(block, value)
-
-    return ablated(), None
-
-
-def _fanned(
-    case: Case, blocks: Blocks, values: tuple[float, ...], max_rows: int | None, memory: int | None
-) -> tuple[Iterator[Tensor] | None, str | None]:
-    layout, fresh = layout_of(case, blocks)
-    if layout.problem is None and layout.velocity is None:
-        layout.problem = "the velocity is not what the network itself gives out"
-    if layout.problem is not None:
-        return None, layout.problem + (_drawing(case, blocks) if "random" in layout.problem else "")
-    tile = None if _on_gpu(case) else TILE
-    per_run = _per_run(layout, tile, len(blocks) * len(values), max_rows, memory)
-    run = fanout(case, blocks, layout, values, per_run, tile)
-    first: list[Tensor] = []
-    middle = len(blocks) // 2
-    try:
-        first.append(next(run))
-        if fresh is not None:  # seen for the first time: one ablation is also made by the definition
-            first += itertools.islice(run, middle * len(values) + 1)
-    except (
-        RuntimeError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # plain forwards do run
-        layout.problem = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
-        return None, layout.problem
-    if fresh is not None:
-        one, other = first[-1].nan_to_num(), once(case, blocks[middle : middle + 1], values[0]).nan_to_num()
-        if not alike(first[0], fresh) or not alike(one, other):
-            layout.problem = "rows come out otherwise in a larger batch"
-            return None, layout.problem
-        layout.noise = float((first[0] - fresh).float().norm() / fresh.float().norm().clamp(min=1e-30))
-    return itertools.chain(first, run), None
-
-
-def _drawing(case: Case, blocks: Blocks) -> str:
-    drawn = case.draws(blocks)
-    return f" (in {drawn[0] or 'its own forward'})" if drawn else ""
-
-
-def layout_of(case: Case, blocks: Blocks) -> tuple[Layout, Tensor | None]:
-    """The layout for this model, these blocks and batches like this one, measured when first seen."""
-    table = _LAYOUTS.setdefault(case.module, {})
-    key = (blocks.names, case.key)
-    if key in table:
-        return table[key], None
-    layout, base = measure(case, blocks)
-    table[key] = layout
-    return layout, base
-
-
-def _per_run(layout: Layout, tile: int | None, variants: int, max_rows: int | None, memory: int | None) -> int:
-    """How many variants one forward may hold besides the clean rows, which a plain forward holds too."""
-
-    def needed(most: int) -> int:
-        at_once = most if tile is None else min(most, max(tile // max(layout.elements, 1), 1) - 1)
-        return most * layout.between + at_once * layout.inside
-
-    most = variants if max_rows is None else min(variants, max_rows // layout.samples - 1)
-    while memory is not None and most > 0 and needed(most) > memory:
-        most -= 1
-    if most < 1:
+        raise Unshared(run.problem)
+    if budget.rows is not None and budget.rows < len(v):
         raise BadArgument(
-            f"expected room for the clean batch and one variant, {2 * layout.samples} rows "
-            f"({needed(1)} bytes beyond a plain forward), got max_rows={max_rows}, memory={memory}. "
+            f"expected room for the batch's {len(v)} samples, got rows={budget.rows}. "
             "Allow more, or give smaller batches"
         )
-    return most
+    if budget.bytes is not None and run.bytes > budget.bytes:
+        raise Unshared(f"the kept outputs of its blocks take {run.bytes} bytes, more than memory={budget.bytes}")
+    if not run.faithful(v):
+        raise Unshared("a block leaves something behind, beside its output, that later ones use")
+    return Variants(v, "prefix", (run.variant(block, value) for block in blocks))
 
 
-def parse_bytes(memory: int | str | None) -> int | None:
-    """`"2GiB"`, `"64MiB"`, `"500MB"` or a number, in bytes.
+def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variants:
+    layout, plain = layout_of(case, blocks)
+    if layout.problem is not None:
+        raise Unshared(layout.problem)
+    tile = None if _on_gpu(case) else TILE
+    chunk = _chunk(layout, tile, len(blocks), budget)
+    try:
+        v, *ablated = fanout(case, blocks, layout, value, chunk, tile)
+    except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:  # plain forwards run
+        reason = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
+        raise Unshared(reason) from error
+    if plain is not None and not alike(v, plain):
+        raise Unshared("rows come out otherwise in a larger batch")
+    mark = (case.fingerprint, case.t, case.seed, value, fingerprint(v))
+    if mark not in layout.verified:  # else the same case gave the same clean rows, and was compared
+        for i in _drawn(case, v, ablated, everywhere=plain is not None):
+            if not alike(ablated[i].nan_to_num(), once(case, blocks, i, value).nan_to_num()):
+                raise Unshared(f"rows come out otherwise in a larger batch (without {blocks[i].name})")
+        layout.verified.add(mark)
+    if plain is not None:
+        layout.noise = float((v - plain).float().norm() / plain.float().norm().clamp(min=1e-30))
+    return Variants(v, "fanout", iter(ablated), noise=layout.noise)
 
-    >>> parse_bytes("64MiB")
-    67108864
-    """
-    if memory is None or isinstance(memory, int):
-        return memory
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", memory, re.IGNORECASE)
-    if match is None:
-        raise BadArgument(f'expected memory= like "2GiB", "64MiB" or a number of bytes, got {memory!r}')
-    power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+def _drawn(case: Case, v: Tensor, ablated: Sequence[Tensor], everywhere: bool) -> list[int]:
+    """The ablations to compare with the definition: one drawn at random, and where a layout is used for the first time
+    the largest and the smallest too."""
+    drawn = random.Random(case.seed).randrange(len(ablated))
+    if not everywhere:
+        return [drawn]
+    sizes = torch.stack([(per_sample(v_k) - per_sample(v)).nan_to_num().norm() for v_k in ablated])
+    return sorted({drawn, int(sizes.argmax()), int(sizes.argmin())})
 
 
-def _loop(case: Case, blocks: Blocks, values: tuple[float, ...]) -> Iterator[Tensor]:
-    yield case.run().clone()
-    for i in range(len(blocks)):
-        for value in values:
-            yield once(case, blocks[i : i + 1], value)
+def _chunk(layout: Layout, tile: int | None, count: int, budget: Shared) -> int:
+    """How many ablations one forward may hold besides the clean rows, which a plain forward holds too."""
 
+    def needed(n: int) -> int:
+        at_once = n if tile is None else min(n, max(tile // max(layout.elements, 1), 1) - 1)
+        return n * layout.between + at_once * layout.inside
 
-def once(case: Case, blocks: Blocks, value: float) -> Tensor:
-    """One forward at a gate value; every gate must have acted at each of its points."""
-    with gate(blocks, value) as closed:
-        v = case.run()
-    for b in blocks:
-        if closed.fired[b.name] != len(b.gate_points):
-            raise NotResidual(
-                f"block {b.name!r}: its gate acted {closed.fired[b.name]} times in a forward, expected "
-                f"{len(b.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
-                "call find_blocks on it"
+    chunk = count if budget.rows is None else min(count, budget.rows // layout.samples - 1)
+    if chunk < 1:  # one ablation at a time, then
+        raise Unshared("")
+    while budget.bytes is not None and needed(chunk) > budget.bytes:
+        chunk -= 1
+        if chunk < 1:
+            raise Unshared(
+                f"one ablation beside the clean rows takes {needed(1)} bytes, more than memory={budget.bytes}"
             )
+    return chunk
+
+
+def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
+    """One forward with one block's gate at a value, by the definition; the gate must have acted at each of its points.
+
+    Raises:
+        NotResidual: it has not.
+    """
+    with gate(blocks[i : i + 1], value) as closed:
+        v = case.run()
+    block = blocks[i]
+    if closed.fired[block.name] != len(block.gate_points):
+        raise NotResidual(
+            f"block {block.name!r}: its gate acted {closed.fired[block.name]} times in a forward, expected "
+            f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
+            "call find_blocks on it"
+        )
     return v

@@ -112,9 +112,9 @@ def attribute(
 
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     wanted = {
-        "times": arguments.times(times), "level": level.value, "method": method.value, "blocks": block or None,
-        "forward": None if output is None else fog_a.output_of(output), "seed": seed,
-        "max_rows": max_rows, "memory": memory, "checkpoint": checkpoint,
+        "times": arguments.times(times), "level": level.value, "blocks": block or None, "seed": seed,
+        "forward": None if output is None else fog_a.output_of(output), "checkpoint": checkpoint,
+        "how": _way(method, max_rows, memory),
     }  # fmt: skip
     with _ranks(device):
         scores = fog_a.attribute(net, arguments.batch(batch, device), **_given(fog_a.attribute, wanted))
@@ -146,6 +146,15 @@ def lasp(
     wanted = {"times": arguments.times(times), "blocks": block or None, "center": center, "seed": seed}
     scores = fog_a.lasp(net, arguments.batch(batch, device), guide, **_given(fog_a.lasp, wanted))
     _finish(scores, out, "lasp", k)
+
+
+def _way(method: Way, rows: int | None, memory: str | None) -> Any:
+    """`how=` for `attribute`; None: its own choice."""
+    from fog_a.attributing.ways import FirstOrder, Shared
+
+    if method is Way.first_order:
+        return FirstOrder()
+    return None if rows is None and memory is None else Shared(rows, memory)
 
 
 def _given(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
