@@ -24,7 +24,7 @@ from nets import case
 from ways import WAYS, ours
 
 import fog_a
-from fog_a.attributing.layout import measure
+from fog_a.attributing.layout import measure, weigh
 from fog_a.blocks.untouched import preserved
 from fog_a.flows.bare import BareFlow
 from fog_a.flows.case import Case
@@ -60,8 +60,10 @@ def streams(layers: int, dim: int, frames: int, batch: int) -> tuple[float, floa
     blocks, one = fog_a.find_blocks(net, x), Case(BareFlow(net), x)
     with preserved(net):
         layout, _ = measure(one, blocks)
+        weigh(layout, one, blocks)
+    assert layout.bytes is not None
     stream = 4 * batch * frames * dim
-    return layout.inside / stream, layout.between / stream
+    return layout.bytes[0] / stream, layout.bytes[1] / stream
 
 
 def main() -> None:

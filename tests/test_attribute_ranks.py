@@ -95,7 +95,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_run_goes_on(tmp_path: Path) -> 
     before, *found, after = jobs.resumed(0, str(cells))
     assert found[0] == whole.values.tobytes()
     assert {n: t for n, t in ((p.name, p.stat().st_mtime_ns) for p in cells.glob("*.npy")) if n in kept} == kept
-    assert before == 0 < after < jobs.TIMES * 5  # the missing cell alone: a base and four ablations
+    assert before == 0 < after < jobs.TIMES * 5  # the missing cell: a base twice and four ablations; the others' bases
 
 
 def test_the_command_under_torchrun(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.attributing.layout import Axis, Layout
+from fog_a.attributing.axes import Axis
+from fog_a.attributing.layout import Layout
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
 from fog_a.blocks.gate import carried, mixed

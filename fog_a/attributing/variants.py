@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fog_a.attributing.axes import alike
 from fog_a.attributing.fanout import fanout
-from fog_a.attributing.layout import Layout, alike, layout_of
+from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
+from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.gate import gate
@@ -31,6 +33,8 @@ LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
 TILE = 65536
 """On a CPU, a block's call on many more elements than this waits for memory."""
+FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, NotResidual)
+"""What a model may raise on a larger batch than its own."""
 
 
 class Unshared(Exception):
@@ -64,13 +68,24 @@ def variants(case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto") 
             elif strategy == "prefix":
                 run = _prefixed(case, blocks, value, budget)
             else:
-                run = Variants(case.run().clone(), "loop", (once(case, blocks, i, value) for i in range(len(blocks))))
+                run = _looped(case, blocks, value)
         except Unshared as problem:
             notes += [f"{strategy} cannot be used: {problem}"] if str(problem) else []
             continue
         run.notes = notes
         return run
     raise Unsupported(f"{'; '.join(notes)}. Use how='auto' or 'loop', or give smaller batches")
+
+
+def _looped(case: Case, blocks: Blocks, value: float) -> Variants:
+    v = case.run().clone()
+
+    def ablated() -> Iterator[Tensor]:
+        for i in range(len(blocks)):
+            yield once(case, blocks, i, value)
+        check_steady(case, v)
+
+    return Variants(v, "loop", ablated())
 
 
 def _order(case: Case, blocks: Blocks, how: How) -> list[str]:
@@ -114,10 +129,12 @@ def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variant
     if layout.problem is not None:
         raise Unshared(layout.problem)
     tile = None if _on_gpu(case) else TILE
+    if budget.bytes is not None and layout.bytes is None:
+        weigh(layout, case, blocks)
     chunk = _chunk(layout, tile, len(blocks), budget)
     try:
         v, *ablated = fanout(case, blocks, layout, value, chunk, tile)
-    except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:  # plain forwards run
+    except FAILURES as error:  # plain forwards run
         reason = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
         raise Unshared(reason) from error
     if plain is not None and not alike(v, plain):
@@ -147,8 +164,7 @@ def _chunk(layout: Layout, tile: int | None, count: int, budget: Shared) -> int:
     """How many ablations one forward may hold besides the clean rows, which a plain forward holds too."""
 
     def needed(n: int) -> int:
-        at_once = n if tile is None else min(n, max(tile // max(layout.elements, 1), 1) - 1)
-        return n * layout.between + at_once * layout.inside
+        return layout.needs(n, n if tile is None else min(n, max(tile // max(layout.elements, 1), 1) - 1))
 
     chunk = count if budget.rows is None else min(count, budget.rows // layout.samples - 1)
     if chunk < 1:  # one ablation at a time, then
