@@ -51,7 +51,7 @@ class Decisions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
-        decides = packet in READS or packet in PICKS and func._overloadname != "other"  # the larger of two tensors
+        decides = packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
         self.seen = self.seen or decides
         out = func(*args, **(kwargs or {}))
         if self.follow:
