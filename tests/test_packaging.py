@@ -154,14 +154,14 @@ def test_attribution_needs_no_extra(tmp_path: Path) -> None:
 
 
 def test_import_time(tmp_path: Path) -> None:
-    """At most 0.3 s after torch, in processor time: the least of five, since other processes share the machine."""
+    """At most 0.3 s after torch, in processor time: in one of five, since other processes share the machine."""
     code = """
         import time, torch, numpy
         start = time.process_time()
         import fog_a
         print(time.process_time() - start)
         """
-    assert min(float(python(code, cwd=tmp_path)) for _ in range(5)) <= 0.3
+    assert any(float(python(code, cwd=tmp_path)) <= 0.3 for _ in range(5))
 
 
 def test_constraints_pin_everything() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -128,19 +129,20 @@ def test_each_stage_ends_with_the_same_bits_after_kill_9(name, tmp_path):
     """The operating system's kill, in the middle of a step, twice; then on to the end."""
     straight, whole = run_stage(name, tmp_path / "whole")
     folder = tmp_path / "killed"
-    code = "import sys, test_unified_training as t; t.run_stage(sys.argv[1], t.Path(sys.argv[2]), pause=0.2)"
+    # One process imports everything once and forks those that are killed.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     for _ in range(2):
         seen = (folder / "checkpoint.pt").stat().st_mtime_ns if (folder / "checkpoint.pt").exists() else 0
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, name, str(folder)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        process = context.Process(target=run_stage, args=(name, folder, None, 0.2))
+        process.start()
         for _ in range(600):
             if (folder / "checkpoint.pt").exists() and (folder / "checkpoint.pt").stat().st_mtime_ns != seen:
                 break
             time.sleep(0.1)
         process.kill()
-        assert process.wait() == -9
+        process.join()
+        assert process.exitcode == -9
     torch.manual_seed(99)
     resumed, again = run_stage(name, folder)
     assert resumed.losses == straight.losses and len(resumed.losses) == 8

@@ -25,4 +25,4 @@ def _piece(match: re.Match[str]) -> str:
         return match[0]
     if match["block"]:
         return f"\n<div>{convert(match['block'].strip(), display='block')}</div>\n"
-    return convert(match["inline"])
+    return f"<span>{convert(match['inline'])}</span>"  # a line that begins with <math> would be a block of its own

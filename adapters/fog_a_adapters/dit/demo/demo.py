@@ -28,7 +28,7 @@ from fog_a.scores.plots import plot_scd
 from fog_a.scores.scores import Scores
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
-from fog_a_adapters.dit.demo.page import TOP, Demo, facts_of, page_of
+from fog_a_adapters.dit.demo.page import Demo, facts_of, page_of
 from fog_a_adapters.dit.demo.runs import Checkpoints, with_and_without
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
 from fog_a_adapters.dit.model.dit import DiTConfig
@@ -145,7 +145,7 @@ def _say_data(corpus: Corpus, data: str | Path | None) -> None:
 
 
 def _say(demo: Demo) -> None:
-    print(f"\n{demo.scores.table(TOP)}\n")
+    print(f"\n{demo.scores.table(demo.marked)}\n")
     print(
         f"held-out flow loss {demo.before.mean():.3f} → {demo.after.mean():.3f}: down by {demo.fall:.0%} "
         f"(a guess that knows only the mean frame: {demo.floor:.3f})"
@@ -161,7 +161,7 @@ def _write(
     """All files of the demo."""
     demo.scores.save(out / "foga.json")
     demo.scores.to_csv(out / "foga.csv")
-    demo.scores.plot(k=TOP).savefig(out / "foga.png")
+    demo.scores.plot(k=demo.marked).savefig(out / "foga.png")
     demo.storage.save(out / "lasp.json")
     plot_scd(demo.storage, demo.scores).savefig(out / "scd.png")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "model.safetensors")

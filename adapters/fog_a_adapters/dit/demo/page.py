@@ -20,7 +20,7 @@ from fog_a_adapters.dit.demo.pictures import Shown, plot_learning, plot_samples
 from fog_a_adapters.dit.model.flow import FlowMatching, MelBatch
 
 TOP = 3
-"""Layers marked per domain."""
+"""Layers marked per domain, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Demo:
     floor: float
     seconds: dict[str, float]
     files: dict[str, Path]
+
+    @property
+    def marked(self) -> int:
+        """How many layers are marked per domain."""
+        return min(TOP, len(self.scores.layers))
 
     @property
     def fall(self) -> float:
@@ -89,7 +94,12 @@ def page_of(demo: Demo, model: FlowMatching, corpus: Corpus, batches: Sequence[M
     ]
     figures += _training(demo)
     return report(
-        [demo.scores, demo.storage], figures, title="Which layers drive the output?", lead=lead, facts=facts, k=TOP
+        [demo.scores, demo.storage],
+        figures,
+        title="Which layers drive the output?",
+        lead=lead,
+        facts=facts,
+        k=demo.marked,
     )
 
 
@@ -99,7 +109,7 @@ def _training(demo: Demo) -> list[tuple[str, Any]]:
     clips = len(next(iter(demo.history.values())).ids)
     if len(demo.history) > 1:
         caption = f"The ranking during training, on {clips} held-out clips: when it has settled, layers can be chosen."
-        figures.append((caption, plot_stability(demo.history, k=min(TOP, len(demo.scores.layers)))))
+        figures.append((caption, plot_stability(demo.history, k=demo.marked)))
     steps = len(next(iter(demo.runs.values()))[0])
     caption = (
         "The same short training without and with AG-REPA, from one checkpoint, on the same clips and noise, with the "
