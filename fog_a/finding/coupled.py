@@ -22,7 +22,10 @@ def coupled_sums(flow: Flow) -> dict[int, tuple[int, int, int]]:
     """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
     streams, found = on_streams(flow), {}
     for order, op in enumerate(flow.trace.ops if streams else ()):
-        if base(op.name) not in ("add", "sub") or not op.makes or op.makes[0] in flow.by_sum:
+        if base(op.name) not in ("add", "sub") or not op.makes:
+            continue
+        update = flow.by_sum.get(op.makes[0])
+        if update is not None and not update.projection:
             continue
         pair = [v for v in operands(op, flow) if flow.full[v] == flow.full[op.makes[0]]]
         if len(pair) != 2:

@@ -8,15 +8,18 @@ of sub-layers (T5: attention, feed-forward).
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fog_a.blocks.tree import LeafPath
 from fog_a.finding.likeness import Likeness, item, numbered, pattern, period
 from fog_a.finding.owners import Branch, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
+from fog_a.finding.sides import sides, summed
 from fog_a.finding.trace import Call
 
 
@@ -124,8 +127,27 @@ class Levels:
 
     def _aside(self, b: Branch) -> bool:
         """Is this what layers give out beside their stream, for the parent to add to another? Then it is theirs."""
-        streams = [(p, through(self.flow, p.call)) for p in b.parts if p.call in self.busy]
-        return any(passages and not passages.keys() & set(p.leaves) for p, passages in streams)
+        through_module = not any(p.call in self.busy for p in b.parts)
+        if through_module and (b.update.sum, b.update.branch) in self._beside:
+            return True
+        given = [(p, self._sides(p.call)) for p in b.parts if p.call in self.owned]
+        passages = [(p, through(self.flow, p.call)) for p in b.parts if p.call in self.busy]
+        aside = any(found and not found.keys() & set(p.leaves) for p, found in passages)
+        return aside or any(set(p.leaves) <= set(leaves) for p, leaves in given)
+
+    def _sides(self, call: int) -> list[LeafPath]:
+        updates = [b.update for b in self.owned[call]]
+        return sides(self.flow, call, through(self.flow, call), updates) if call > 0 else []
+
+    @functools.cached_property
+    def _beside(self) -> set[tuple[int, int]]:
+        """The sums that what a call gives beside its streams ends in, with what is added there."""
+        found: set[tuple[int, int]] = set()
+        for call in self.owned:
+            outs = self.calls[call].outputs
+            for path in self._sides(call):
+                found.update(summed(self.flow, outs[path], call))
+        return found
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""

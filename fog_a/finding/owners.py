@@ -259,7 +259,7 @@ def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
     seen, todo, fork = set[int](), [v], flow.forks[u.fork]
     while todo:
         w = todo.pop()
-        if w in seen or w == u.fork or not flow.any[w] & fork:
+        if w in seen or flow.forks.get(w, 0) & u.starts or not flow.any[w] & fork:
             continue
         seen.add(w)
         yield w

@@ -24,11 +24,13 @@ def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collect
         return []
     taken = {*main, *trace.calls[call].inputs.values()}
     fresh = {p: v for p, v in outs.items() if trace.values[v].floating and v not in taken and flow.bent[v]}
-    return [p for p, v in fresh.items() if _summed(flow, v, call)]
+    return [p for p, v in fresh.items() if summed(flow, v, call)]
 
 
-def _summed(flow: Flow, v: int, call: int) -> bool:
-    """Does what is made of this value by linear steps, outside the call, end in a sum on the way to the output?"""
+def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
+    """Where what is made of this value by linear steps, outside the call, ends in a sum on the way to the output:
+    (sum, summand)."""
+    found: list[tuple[int, int]] = []
     todo, seen = [(v, False)], set[int]()
     while todo:
         w, joined = todo.pop()
@@ -40,10 +42,10 @@ def _summed(flow: Flow, v: int, call: int) -> bool:
                 continue
             if _is_sum(flow, op, joined):
                 if op.makes[0] in flow.line:
-                    return True
+                    found.append((op.makes[0], w))
             elif _linear(flow, op):
                 todo += [(m, joined or base(op.name) in ("stack", "cat")) for m in op.makes]
-    return False
+    return found
 
 
 def _is_sum(flow: Flow, op: Op, joined: bool) -> bool:

@@ -193,7 +193,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int])
         update = _update(flow, op, order, a, b, out) or (None if name == "sub" else _update(flow, op, order, b, a, out))
         update = update or _projection(flow, op, order, a, b, out)
         update = update or (None if name == "sub" else _projection(flow, op, order, b, a, out))
-    if update is None and order in flow.coupled:
+    if order in flow.coupled:
         s, b, fork = flow.coupled[order]
         update = Update(op, out, s, b, fork, projection=False, order=order, roots=flow.forks[fork])
     carried = whole if update is None else [] if update.projection else [update.stream]
