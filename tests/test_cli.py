@@ -140,7 +140,7 @@ def test_blocks_prints_a_table_per_stack(shell: Shell) -> None:
         [str(i), f"blocks.{i}", "stream", "identity"] for i in range(3)
     ]
     assert all(str(own) in line for line in lines[2:5])
-    assert lines[-1] == "3 blocks in 1 stack"
+    assert lines[-2:] == ["3 blocks in 1 stack", "3 updates: 3 closed by 3 blocks"]
 
 
 def test_blocks_names_inputs_only_where_they_tell_something() -> None:

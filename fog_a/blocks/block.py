@@ -37,6 +37,8 @@ class GatePoint:
     """When it runs, among all module calls of the forward."""
     once: bool = True
     """Whether the model itself is called once in a forward: then its executions count from there."""
+    scales: bool = True
+    """Whether the update is halved where what is given out is: not where the model norms it before it adds it."""
     elements: int = field(default=0, compare=False)
     """Size of what it gives out, when the blocks were found."""
 

@@ -17,7 +17,7 @@ class CoverageRow:
     Attributes:
         place: the module in whose forward it is added; of what is beside a stream, the block.
         state: `"closed"` by the block; `"inside"` the branch of one; closed by a block of a `"side"` stack, which does
-            not depend on x_t; `"open"`: no gate reaches it; `"apart"`: no layer's, and it does not lead to the output;
+            not depend on x_t; `"open"`: no gate reaches it; `"apart"`: no layer's, not on the way to the output;
             `"beside"`: no update, but given out beside the stream, and it stays when the block is closed.
         block: the name of the block that closes or holds it, or "".
         reason: why it is open or stays.
@@ -49,6 +49,14 @@ class Coverage:
         """The updates that no gate reaches, though they lead to the output."""
         return self.of("open")
 
+    @property
+    def note(self) -> str:
+        """One line on what stays open and on what is not deaf; "" where there is nothing to say."""
+        words = [f"{row.place} ({row.reason})" for row in dict.fromkeys(self.open)]
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        stays = f"{len(self.open)} on the way to the output stay open: {', '.join(words[:3])}{more}" if words else ""
+        return "; ".join(filter(None, [stays, *self._passing()]))
+
     def __iter__(self) -> Iterator[CoverageRow]:
         return iter(self.rows)
 
@@ -68,7 +76,7 @@ class Coverage:
             f"{n['closed']} closed by {blocks} block{'s' * (blocks != 1)}",
             f"{n['inside']} inside them" if n["inside"] else "",
             f"{n['side']} of a side stack ({side})" if n["side"] else "",
-            f"{n['apart']} that lead to no output" if n["apart"] else "",
+            f"{n['apart']} apart from the way to the output" if n["apart"] else "",
             f"{n['open']} open" if n["open"] else "",
         ]
         total = len(self.rows) - n["beside"]

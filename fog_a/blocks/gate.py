@@ -123,12 +123,25 @@ def kept_inputs(point: GatePoint, args: tuple[Any, ...], kwargs: dict[str, Any])
 def closed(
     point: GatePoint, block: ResidualBlock, inputs: Mapping[LeafPath, Tensor], out: Any, value: float | Tensor
 ) -> Any:
-    """The output of a call at a gate of this value."""
+    """The output of a call at a gate of this value.
+
+    Raises:
+        NotResidual: a value between 0 and 1 where the model norms what is given out before it adds it.
+    """
+    if not point.scales and not _selects(value):
+        raise NotResidual(
+            f"block {block.name!r}: expected a gate of 0 or 1, since the model norms what {point.module!r} gives out "
+            "before it adds it, and half of it normed is the whole. Give 0 or 1, or gate its layer"
+        )
     new = {}
     for path, passage in point.give.items():
         y = leaf(out, path)
         new[path] = mixed(y, carried(inputs, passage, y, block), value)
     return replaced(out, new)
+
+
+def _selects(value: float | Tensor) -> bool:
+    return bool(((value == 0) | (value == 1)).all()) if isinstance(value, Tensor) else value in (0, 1)
 
 
 def carried(inputs: Mapping[LeafPath, Tensor], passage: Source | None, out: Tensor, block: ResidualBlock) -> Tensor:

@@ -26,14 +26,16 @@ class Closing(Protocol):
     def readers(self) -> tuple[int, ...]: ...
 
 
-def account(flow: Flow, levels: Levels, made: Sequence[Closing], names: Sequence[str]) -> tuple[CoverageRow, ...]:
-    """One row for each update, in order of execution, then what blocks give beside their streams."""
+def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) -> tuple[CoverageRow, ...]:
+    """One row for each update, in order of execution, then what blocks give beside their streams. `target`: the bits of
+    the inputs that may be x_t; what does not depend on them is on no way to the output that counts."""
     by_update = {id(u): m for m in reversed(made) for u in m.updates}
     reaching = flow.ancestors()
     for u in flow.updates:  # what a block gives beside its stream, added by the parent
         if id(u) not in by_update and (m := next((m for m in made if _gives(flow, u, m)), None)):
             by_update[id(u)] = m
-    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching) for u in flow.updates]
+    seen = {u.sum for u in flow.updates if not target or flow.inputs[u.branch] & target}
+    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching & seen) for u in flow.updates]
     return (*rows, *(row for m in made for row in _beside(flow, m)))
 
 
@@ -76,7 +78,7 @@ def _reason(flow: Flow, levels: Levels, u: Update) -> str:
     if u.owner < 0 or not any(b.update is u for b in levels.owned.get(u.owner, [])):
         return "added inside a branch, or to what no later layer goes on from"
     if levels.is_long(u):
-        return "taken for a long skip: other layers lie inside its branch"
+        return "taken for a long skip: its branch holds layers"
     if not parts(flow, u):
         shortcut = ", its shortcut is not the identity" if u.projection else ""
         return f"no module gives the update{shortcut}"

@@ -53,7 +53,10 @@ def find_blocks(
         batch: what the model takes (see `attribute`).
         forward: `forward(model, batch) -> Tensor` where the model is not simply called.
         level: `"layer"`: the outermost repeated residual unit; `"branch"`: its single branches.
-        include: glob(s) over names; only blocks that match are returned, at whatever level they stand.
+        include: glob(s) over names; only blocks that match are returned, at whatever level they stand: layers, units
+            around them or inside them, single branches.
+
+    `coverage` of the result accounts for every residual update of that forward.
 
     Raises:
         NoBlocksFound: says what was seen and what to type.
@@ -81,7 +84,7 @@ def find_blocks(
             raise NoBlocksFound(finder.seen(include))
         blocks = Blocks([m.block for m in made], one.module)
         still = passing(blocks, finder.parts(made), one.run)
-    rows = account(finder.flow, finder.levels, made, finder.input_names)
+    rows = account(finder.flow, finder.levels, made, finder.target)
     return Blocks(list(blocks), one.module, Coverage(rows, still))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from fog_a.blocks.block import GatePoint, Source, TapPoint
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.levels import Layer
+from fog_a.finding.operations import base, bending
 from fog_a.finding.owners import Branch, giving
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update
@@ -92,14 +94,30 @@ class Gates:
         return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
 
     def of_branches(self, branches: Sequence[Branch]) -> list[GatePoint]:
+        """A gate at each part, which gives zeros where it is closed."""
         give: dict[int, dict[Any, None]] = {}
+        bent: set[int] = set()
         for b in branches:
             for p in b.parts:
                 give.setdefault(p.call, {}).update(dict.fromkeys(p.leaves))
-        return [self._point(c, leaves) for c, leaves in sorted(give.items())]
+                outs = self.trace.calls[p.call].outputs
+                bent |= {p.call} if any(self._bent(outs[path], b.update) for path in p.leaves) else set()
+        return [replace(self._point(c, leaves), scales=c not in bent) for c, leaves in sorted(give.items())]
+
+    def _bent(self, v: int, u: Update) -> bool:
+        """Is something nonlinear done to this value before the sum?"""
+        while v != u.branch and v not in self.flow.forks:
+            ops = [op for op in self.flow.readers.get(v, ()) if op.makes]
+            if len(ops) != 1 or len(ops[0].makes) != 1:
+                return False
+            if bending(base(ops[0].name)):
+                return True
+            v = ops[0].makes[0]
+        return v != u.branch and bool(self.flow.bent[u.branch] & self.flow.forks[v])
 
     def _point(self, call_id: int, give: Any) -> GatePoint:
+        """A gate at a call."""
         me = self.trace.calls[call_id]
         once = self.trace.times.get("") == 1
         size = max((prod(self.trace.values[v].shape) for v in me.outputs.values()), default=0)
-        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call_id, once, size)
+        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call_id, once, elements=size)

@@ -84,6 +84,7 @@ def blocks(
     net = arguments.model(model, adapter=adapter, options=option or (), device=device)
     found = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
     typer.echo(tree(found))
+    typer.echo(str(found.coverage))
 
 
 @app.command()

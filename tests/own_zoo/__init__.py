@@ -15,7 +15,10 @@ from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
 from own_zoo.unets import UNETS
 from own_zoo.units import UNITS
+from own_zoo.wirings import WIRINGS
 
-CASES: tuple[Case, ...] = (*SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS)
+CASES: tuple[Case, ...] = (
+    *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
+)  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]

@@ -1,0 +1,134 @@
+"""Every residual update of a forward is accounted for, and a closed block is deaf."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from own_zoo.case import WIDTH, Chain, Ends, Layer, Mlp, tokens
+from own_zoo.wirings import MixedValues, Recursive
+from torch import Tensor, nn
+
+import fog_a
+from fog_a.errors import NotResidual
+
+
+def found(net: nn.Module, **options: Any) -> fog_a.Blocks:
+    torch.manual_seed(0)
+    return fog_a.find_blocks(net.eval(), tokens(), **options)
+
+
+def test_all_updates_of_a_plain_chain_are_closed() -> None:
+    net = Chain()
+    coverage = found(net).coverage
+    assert str(coverage) == "6 updates: 6 closed by 3 blocks"
+    assert [row.block for row in coverage] == [f"blocks.{i}" for i in range(3) for _ in range(2)]
+    assert coverage.note == "" and coverage.passing == ()
+
+
+def test_parts_of_blocks_keep_the_coverage_of_the_whole() -> None:
+    net = Chain()
+    blocks = found(net)
+    assert blocks[1:].coverage is blocks.main.coverage is blocks.coverage
+
+
+class Inline(Chain):
+    """An update in the parent that no module gives out, before the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        return super().run(x + torch.cos(x @ self.w), off)
+
+
+def test_what_no_gate_reaches_is_named_open() -> None:
+    net = Inline()
+    (row,) = found(net).coverage.open
+    assert (row.place, row.reason) == ("(the model)", "no module gives the update")
+    assert found(net).coverage.summary == "7 updates: 6 closed by 3 blocks · 1 open"
+
+
+def test_attribute_says_what_stays_open(capsys: pytest.CaptureFixture[str]) -> None:
+    net = Inline().eval()
+    scores = fog_a.attribute(net, tokens(), progress=False)
+    said = "1 on the way to the output stay open: (the model) (no module gives the update)"
+    assert said in capsys.readouterr().err
+    assert said in scores.info["notes"]
+
+
+def test_what_is_read_beside_the_stream_is_named() -> None:
+    net = MixedValues()
+    (row,) = found(net).coverage.of("beside")
+    assert row.block == "blocks.0" and "output [1] is read later: it stays" in row.reason
+
+
+class Noted(Mlp):
+    """Hands something on by a plain attribute: no gate can know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = super().forward(x)
+        self.last = f
+        return x + f
+
+
+class Behind(Chain):
+    def __init__(self) -> None:
+        super().__init__(Noted)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        return super().run(x, off) * (1 + self.blocks[1].last.mean().sigmoid())
+
+
+def test_a_block_that_is_not_deaf_is_named() -> None:
+    net = Behind()
+    blocks = found(net)
+    assert blocks.coverage.passing == ("blocks.1",)
+    assert "passes  blocks.1" in str(blocks.coverage) and "blocks.1" in blocks.coverage.note
+
+
+def test_include_reaches_every_level() -> None:
+    net = Recursive()
+    assert found(net, include="body").names == ("body",)
+    assert found(net, include="body.inner").names == ("body.inner",)
+    assert found(net, include=["body", "body.first.0", "body.first.0.attend"]).names == (
+        "body", "body.first.0", "body.first.0.attend",
+    )  # fmt: skip
+
+
+class NormedByHand(Ends):
+    """The parent norms what the part gives, by hand, before it adds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Mlp() for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for part in self.parts:
+            f = part(x)
+            x = x + f * torch.rsqrt(f.square().mean(-1, keepdim=True) + 1e-6)
+        return x
+
+
+def test_half_a_gate_is_refused_where_it_would_not_halve_the_update() -> None:
+    net = NormedByHand()
+    blocks = found(net)
+    with fog_a.gate(blocks, 0.0):
+        net(tokens())
+    with pytest.raises(NotResidual, match="expected a gate of 0 or 1"), fog_a.gate(blocks, 0.5):
+        net(tokens())
+
+
+def test_layers_inside_a_branch_are_counted_inside() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer, self.out = nn.LayerNorm(WIDTH), Layer(), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.out(self.layer(self.norm(x)))
+
+    net = Chain(Outer)
+    assert found(net).coverage.summary == "9 updates: 3 closed by 3 blocks · 6 inside them"
