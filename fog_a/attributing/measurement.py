@@ -199,7 +199,7 @@ class Measurement:
         """
         self._name_side_blocks()
         if note := self.blocks.coverage.note:
-            self.notes.append(note)
+            self.story.notes.append(note)
             print(f"fog_a: {note}", file=sys.stderr)
         values = np.concatenate(self.values)
         lonely = np.asarray(np.isnan(values).all(axis=(1, 2)))  # samples whose v is zero where it counts
