@@ -7,11 +7,14 @@ gradients over ranks, so each rank gives W/N_m · Σ_i r_i: N_m is reduced, a me
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fog_a.errors import FogError
 
 Group = Any
 """A `torch.distributed.ProcessGroup`, or None: all ranks."""
@@ -48,6 +51,25 @@ def from_first(value: Any, device: torch.device, group: Group = None) -> Any:
         data = torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, src=source, group=group)
     return json.loads(bytes(data.cpu().tolist()).decode())
+
+
+def once(compute: Callable[[], Any], device: torch.device, group: Group = None) -> Any:
+    """`compute()` on the first rank, its JSON-able result on every rank. What it raises is raised on all of them."""
+    if world(group) == 1:
+        return compute()
+    failure: Exception | None = None
+    result: Any = None
+    if is_first(group):
+        try:
+            result = {"result": compute()}
+        except Exception as error:
+            failure, result = error, {"failed": f"{type(error).__name__}: {error}"}
+    result = from_first(result, device, group)
+    if failure is not None:
+        raise failure
+    if "failed" in result:
+        raise FogError(f"the first rank failed: {result['failed']}")
+    return result["result"]
 
 
 class _Shared(torch.autograd.Function):

@@ -60,7 +60,7 @@ def test_model_and_regularizer_in_one_ddp(ranks: list[dict[str, Any]]) -> None:
 
 def test_a_failure_of_the_first_rank_is_everyones(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["failing"] == "ZeroDivisionError: division by zero"
-    assert ranks[1]["failing"] == ("FogError: the probe failed on the first rank: ZeroDivisionError: division by zero")
+    assert ranks[1]["failing"] == ("FogError: the first rank failed: ZeroDivisionError: division by zero")
 
 
 def test_a_sharded_model_finds_its_blocks_at_the_first_step(ranks: list[dict[str, Any]]) -> None:

@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 
 import fog_a
 from fog_a.shell.cli import main
+from fog_a.teachers import SpectralTeacher
 from fog_a_adapters.compare import Plan
+from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.demo import bundled_task
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -139,7 +141,7 @@ def test_f5_ttss_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trainer: Any = importlib.import_module("f5_tts.model.trainer").Trainer
     items = [
         {"mel_spec": i.mel[:64].T[None], "text": "".join(chr(48 + int(k)) for k in i.tokens[:32])}
-        for i in shown.load_corpus(audio=True).train[:16]
+        for i in load_corpus(audio=True).train[:16]
     ]
     model, log = shown.new_model(), []
     its = trainer(
@@ -160,14 +162,14 @@ def test_voiceboxs_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("accelerate")
     shown = example("voicebox", monkeypatch)
     trainer: Any = importlib.import_module("voicebox_pytorch.trainer").VoiceBoxTrainer
-    items = [i.audio[:16_000] for i in shown.load_corpus(audio=True).train[:16]]
+    items = [i.audio[:16_000] for i in load_corpus(audio=True).train[:16]]
     model, log = shown.new_model(), []
     its = trainer(
         model, batch_size=8, dataset=Clips(items), num_train_steps=10, lr=1e-3, initial_lr=1e-3, valid_frac=0,
         results_folder=str(tmp_path / "results"), force_clear_prev_results=False, save_results_every=1000,
         save_model_every=1000, log_every=1000,
     )  # fmt: skip
-    teacher = shown.SpectralTeacher()
+    teacher = SpectralTeacher()
     reg = fog_a.AGREPA(model, teacher, k=2, warmup=4, every=2)  # 1
     its.optim.add_param_group({"params": list(reg.parameters())})  # 2
     line = "loss = self.cfm_wrapper(wave)"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
@@ -26,27 +25,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fog_a.aligning.aligner import Aligner
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import RecipeOptions, recipe
-from fog_a.aligning.schedules import Plateau, flow_times
+from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.slots import Slots
-from fog_a.aligning.targets import Targets, merged, taught
+from fog_a.aligning.targets import merged
 from fog_a.aligning.warmup import Probe, Warmup, contribution, identity
-from fog_a.aligning.width import head_sizes, measured_widths, self_blocks, slot_widths
+from fog_a.aligning.width import head_sizes, measured_widths, slot_widths
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.untouched import rng
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
-from fog_a.ranks import Group, inside_ddp, total, world
+from fog_a.ranks import Group, inside_ddp, world
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
 
 log = logging.getLogger("fog_a")
-STILL = 20
-"""Aligned steps after which heads that have not moved are taken to be in no optimizer; a GradScaler may skip a few."""
 
 
 class AGREPA(nn.Module):
@@ -104,27 +101,24 @@ class AGREPA(nn.Module):
         self.domains = tuple(d for d, teacher in self.teachers.items() if teacher is not None)
         check_teachers(self.teachers)
         names = blocks.names if isinstance(blocks, Blocks) else blocks
-        self._features, self._group = features, group
+        self._group = group
         self._warmup = Warmup(self.flow, self.recipe, self.domains, names, group, probe)
         self._plateau = Plateau(self.recipe.schedule)
         self._calls = self._aligned = 0
-        self._block_of_teacher: dict[str, str] = {}  # domain → the block that its SelfTeacher reads
         self._last: dict[str, Tensor] = {}
-        self._tried: set[str] = set()
-        self._selection = Selection.of(selection, self.domains, self.recipe.total)
-        self.slots = self._slots(batch)
+        self.selection: Selection | None = Selection.of(selection, self.domains, self.recipe.total)
+        """The layers that are aligned; None before the choice."""
+        layers = None if self.selection is None else {d: list(self.selection.weights(d)) for d in self.domains}
+        candidates = None if batch is None else self._warmup.blocks(batch)
+        widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
+        self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
         by_time = any(isinstance(m, TimeHeads) for m in self.slots.modules())
-        self._needs_time = by_time or self.recipe.time_weight is not None
-        self._listening = Listening(self.flow, clock=self._needs_time)
-        if self._selection is not None:
-            self.slots.bind(self._selection, self.domains)
+        self._listening = Listening(self.flow, clock=by_time or self.recipe.time_weight is not None)
+        self._aligner = Aligner(self.flow, self.teachers, self.slots, self._listening, features)
+        if self.selection is not None:
+            self.slots.bind(self.selection, self.domains)
             if batch is not None:
                 self._listen(batch)
-
-    @property
-    def selection(self) -> Selection | None:
-        """The layers that are aligned; None before the choice."""
-        return self._selection
 
     @property
     def step(self) -> int:
@@ -134,7 +128,7 @@ class AGREPA(nn.Module):
     @property
     def state(self) -> Literal["probing", "finding", "aligning", "over"]:
         """What the next call does: see the head of this module."""
-        if self._selection is None:
+        if self.selection is None:
             return "probing"
         if self.weight == 0:
             return "over"
@@ -148,7 +142,7 @@ class AGREPA(nn.Module):
     @property
     def weight(self) -> float:
         """The schedule's factor at the next call; 0 before the choice."""
-        if self._selection is None or self._plateau.reached:
+        if self.selection is None or self._plateau.reached:
             return 0.0
         return self.recipe.schedule(self._aligned // self.recipe.accumulation)
 
@@ -193,14 +187,16 @@ class AGREPA(nn.Module):
         samples = self.flow.samples(batch)
         samples = merged(samples) if self._merge else samples
         state = self.state
-        if state in ("probing", "finding"):
-            self._try_out(batch, samples, features, t)
+        if state == "probing" and not self._calls:
+            self._check(batch)
+        if state == "aligning":
+            with torch.autocast(term.device.type, enabled=False):
+                term = self._align(batch, samples, features, t)
+        elif state != "over":
+            self._aligner.try_out(batch, samples, features, t)
         if state == "finding":
             log.info("fog_a: the blocks are found now; alignment starts with the next step (batch= starts it at once)")
             self._listen(batch)
-        elif state == "aligning":
-            with torch.autocast(term.device.type, enabled=False):
-                term = self._align(batch, samples, features, t)
         self._listening.clear()
         self._advance(batch, samples)
         return term
@@ -217,91 +213,53 @@ class AGREPA(nn.Module):
 
     def _align(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> Tensor:
         """This rank's part of Eq. 12, scaled so that the mean over ranks is the joint mean."""
-        assert self._selection is not None
-        layers = self._listening.read(samples)
-        of_teachers = {domain: layers[name] for domain, name in self._block_of_teacher.items()}
-        targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
-        rows = taught(self.teachers, samples)
-        zero, sums, means = self.slots.distances(
-            rows, layers, targets, self._selection, self._times(t, len(samples)), self.recipe.time_weight, self._group
-        )
-        counts = [float(len(rows.get(domain, ()))) for domain in self.domains]
-        *joint, count = total(torch.tensor([*counts, float(len(samples))], device=zero.device), self._group)
-        sizes = dict(zip(self.domains, joint, strict=True))
-        loss = zero + self.weight * world(self._group) * self.reduce(sums, sizes, count) if sums else zero
+        assert self.selection is not None
+        options: dict[str, Any] = {"time_weight": self.recipe.time_weight, "group": self._group}
+        far = self._aligner.distances(batch, samples, self.selection, features=features, t=t, **options)
+        sizes, count = far.joint_sizes(self.domains, len(samples), self._group)
+        scale = self.weight * world(self._group)
+        loss = far.zero + scale * self.reduce(far.sums, sizes, count) if far.sums else far.zero
+        means = far.cosines | {f"{name}/shuffled": mean for name, mean in far.shuffled.items()}
         self._last = {f"ag_repa/{name}": mean for name, mean in means.items()} | {"ag_repa/loss": loss.detach()}
         if self.recipe.schedule.kind == "saturated":  # for that one alone: reading the mean waits for the device
-            here = torch.stack([len(rows[name.rsplit("/", 1)[0]]) * mean for name, mean in means.items()] or [zero])
-            pairs = sum(float(size) * sum(map(bool, self.slots.bound[d])) for d, size in sizes.items())
-            similarity = float(total(here.sum(), self._group)) / max(pairs, 1.0)
-            self._plateau.update(similarity if pairs else math.nan)
+            self._plateau.update(far.similarity(sizes, self.slots.bound, self._group))
         self._aligned += 1
-        self.slots.watch(STILL * self.recipe.accumulation)
+        self.slots.watch(self.recipe.accumulation)
         return loss
-
-    def _features_of(self, batch: Any, features: Any) -> Any:
-        """What is given in the teachers' place, if anything."""
-        if features is not None or self._features is None:
-            return features
-        with rng():
-            return self._features(batch)
-
-    def _times(self, t: Tensor | None, count: int) -> Tensor | None:
-        """The flow times, given or heard; None where nobody needs them and they are not known."""
-        heard = self._listening.t if t is None else torch.as_tensor(t)
-        if self._needs_time or t is not None:
-            return flow_times(heard, count)
-        return None if heard is None or heard.numel() not in (1, count) else heard.float().reshape(-1).expand(count)
 
     def _advance(self, batch: Any, samples: Samples) -> None:
         """Count the call; after a whole optimizer step, probe and choose when it is time."""
         self._calls += 1
-        first = self._selection is None
+        first = self.selection is None
         if self._calls % self.recipe.accumulation or not (first or self.recipe.refresh):
             return
         chosen = self._warmup.advance(self.step, batch, samples, first=first)
         if chosen is not None:
             self.slots.bind(chosen, self.domains)
-            self._selection = chosen
+            self.selection = chosen
             self._listen(batch)
 
-    def _try_out(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> None:
-        """Before a warm-up of thousands of steps: everything that alignment will need, once for each domain."""
-        if not self._calls and self._selection is None:
-            self._warmup.refuse_sharded()
-            table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
-            self.slots.check(slot_widths(table, self.recipe.k, None)[0])
-        new = taught(self.teachers, samples).keys() - self._tried
-        if new:
-            frames = {domain for domain in new if self.slots.gives_tokens(domain)}
-            Targets(self.teachers, samples, self._features_of(batch, features)).try_out(new, frames)
-            self._times(t, len(samples))
-            self._tried |= new
+    def _check(self, batch: Any) -> None:
+        """That there are layers to choose, and heads that fit them."""
+        self._warmup.refuse_sharded()
+        table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
+        self.slots.check(slot_widths(table, self.recipe.k, None)[0])
 
     def _listen(self, batch: Any) -> None:
         """Find the chosen layers' blocks and hook them, from the next forward on."""
-        assert self._selection is not None
+        assert self.selection is not None
         blocks = self._warmup.blocks(batch)
-        self._selection.check(identity(blocks))
-        self._block_of_teacher = self_blocks(self.teachers, blocks)
-        names = [*self._selection.layers, *self._block_of_teacher.values()]
-        self._listening.open(blocks.named([n for n in blocks.names if n in names]))
-
-    def _slots(self, batch: Any) -> Slots:
-        """K heads per domain, as wide as the streams are."""
-        layers = None if self._selection is None else {d: list(self._selection.weights(d)) for d in self.domains}
-        blocks = None if batch is None else self._warmup.blocks(batch)
-        widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, blocks)
-        return Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
+        self.selection.check(identity(blocks))
+        self._aligner.listen(blocks, self.selection.layers)
 
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""
         state = {
             "calls": self._calls,
             "aligned": self._aligned,
-            "selection": None if self._selection is None else self._selection.model_dump(mode="json"),
+            "selection": None if self.selection is None else self.selection.model_dump(mode="json"),
             "bound": self.slots.bound,
-            "block of teacher": self._block_of_teacher,
+            "block of teacher": self._aligner.block_of_teacher,
             "blocks": self._listening.state(),
             "warmup": self._warmup.state(),
             "plateau": self._plateau.state(),
@@ -313,7 +271,7 @@ class AGREPA(nn.Module):
         saved = json.loads(bytes(state.cpu().tolist()).decode())
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._calls, self._aligned = saved["calls"], saved["aligned"]
-        self._selection = None if saved["selection"] is None else Selection.model_validate(saved["selection"])
-        self.slots.bound, self._block_of_teacher = saved["bound"], saved["block of teacher"]
+        self.selection = None if saved["selection"] is None else Selection.model_validate(saved["selection"])
+        self.slots.bound, self._aligner.block_of_teacher = saved["bound"], saved["block of teacher"]
         self._warmup.restore(saved["warmup"])
         self._plateau.restore(saved["plateau"])

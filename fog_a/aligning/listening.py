@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fog_a.aligning.schedules import flow_times
 from fog_a.aligning.targets import TokensOfLayer
 from fog_a.blocks.block import Blocks, ResidualBlock, TapPoint
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
@@ -31,7 +32,7 @@ class Listening:
 
     Args:
         flow: what is trained.
-        clock: whether to hear the flow times before there are blocks to listen to.
+        clock: whether the flow times are needed: then they are heard before there are blocks to listen to, and checked.
     """
 
     def __init__(self, flow: Flow, clock: bool = False) -> None:
@@ -81,6 +82,13 @@ class Listening:
         """Each block's tokens in the last forward, with their graph. Raises NoActivations, ShapeMismatch."""
         assert self.blocks is not None
         return {block.name: self._tokens(block, samples) for block in self.blocks}
+
+    def times(self, t: Tensor | None, count: int) -> Tensor | None:
+        """The flow times of `count` samples, given or heard; None where nobody needs them and they are not known."""
+        times = self.t if t is None else torch.as_tensor(t)
+        if self.clock or t is not None:
+            return flow_times(times, count)
+        return None if times is None or times.numel() not in (1, count) else times.float().reshape(-1).expand(count)
 
     def _tokens(self, block: ResidualBlock, samples: Samples) -> TokensOfLayer:
         if self._tap is None or block.name not in self._tap:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from fog_a.aligning.center import Center
 from fog_a.aligning.heads import HeadFactory
-from fog_a.aligning.schedules import TimeWeight
-from fog_a.aligning.targets import Targets, TokensOfLayer, cosines, shuffled
+from fog_a.aligning.targets import TokensOfLayer
 from fog_a.blocks.untouched import rng
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, world
@@ -24,6 +23,9 @@ from fog_a.scores.selection import Selection
 
 Weights = Mapping[str, Tensor]
 """The heads' parameters by name."""
+
+STILL = 20
+"""Steps after which heads that have not moved are taken to be in no optimizer; a GradScaler may skip a few."""
 
 
 class Slots(nn.Module):
@@ -80,10 +82,10 @@ class Slots(nn.Module):
             for built in row:
                 _check_width(width, built)
 
-    def watch(self, calls: int) -> None:
-        """Warn where after so many calls the heads are still what they were at the first: no optimizer has them."""
+    def watch(self, accumulation: int) -> None:
+        """Warn where the heads are still what they were at the first call: no optimizer has them."""
         self._calls += 1
-        if self._calls not in (1, calls):
+        if self._calls not in (1, STILL * accumulation):
             return
         heads = [head for row in self.heads.values() for head in row.children()]
         last = [list(head.parameters())[-1:] for head in heads]  # the last map's bias: it has a gradient at each step
@@ -102,48 +104,7 @@ class Slots(nn.Module):
         """Whether a head of this domain says (by `pool=False`) that it keeps the tokens apart."""
         return any(getattr(m, "pool", True) is False for m in self.heads[_key(domain)].modules())
 
-    def distances(
-        self,
-        rows_of: Mapping[str, Sequence[int]],
-        layers: Mapping[str, TokensOfLayer],
-        targets: Targets,
-        selection: Selection,
-        t: Tensor | None,
-        time_weight: TimeWeight | None,
-        group: Group,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Eq. 12 before its mean, on this rank.
-
-        Args:
-            rows_of: domain → its rows in the batch.
-            layers: name → tokens.
-
-        Returns a zero that is tied to every head; domain → Σ over samples and layers of λ_k (1 − cos), weighted by
-        time; "domain/layer" → its mean cosine, "domain/layer/shuffled" → that with other samples' targets.
-        """
-        zero, weights = self._synchronized(group)
-        sums: dict[str, Tensor] = {}
-        means: dict[str, Tensor] = {}
-        outputs = {d: list(self._outputs(d, rows, layers, t, weights)) for d, rows in rows_of.items()}
-        goals = {
-            d: targets.of(d, rows, frames=any(y.ndim == 3 for _, y, _ in outputs[d])) for d, rows in rows_of.items()
-        }
-        if self.center is not None:
-            goals = self.center(goals, group)
-        for domain, rows in rows_of.items():
-            for layer, y, mask in outputs[domain]:
-                cosine = cosines(y, goals[domain], mask)
-                distance = 1 - cosine
-                if time_weight is not None and t is not None:
-                    distance = distance * time_weight(t[rows])
-                sums[domain] = sums.get(domain, zero) + selection.weights(domain)[layer] * distance.sum()
-                means[f"{domain}/{layer}"] = cosine.detach().mean()
-                if len(rows) > 1:
-                    others = cosines(y.detach(), shuffled(goals[domain]), mask)
-                    means[f"{domain}/{layer}/shuffled"] = others.mean()
-        return zero, sums, means
-
-    def _synchronized(self, group: Group) -> tuple[Tensor, Weights]:
+    def synchronized(self, group: Group = None) -> tuple[Tensor, Weights]:
         """A zero to start the loss from, and the heads' weights; on many ranks their gradients come out in sync."""
         weights: dict[str, Tensor] = dict(self.named_parameters())
         if world(group) == 1:
@@ -151,7 +112,7 @@ class Slots(nn.Module):
         zero, same = shared(list(weights.values()), group)
         return zero, dict(zip(weights, same, strict=True))
 
-    def _outputs(
+    def outputs(
         self, domain: str, rows: Sequence[int], layers: Mapping[str, TokensOfLayer], t: Tensor | None, weights: Weights
     ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Layer by layer: its name, what its head gives of these rows of the batch, and their mask."""

@@ -25,15 +25,16 @@ from fog_a.aligning.width import few
 from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import FogError, ShapeMismatch, Unsupported, Untrained
+from fog_a.errors import ShapeMismatch, Unsupported, Untrained
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
-from fog_a.ranks import Group, from_first, is_first, world
+from fog_a.ranks import Group, once
 from fog_a.scores.scores import Scores
 from fog_a.scores.select import select
 from fog_a.scores.selection import Selection
+from fog_a.teachers.routing import by_domain
 
 log = logging.getLogger("fog_a")
 
@@ -102,7 +103,9 @@ class Warmup:
         """
         self.call(step)
         if self.due:
-            self.add(self.measure_once(batch, samples))
+            self.refuse_sharded()
+            device = next(self.flow.module.parameters()).device
+            self.add(once(lambda: self.measure(batch, samples), device, self.group))
         wait = self.recipe.warmup if first else self.recipe.refresh or math.inf
         if step - self.chosen_at < wait:
             return None
@@ -141,9 +144,10 @@ class Warmup:
         for domain in self.due:
             if domain in samples.domains:
                 domains_at.setdefault(self.counts[domain], []).append(domain)
+        rows_of = by_domain(samples)
         for count, domains in domains_at.items():
             for slot in range(self.recipe.samples):
-                index = [i for domain in domains for i in _rows_of(samples, domain)[slot : slot + 1]]
+                index = [i for domain in domains for i in rows_of[domain][slot : slot + 1]]
                 if index:
                     draw = Draw(count, self.time(count, slot), self._seed(count, slot))
                     layers, rows = self._probe(samples, index, draw)
@@ -163,25 +167,6 @@ class Warmup:
             row = {"domain": samples.domains[i], "id": samples.ids[i], "t": t}
             rows.append({**row, "values": [score.get(name) for name in blocks.names]})
         return list(blocks.names), rows
-
-    def measure_once(self, batch: Any, samples: Samples) -> dict[str, Any]:
-        """`measure` on the first rank, its result on all of them; a failure of the first rank is raised on all."""
-        self.refuse_sharded()
-        if world(self.group) == 1:
-            return self.measure(batch, samples)
-        failure: Exception | None = None
-        result: dict[str, Any] = {}
-        if is_first(self.group):
-            try:
-                result = self.measure(batch, samples)
-            except Exception as error:
-                failure, result = error, {"failed": f"{type(error).__name__}: {error}"}
-        result = from_first(result, next(self.flow.module.parameters()).device, self.group)
-        if failure is not None:
-            raise failure
-        if "failed" in result:
-            raise FogError(f"the probe failed on the first rank: {result['failed']}")
-        return result
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take what `measure` gave, here or on another rank."""
@@ -254,10 +239,6 @@ class Warmup:
                 f"it out: teachers={{..., {missing!r}: None}}",
                 stacklevel=2,
             )
-
-
-def _rows_of(samples: Samples, domain: str) -> list[int]:
-    return [i for i, d in enumerate(samples.domains) if d == domain]
 
 
 def identity(blocks: Blocks) -> dict[str, Any]:

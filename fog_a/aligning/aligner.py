@@ -1,0 +1,132 @@
+"""Eq. 12 before its mean: how far each domain's layers are from what their teacher says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fog_a.aligning.listening import Listening
+from fog_a.aligning.schedules import TimeWeight
+from fog_a.aligning.slots import Slots
+from fog_a.aligning.targets import Targets, cosines, shuffled, taught
+from fog_a.aligning.width import self_blocks
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.untouched import rng
+from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
+from fog_a.ranks import Group, total
+from fog_a.scores.selection import Selection
+
+
+@dataclass
+class Distances:
+    """What one rank's samples give.
+
+    Attributes:
+        zero: tied to every head, so that a rank without samples takes part in the backward pass.
+        rows: domain → its rows in the batch.
+        sums: domain → Σ over samples and layers of λ_k (1 − cos), weighted by time.
+        cosines: "domain/layer" → its mean cosine.
+        shuffled: "domain/layer" → its mean cosine with other samples' targets.
+    """
+
+    zero: Tensor
+    rows: Mapping[str, Sequence[int]]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    cosines: dict[str, Tensor] = field(default_factory=dict)
+    shuffled: dict[str, Tensor] = field(default_factory=dict)
+
+    def joint_sizes(self, domains: Sequence[str], count: int, group: Group) -> tuple[dict[str, Tensor], Tensor]:
+        """How many samples of each domain the joint batch has, and how many in all."""
+        here = [float(len(self.rows.get(domain, ()))) for domain in domains]
+        *sizes, everyone = total(torch.tensor([*here, float(count)], device=self.zero.device), group)
+        return dict(zip(domains, sizes, strict=True)), everyone
+
+    def similarity(self, sizes: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]], group: Group) -> float:
+        """The mean cosine over the samples and layers of the joint batch; NaN where there are none."""
+        parts = [len(self.rows[name.rsplit("/", 1)[0]]) * mean for name, mean in self.cosines.items()]
+        pairs = sum(float(size) * sum(map(bool, layers[domain])) for domain, size in sizes.items())
+        summed = total(torch.stack(parts).sum() if parts else self.zero.detach(), group)
+        return float(summed) / pairs if pairs else float("nan")
+
+
+class Aligner:
+    """What is aligned with what: the layers that are listened to, the heads, and the teachers.
+
+    Args:
+        flow: what is trained.
+        teachers: domain → Teacher, a width, or None.
+        slots: the heads.
+        listening: the tap on the layers.
+        features: features(batch), asked instead of the teachers.
+    """
+
+    def __init__(
+        self, flow: Flow, teachers: Mapping[str, Any], slots: Slots, listening: Listening, features: Any = None
+    ) -> None:
+        self.flow, self.teachers, self.slots, self.listening, self.features = flow, teachers, slots, listening, features
+        self.block_of_teacher: dict[str, str] = {}
+        """Domain → the block that its SelfTeacher reads."""
+        self._tried: set[str] = set()
+
+    def listen(self, blocks: Blocks, layers: Sequence[str]) -> None:
+        """Hook these layers, and what SelfTeachers read, from the next forward on."""
+        self.block_of_teacher = self_blocks(self.teachers, blocks)
+        names = [*layers, *self.block_of_teacher.values()]
+        self.listening.open(blocks.named([name for name in blocks.names if name in names]))
+
+    def try_out(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> None:
+        """Ask for everything that alignment will need, once for each domain, thousands of steps before it."""
+        new = taught(self.teachers, samples).keys() - self._tried
+        if new:
+            frames = {domain for domain in new if self.slots.gives_tokens(domain)}
+            Targets(self.teachers, samples, self._features_of(batch, features)).try_out(new, frames)
+            self.listening.times(t, len(samples))
+            self._tried |= new
+
+    def distances(
+        self,
+        batch: Any,
+        samples: Samples,
+        selection: Selection,
+        *,
+        features: Any = None,
+        t: Tensor | None = None,
+        time_weight: TimeWeight | None = None,
+        group: Group = None,
+    ) -> Distances:
+        """The distances of this rank's samples, from what the last forward left."""
+        layers = self.listening.read(samples)
+        of_teachers = {domain: layers[name] for domain, name in self.block_of_teacher.items()}
+        targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
+        times = self.listening.times(t, len(samples))
+        zero, weights = self.slots.synchronized(group)
+        out = Distances(zero, taught(self.teachers, samples))
+        outputs = {d: list(self.slots.outputs(d, rows, layers, times, weights)) for d, rows in out.rows.items()}
+        tokens = {domain for domain, heads in outputs.items() if any(y.ndim == 3 for _, y, _ in heads)}
+        goals = {domain: targets.of(domain, rows, frames=domain in tokens) for domain, rows in out.rows.items()}
+        if self.slots.center is not None:
+            goals = self.slots.center(goals, group)
+        for domain, rows in out.rows.items():
+            for layer, y, mask in outputs[domain]:
+                cosine = cosines(y, goals[domain], mask)
+                distance = 1 - cosine
+                if time_weight is not None and times is not None:
+                    distance = distance * time_weight(times[rows])
+                out.sums[domain] = out.sums.get(domain, zero) + selection.weights(domain)[layer] * distance.sum()
+                out.cosines[f"{domain}/{layer}"] = cosine.detach().mean()
+                if len(rows) > 1:
+                    others = cosines(y.detach(), shuffled(goals[domain]), mask)
+                    out.shuffled[f"{domain}/{layer}"] = others.mean()
+        return out
+
+    def _features_of(self, batch: Any, features: Any) -> Any:
+        """What is given in the teachers' place, if anything."""
+        if features is not None or self.features is None:
+            return features
+        with rng():
+            return self.features(batch)
