@@ -373,13 +373,13 @@ def test_one_width_at_a_time() -> None:
 def test_bare_module_masks_and_domains() -> None:
     net, x = Mixed(), torch.randn(16, 4, D)
     mask = torch.arange(4) < torch.randint(1, 5, (16, 1))
-    options: dict[str, Any] = {
-        "head": torch.eye(D), "features": torch.randn(16, D), "domains": ["a", "b"] * 8, "mask": mask,
-    }  # fmt: skip
-    scores = lasp(net, x, **options)
+    options: dict[str, Any] = {"head": torch.eye(D), "features": torch.randn(16, D)}
+    about: dict[str, Any] = {"domains": ["a", "b"] * 8, "mask": mask}
+    flow = fog_a.BareFlow(net, **about)
+    scores = lasp(flow, x, **options)
     assert scores.domain_names == ("a", "b")
-    assert lasp(net, torch.where(mask[..., None], x, 9.0), **options) == scores
-    doubled = lasp(net, {"inputs": x}, forward=lambda m, b: m(b["inputs"]), **options)
+    assert lasp(flow, torch.where(mask[..., None], x, 9.0), **options) == scores
+    doubled = lasp(fog_a.BareFlow(net, lambda m, b: m(b["inputs"]), **about), {"inputs": x}, **options)
     assert doubled == scores
 
 
@@ -410,7 +410,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(Unsupported, match="beside= knows shuffled, probe, cka, cknna; got r2"):
         lasp(flow, batch, features=batch["x1"].mean(1), beside=["r2"])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ShapeMismatch, match="expected one domain per sample, 16 of them, got 2"):
-        lasp(Mixed(), x, features=features, domains=["a", "b"])
+        lasp(fog_a.BareFlow(Mixed(), domains=["a", "b"]), x, features=features)
     assert lasp(flow, batch, head=nn.Linear(D, 6), features=features).values.shape == (16, 8, 2)
 
 

@@ -62,11 +62,11 @@ class Aligned:
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The trainer's loss plus the alignment of the batch that was just run; in evaluation that is 0."""
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
-        loss: Tensor = found[0] if return_outputs else found
+        output = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
+        loss: Tensor = output[0] if return_outputs else output
         if torch.is_grad_enabled() and model.training:
             loss = loss + self.reg(inputs) / self._undivided(num_items_in_batch)
-        return (loss, found[1]) if return_outputs else loss
+        return (loss, output[1]) if return_outputs else loss
 
     def _undivided(self, num_items_in_batch: Any) -> int:
         """By what the Trainer will not divide the loss: a model that was told the number of items of all the
@@ -74,8 +74,8 @@ class Aligned:
         trainer: Any = self
         divided = getattr(trainer, "loss_is_scaled_for_ga", None)
         if divided is None:
-            told = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
-            divided = told or trainer.compute_loss_func is not None
+            informed = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+            divided = informed or trainer.compute_loss_func is not None
         calls = getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
         return calls if divided else 1
 

@@ -50,17 +50,18 @@ class Reading:
         contextlib.nullcontext()
     )
 
-    def blocks(self, batch: Any, blocks: Blocks | Sequence[str] | None) -> Blocks:
-        """The blocks that are asked for, by name or as they are; or the main ones."""
-        if isinstance(blocks, Blocks):
-            return blocks
-        found = find_blocks(self.flow, batch)
-        return found.main if blocks is None else found.named(list(blocks))
-
     def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
         """z^{(0)}, or None where there is no interface."""
         c = self.flow.interface(batch)
         return None if c is None else self.describe(c, token_mask(samples.mask, c))
+
+
+def blocks_of(flow: Flow, batch: Any, blocks: Blocks | Sequence[str] | None) -> Blocks:
+    """The blocks that are asked for, by name or as they are; or the main ones."""
+    if isinstance(blocks, Blocks):
+        return blocks
+    candidates = find_blocks(flow, batch)
+    return candidates.main if blocks is None else candidates.named(list(blocks))
 
 
 @dataclass
@@ -104,13 +105,13 @@ def read_depth(
     grid = reading.flow.grid(times)
     axis = tuple(t for t in grid if t is not None) or None
     depth: Depth | None = None
-    zs, anchors = [], []
+    zs, interfaces = [], []
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
-        blocks = reading.blocks(item, blocks)
+        blocks = blocks_of(reading.flow, item, blocks)
         if depth is None:
             depth = Depth(blocks.names, axis, signature(blocks.model, blocks))
-        samples, z, anchor = _batch(reading, item, blocks, grid, seed, len(depth.ids))
+        samples, z, interface = _batch(reading, item, blocks, grid, seed, len(depth.ids))
         here = _features_of(features, item, number)
         depth.single = not isinstance(here if here is not None else teachers, Mapping)
         for domain, routed in route(teachers, samples, features=here).items():
@@ -118,12 +119,12 @@ def read_depth(
             rows += [len(depth.ids) + i for i in routed.rows]
             parts.append(routed.features.cpu())
         zs.append(z)
-        anchors.append(anchor)
+        interfaces.append(interface)
         depth.ids += samples.ids
         depth.domains += samples.domains
     assert depth is not None  # each() raises where there is no batch
     depth.z = torch.cat(zs)
-    depth.interface = None if any(a is None for a in anchors) else torch.cat(anchors)
+    depth.interface = None if any(z0 is None for z0 in interfaces) else torch.cat(interfaces)
     depth.targets = {domain: (rows, torch.cat(parts)) for domain, (rows, parts) in targets.items()}
     return depth
 
@@ -147,12 +148,12 @@ def _batch(
             layers = [reading.describe(*flow.tokens(h[b.name], b, samples)) for b in blocks]
             columns.append(_one_width(layers, blocks))
         z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
-        anchor = reading.interface(batch, samples)
+        interface = reading.interface(batch, samples)
     if len(z) != len(samples):
         raise ShapeMismatch(
             f"the blocks gave {len(z)} rows for {len(samples)} samples: the adapter's tokens() must fold them"
         )
-    return samples, z, None if anchor is None else anchor.cpu()
+    return samples, z, None if interface is None else interface.cpu()
 
 
 def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:

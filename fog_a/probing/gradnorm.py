@@ -22,10 +22,10 @@ from fog_a.blocks.calls import named_modules
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadOutput, NoActivations, Unsupported
-from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import each, signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
+from fog_a.probing.depth import blocks_of
 from fog_a.scores.scores import Scores
 
 
@@ -65,28 +65,24 @@ def gradnorm(
     rows: list[list[float]] = []
     ids: list[str] = []
     domains: list[str] = []
-    names = None if blocks is None or isinstance(blocks, Blocks) else list(blocks)
-    found: Blocks | None = blocks if isinstance(blocks, Blocks) else None
     for item in each(batch):
-        if found is None:
-            seen = find_blocks(flow, item)
-            found = seen.main if names is None else seen.named(names)
+        blocks = blocks_of(flow, item, blocks)
         samples = flow.samples(item)
         for i in range(len(samples)):
-            one = samples.rows([i])
-            norms = [_norms(flow, one, found, wrt, seed + draw) for draw in range(draws)]
+            sample = samples.rows([i])
+            norms = [_norms(flow, sample, blocks, wrt, seed + draw) for draw in range(draws)]
             rows.append(np.mean(norms, axis=0).tolist())
         ids += samples.ids
         domains += samples.domains
-    assert found is not None  # each() raises where there is no batch
+    assert isinstance(blocks, Blocks)  # each() raises where there is no batch
     info = {
         "seed": seed,
         "options": {"wrt": wrt, "draws": draws},
-        "signature": signature(flow.module, found),
+        "signature": signature(flow.module, blocks),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     return Scores(
-        np.array(rows, dtype=np.float32)[:, None], found.names, None, tuple(domains), tuple(ids), "gradnorm", info
+        np.array(rows, dtype=np.float32)[:, None], blocks.names, None, tuple(domains), tuple(ids), "gradnorm", info
     )
 
 
@@ -114,7 +110,7 @@ def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[
                 "All frozen, or detached? Type model.requires_grad_(True)"
             )
         try:
-            found = iter(torch.autograd.grad(loss.reshape(()), at, allow_unused=True))
+            gradients = iter(torch.autograd.grad(loss.reshape(()), at, allow_unused=True))
         except RuntimeError as e:
             if "checkpoint" not in str(e).lower():
                 raise
@@ -122,14 +118,14 @@ def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[
                 "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the "
                 "probe, or use checkpoint(..., use_reentrant=False)"
             ) from e
-        return [_norm([next(found) for _ in group]) for group in groups]
+        return [_norm([next(gradients) for _ in group]) for group in groups]
 
 
 def _parameters(block: ResidualBlock, modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
     """What the block's update is made with, each once: its module's; a block without one: its parts'."""
     name = block.name.split("@")[0]
-    own = [modules[name]] if name in modules else [modules[part] for part in block.parts]
-    yield from {p: None for m in own for p in m.parameters() if p.requires_grad}
+    parts = [modules[name]] if name in modules else [modules[part] for part in block.parts]
+    yield from {p: None for m in parts for p in m.parameters() if p.requires_grad}
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> float:

@@ -21,13 +21,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from fog_a.blocks.block import Blocks
 from fog_a.errors import BadBatch
 from fog_a.flows.bare import flow_of
-from fog_a.flows.flow import Forward
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.controls import CONTROLS, Control, beside_scores
 from fog_a.probing.depth import Depth, FeaturesOfBatches, Reading, read_depth
@@ -50,14 +47,12 @@ def lasp(
     seed: int = 0,
     center: bool = False,
     beside: Sequence[Control] = CONTROLS,
-    forward: Forward | None = None,
-    domains: Sequence[str] | None = None,
-    mask: Bool[Tensor, "B T"] | None = None,
 ) -> Scores:
     """Eq. 6 for every sample, time and layer: cosines in [−1, 1], kind "storage".
 
     Args:
-        flow: a wrapped flow; or a bare module, which has no time axis and whose teacher's features are given.
+        flow: a wrapped flow; or a bare module, which has no time axis and whose teacher's features are given. A module
+            that is not simply called, or has domains or a mask: `fog_a.BareFlow(module, forward, domains, mask)`.
         batch: one batch, or several (a list, an iterator, a DataLoader).
         teacher: one for every domain, or domain → teacher (None: that domain is left out).
         head: BiT-C (its teachers are asked if `teacher` is None), a head of your own, or None: one ridge head per
@@ -71,7 +66,6 @@ def lasp(
         center: the mean feature and the mean projection of each layer (over the fitted half; without one, over the
             samples scored) are taken away first: what is left tells samples apart.
         beside: which controls to compute; () for none.
-        forward, domains, mask: of a bare module: see `attribute`; mask (B, T) True where tokens are real.
 
     Returns:
         Scores. `info["interface"]` has the interface (l = 0), `info["beside"]` the controls: name → domain → J × L.
@@ -90,7 +84,7 @@ def lasp(
     >>> fog_a.lasp(net, x, features=x.mean(1)).values.shape           # the scored half, no time axis, 3 layers
     (6, 1, 3)
     """
-    reading = Reading(flow_of(flow, forward, domains, mask))
+    reading = Reading(flow_of(flow))
     if isinstance(head, BiTC):
         reading = replace(reading, describe=head.describe)
     where: dict[str, Any] = {"blocks": blocks, "times": times, "seed": seed}

@@ -136,8 +136,8 @@ class CachedTeacher:
                 f"({len(self)} are there). Compute them where audio is at hand, under the same ids: "
                 f"CachedTeacher(teacher, {str(self.folder.parent)!r}).fill(batches of Samples)"
             )
-        found = checked(self.teacher(samples), len(samples), self.teacher.dim, f"teacher {self.name!r}")
-        self._write(list(samples.ids), found.cpu(), prints(samples))
+        features = checked(self.teacher(samples), len(samples), self.teacher.dim, f"teacher {self.name!r}")
+        self._write(list(samples.ids), features.cpu(), prints(samples))
 
     def _write(self, ids: list[str], features: Float[Tensor, "n D"], audio: list[str]) -> Path:
         path = self.folder / f"{self._writer}-{self._written:06d}.safetensors"
@@ -204,15 +204,15 @@ def prints(samples: Samples) -> list[str]:
 
 
 def _only(folder: Path, name: str | None) -> Path:
-    there = sorted(p.name for p in folder.glob("*") if p.is_dir()) if folder.is_dir() else []
-    chosen = [p for p in there if name is None or p == name or p.startswith(re.sub(r"[^\w.+]+", "-", name) + "-")]
+    folders = sorted(p.name for p in folder.glob("*") if p.is_dir()) if folder.is_dir() else []
+    chosen = [p for p in folders if name is None or p == name or p.startswith(re.sub(r"[^\w.+]+", "-", name) + "-")]
     if len(chosen) != 1:
-        found = ", ".join(map(repr, there)) or "nothing"
+        names = ", ".join(map(repr, folders)) or "nothing"
         raise BadFeatures(
-            f"CachedTeacher(None, {str(folder)!r}) needs one teacher's features there, found {found}. "
+            f"CachedTeacher(None, {str(folder)!r}) needs one teacher's features there, got {names}. "
             + (
                 "Type name=... with one of them"
-                if there
+                if folders
                 else "Compute them: CachedTeacher(teacher, folder).fill(batches)"
             )
         )

@@ -73,24 +73,24 @@ class HFAudioTeacher:
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The real frames of each sample before pooling. Raises Unsupported where tokens are no frames."""
-        found: dict[int, Tensor] = {}
+        frames: dict[int, Tensor] = {}
         for rows, h, lengths, mask in self._hidden(samples):
             if h.ndim != 3:
                 raise Unsupported(
                     f"{self.name} gives {tuple(h.shape)}, not (b, T, D): pass pool=lambda hidden, n: ... -> (b, D)"
                 )
             h, real = self._real(h, lengths, mask)
-            found |= {i: x[keep] for i, x, keep in zip(rows, h, real, strict=True)}
-        return [found[i] for i in range(len(samples))]
+            frames |= {i: x[keep] for i, x, keep in zip(rows, h, real, strict=True)}
+        return [frames[i] for i in range(len(samples))]
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """The pooled hidden state, float32, no grad."""
         if self.reduce is None:
             return torch.stack([h.mean(0) for h in self.frames(samples)])
-        found: dict[int, Tensor] = {}
+        pooled: dict[int, Tensor] = {}
         for rows, h, lengths, _ in self._hidden(samples):
-            found |= dict(zip(rows, self.reduce(h, lengths).float(), strict=True))
-        return torch.stack([found[i] for i in range(len(samples))])
+            pooled |= dict(zip(rows, self.reduce(h, lengths).float(), strict=True))
+        return torch.stack([pooled[i] for i in range(len(samples))])
 
     def _hidden(self, samples: Samples) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor | None]]:
         """Groups of samples: their rows, hidden states, real audio samples, and the extractor's mask."""

@@ -99,8 +99,8 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
             raise BadBatch("neither a teacher nor features= was given: pass one of them")
         teacher = cast(Teacher | None, teachers if callable(teachers) else _entry(teachers, domain, "teachers"))
         if teacher is not None:
-            found = teacher(samples if len(rows) == len(samples) else take(samples, rows))
-            routed[domain] = Routed(rows, checked(found, len(rows), teacher.dim, f"teacher {teacher.name!r}"))
+            answer = teacher(samples if len(rows) == len(samples) else take(samples, rows))
+            routed[domain] = Routed(rows, checked(answer, len(rows), teacher.dim, f"teacher {teacher.name!r}"))
     return routed
 
 
