@@ -16,6 +16,7 @@ FogError
 ├── BadFeatures         teacher features of the wrong count or width, NaN, or a corrupt cache
 ├── NoWeights           a teacher's weights cannot be loaded: hub out of reach, file missing or foreign
 ├── NoActivations       nothing was captured: no forward ran, or it ran without a graph
+├── ZeroVelocity        a BadOutput: v = 0 everywhere
 ├── Unsupported         a combination that is refused, with the reason
 └── MissingDependency   an optional package that is absent or does not import
 """
@@ -54,6 +55,10 @@ class BadOutput(FogError, ValueError):
 
 class Untrained(BadOutput):
     """No block changes the velocity: all scores are zero."""
+
+
+class ZeroVelocity(BadOutput):
+    """v = 0 everywhere: no change can be measured relative to it. The output layer is at its zero initialisation."""
 
 
 class UnknownBlock(FogError, KeyError):

@@ -156,6 +156,27 @@ def test_the_release_on_any_adapter() -> None:
     assert loss > 0 and reg.scores is None
 
 
+def test_a_probe_of_a_zero_velocity_is_skipped_and_the_next_tries_again() -> None:
+    """A zero-initialised output layer gives nothing to compare with; training goes on."""
+    flow = a_flow()
+    output = flow.module.out[1]
+    with torch.no_grad():
+        weight = output.weight.clone()
+        output.weight.zero_()
+        output.bias.zero_()
+    reg = AGREPA(flow, two_teachers(), k=1, warmup=2, every=1)
+    with pytest.warns(UserWarning, match=r"a probe was skipped, and the next one tries again: the velocity is zero"):
+        for step in range(3):
+            flow.loss(a_batch(seed=step))
+            assert reg(a_batch(seed=step)) == 0
+    assert reg.state == "probing" and reg.metrics()["ag_repa/probes"] == 0
+    with torch.no_grad():
+        output.weight.copy_(weight)
+    flow.loss(a_batch())
+    reg(a_batch())
+    assert reg.state == "aligning" and reg.selection is not None
+
+
 def test_a_diverged_model_is_an_error_not_a_zero() -> None:
     flow = a_flow()
     with torch.no_grad():

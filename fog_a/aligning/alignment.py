@@ -32,9 +32,10 @@ from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import merged
-from fog_a.aligning.warmup import Probe, Warmup, contribution, identity
+from fog_a.aligning.warmup import Probe, Warmup, contribution
 from fog_a.aligning.width import head_sizes, measured_widths, slot_widths
 from fog_a.blocks.block import Blocks
+from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
@@ -249,7 +250,7 @@ class AGREPA(nn.Module):
         """Find the chosen layers' blocks and hook them, from the next forward on."""
         assert self.selection is not None
         blocks = self._warmup.blocks(batch)
-        self.selection.check(identity(blocks))
+        self.selection.check(signature(blocks.model, blocks))
         self._aligner.listen(blocks, self.selection.layers)
 
     def get_extra_state(self) -> Tensor:

@@ -25,7 +25,7 @@ from fog_a.aligning.width import few
 from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import ShapeMismatch, Unsupported, Untrained
+from fog_a.errors import ShapeMismatch, Unsupported, Untrained, ZeroVelocity
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
@@ -94,7 +94,7 @@ class Warmup:
         self.layers: tuple[str, ...] = ()
         self.rows: list[dict[str, Any]] = []
         """One measured sample each: domain, id, t, and a score per layer (None: not measured)."""
-        self._warned = False
+        self._warned: set[str] = set()
 
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
         """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
@@ -110,10 +110,16 @@ class Warmup:
         if step - self.chosen_at < wait:
             return None
         if self.due:
-            self._warn_of_waiting(step)
-        if self.due or not self.rows:
+            self._warn(
+                "waiting",
+                f"step {step}: the layers are to be chosen now, but no batch (of the first process) since the last "
+                f"probe had a sample of {self.due[0]!r}: nothing is aligned until one has. Where the data has none, "
+                f"leave it out: teachers={{..., {self.due[0]!r}: None}}",
+            )
+        if self.due or not {row["domain"] for row in self.rows}.issuperset(self.domains):
             return None
-        r, scores = self.recipe, self.scores(identity(self.blocks(batch)))
+        r, blocks = self.recipe, self.blocks(batch)
+        scores = self.scores(signature(blocks.model, blocks))
         chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
         self.rows, self.chosen_at = [], step
         log.info("fog_a: layers chosen at step %d\n%s", step, chosen.explain())
@@ -139,7 +145,7 @@ class Warmup:
 
     def measure(self, batch: Any, samples: Samples) -> dict[str, Any]:
         """Probe the due domains that this batch has samples of. Leaves this object as it is: `add` takes the result."""
-        measured: dict[str, Any] = {"layers": list(self.layers), "rows": []}
+        measured: dict[str, Any] = {"layers": list(self.layers), "rows": [], "skipped": []}
         domains_at: dict[int, list[str]] = {}
         for domain in self.due:
             if domain in samples.domains:
@@ -150,8 +156,13 @@ class Warmup:
                 index = [i for domain in domains for i in rows_of[domain][slot : slot + 1]]
                 if index:
                     draw = Draw(count, self.time(count, slot), self._seed(count, slot))
-                    layers, rows = self._probe(samples, index, draw)
-                    measured = {"layers": layers, "rows": measured["rows"] + rows}
+                    try:
+                        measured["layers"], rows = self._probe(samples, index, draw)
+                    except ZeroVelocity as error:
+                        measured["skipped"] = sorted({*measured["skipped"], *domains})
+                        self._warn("skipped", f"a probe was skipped, and the next one tries again: {error}")
+                        continue
+                    measured["rows"] += rows
         return measured
 
     def _probe(self, samples: Samples, index: list[int], draw: Draw) -> tuple[list[str], list[dict[str, Any]]]:
@@ -170,6 +181,7 @@ class Warmup:
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take what `measure` gave, here or on another rank."""
+        self.due = [domain for domain in self.due if domain not in measured["skipped"]]
         if not measured["rows"]:
             return
         layers = tuple(measured["layers"])
@@ -182,9 +194,9 @@ class Warmup:
         self.rows += measured["rows"]
         for domain in {row["domain"] for row in measured["rows"]}:
             self.counts[domain] += 1
-            self.due.remove(domain)
+        self.due = [domain for domain in self.due if domain not in {row["domain"] for row in measured["rows"]}]
 
-    def scores(self, signature: dict[str, Any]) -> Scores:
+    def scores(self, model: dict[str, Any]) -> Scores:
         """Everything measured so far: one row per sample, no time axis (each row has its own t in `info`)."""
         values = [[np.nan if x is None else x for x in row["values"]] for row in self.rows]
         return Scores(
@@ -196,7 +208,7 @@ class Warmup:
             groups=tuple(row["id"] for row in self.rows),
             kind="contribution",
             info={
-                "signature": signature,
+                "signature": model,
                 "seed": self.recipe.seed,
                 "t": [row["t"] for row in self.rows],
                 "unmeasured": any(x is None for row in self.rows for x in row["values"]),
@@ -228,23 +240,8 @@ class Warmup:
     def _seed(self, count: int, slot: int) -> int:
         return random.Random(f"{self.recipe.seed}/{count}/{slot}").getrandbits(31)
 
-    def _warn_of_waiting(self, step: int) -> None:
-        """Warn, once, that the choice waits."""
-        if not self._warned:
-            self._warned = True
-            missing = self.due[0]
-            warnings.warn(
-                f"step {step}: the layers are to be chosen now, but no batch (of the first process) since the last "
-                f"probe had a sample of {missing!r}: nothing is aligned until one has. Where the data has none, leave "
-                f"it out: teachers={{..., {missing!r}: None}}",
-                stacklevel=2,
-            )
-
-
-def identity(blocks: Blocks) -> dict[str, Any]:
-    """The model's signature; sharding (FSDP2 makes a class FSDPNet of Net) does not make it another model."""
-    made = signature(blocks.model, blocks)
-    kind = type(blocks.model)
-    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
-        made["class"] = f"{kind.__bases__[-1].__module__}.{kind.__bases__[-1].__qualname__}"
-    return made
+    def _warn(self, kind: str, message: str) -> None:
+        """Warn, once of each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=2)

@@ -66,6 +66,8 @@ def each(batch: Any) -> Iterator[Any]:
 def signature(model: nn.Module, blocks: Blocks) -> dict[str, Any]:
     """What tells one model's scores from another's: class, block names, number of parameters."""
     kind = type(model)
+    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
+        kind = kind.__bases__[-1]  # FSDP2 makes a class FSDPNet of Net: not another model
     sizes = {id(p): p.numel() for m in model.modules() for p in m._parameters.values() if p is not None}
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",

@@ -19,7 +19,7 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
-from fog_a.errors import BadBatch, BadOutput
+from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import model_tensors, velocity_of
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs, Samples
@@ -83,7 +83,7 @@ class Case:
         """Where the base velocity v counts, as bool (B, n); None: everywhere.
 
         Raises:
-            BadOutput: v is not finite, or zero everywhere, where it counts. BadBatch: a mask that does not fit.
+            BadOutput: v is not finite where it counts. ZeroVelocity: it is zero there. BadBatch: the mask does not fit.
         """
         keep = _fitted(self.flow.samples_of(self.batch, v.shape, self.start).mask, v)
         flat = per_sample(v)
@@ -94,7 +94,7 @@ class Case:
                 "Check the batch and the precision: autocast, dtype"
             )
         if flat.numel() == 0 or not bool((flat != 0).any()):
-            raise BadOutput(
+            raise ZeroVelocity(
                 "the velocity is zero everywhere: nothing can change it relative to itself. The output layer may still "
                 "be at its zero initialisation: train the model first, or check the mask"
             )
