@@ -21,9 +21,13 @@ SERVES_ANY = {"compare", "decoders", "released"}
 DIT_FLOORS = ["model", "audio", "demo"]
 """Rooms of the bundled model, from the ground up."""
 
-# Until the rooms are rebuilt; then house.LONGEST and every import.
-LONGEST = 350
-LATE = False
+TOO_LONG = {
+    "aligning/alignment", "aligning/warmup", "finding/blocks", "finding/levels", "finding/owners", "finding/passages",
+    "finding/trace", "scores/scores", "shell/cli",
+}  # fmt: skip
+"""Files of fog_a/ over the limit. Take each out when it is cut; put none in."""
+OVER = {"lines of fog_a/", "longest file", "options of lasp"}
+"""Rows of tools/house.py that are over their limit. Take each out when it is kept; put none in."""
 
 # Never imported when a file of fog_a is: a user who only wants to attribute pays for none of them.
 HEAVY = {
@@ -53,23 +57,21 @@ def test_a_room_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("name", CORE.files)
 def test_imports_go_down(name: str) -> None:
     room = room_of(name)
-    up = [t for t in CORE.edges(name) if room_of(t) != room and FLOOR[room_of(t)] >= FLOOR[room]]
+    up = [t for t in CORE.graph[name] if room_of(t) != room and FLOOR[room_of(t)] >= FLOOR[room]]
     assert not up, f"{name} (floor {FLOOR[room]}) imports {up}"
 
 
 @pytest.mark.parametrize("package", [CORE, ADAPTERS], ids=["fog_a", "fog_a_adapters"])
 def test_no_circle(package: Package) -> None:
-    late = LATE or package is ADAPTERS
-    graph = {name: package.edges(name, late=late) for name in package.files}
     try:
-        list(graphlib.TopologicalSorter(graph).static_order())
+        list(graphlib.TopologicalSorter(package.graph).static_order())
     except graphlib.CycleError as error:
         pytest.fail(f"these files import each other in a circle: {error.args[1]}")
 
 
 @pytest.mark.parametrize("name", ADAPTERS.files)
 def test_an_adapter_imports_no_other_model(name: str) -> None:
-    room, targets = room_of(name), ADAPTERS.edges(name)
+    room, targets = room_of(name), ADAPTERS.graph[name]
     foreign = [t for t in targets if room_of(t) not in SERVES_ANY | {room}]
     assert not foreign, f"{name} imports {foreign}: what two models share belongs to neither"
 
@@ -77,21 +79,22 @@ def test_an_adapter_imports_no_other_model(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in ADAPTERS.files if n.count("/") == 2])
 def test_the_bundled_model_has_floors(name: str) -> None:
     _, room, _ = name.split("/")
-    rooms = [t.split("/")[1] for t in ADAPTERS.edges(name) if t.startswith("dit/")]
+    rooms = [t.split("/")[1] for t in ADAPTERS.graph[name] if t.startswith("dit/")]
     up = [r for r in rooms if r not in DIT_FLOORS or DIT_FLOORS.index(r) > DIT_FLOORS.index(room)]
     assert not up, f"{name} imports {up}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=placed)
-def test_a_file_is_short(path: Path) -> None:
-    limit = LONGEST if path in CORE.files.values() else house.LONGEST
-    assert len(path.read_text().splitlines()) <= limit
+@pytest.mark.parametrize("name", [*CORE.files, *ADAPTERS.files])
+def test_a_file_is_short(name: str) -> None:
+    lines = (CORE.lines | ADAPTERS.lines)[name]
+    assert lines <= (350 if name in TOO_LONG else house.LONGEST), f"{name} has {lines} lines: one noun a file"
 
 
-def test_functions_are_short() -> None:
-    sizes = house.bodies(CORE)
-    assert house.percentile(sizes, 0.9) <= house.P90
-    assert sizes[-1][0] <= house.FUNCTION, sizes[-1]
+@pytest.mark.parametrize("row", house.rows(), ids=lambda row: row.name)
+def test_the_house_keeps_its_limits(row: house.Row) -> None:
+    if row.name in OVER and not row.kept:
+        pytest.xfail(f"{row.name}: {row.now}, at most {row.limit}")
+    assert row.kept, f"{row.name}: {row.now}, at most {row.limit} ({row.where})"
 
 
 @pytest.mark.parametrize("name", CORE.files)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -88,24 +89,25 @@ class Package:
         self.files = {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
         self.trees = {name: parse(path) for name, path in self.files.items()}
 
+    @functools.cached_property
     def lines(self) -> dict[str, int]:
         """Lines of each file."""
         return {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in self.files.items()}
 
-    def edges(self, name: str, *, late: bool = True) -> set[str]:
-        """The files that one imports; `late` False: only those that are imported with it."""
-        modules = {i.module for i in imports(self.trees[name]) if late or i.at_once}
+    @functools.cached_property
+    def graph(self) -> dict[str, set[str]]:
+        """File → the files that it imports, late or not, for type checkers only or not."""
+        return {name: self._imports(name) for name in self.files}
+
+    def _imports(self, name: str) -> set[str]:
+        modules = {i.module for i in imports(self.trees[name])}
         inside = {m.removeprefix(f"{self.folder.name}.").replace(".", "/") for m in modules}
         return {file for m in inside for file in (m, f"{m}/__init__") if file in self.files} - {name}
-
-    def graph(self) -> dict[str, set[str]]:
-        """File → files."""
-        return {name: self.edges(name) for name in self.files}
 
     def rooms(self) -> dict[str, set[str]]:
         """Room → rooms that its files import."""
         rooms: dict[str, set[str]] = {room_of(name): set() for name in self.files}
-        for name, targets in self.graph().items():
+        for name, targets in self.graph.items():
             rooms[room_of(name)] |= {room_of(target) for target in targets} - {room_of(name)}
         return rooms
 
@@ -219,12 +221,12 @@ def rows(root: Path = ROOT) -> list[Row]:
     """Everything that is measured."""
     package = Package(root / "fog_a")
     adapters = Package(root / "adapters" / "fog_a_adapters")
-    lines, sizes, counts = package.lines(), bodies(package), keywords(package)
-    longest, adapter = max(lines, key=lambda n: lines[n]), adapters.lines()
+    lines, sizes, counts = package.lines, bodies(package), keywords(package)
+    longest, adapter = max(lines, key=lambda n: lines[n]), adapters.lines
     longest_adapter = max(adapter, key=lambda n: adapter[n])
     rooms = package.rooms()
     reached = reachable(rooms)
-    graph = package.graph()
+    graph = package.graph
     back = [
         f"{a} → {b}" for a, targets in graph.items() for b in targets
         if room_of(a) != room_of(b) and room_of(a) in reached[room_of(b)]
@@ -242,7 +244,7 @@ def rows(root: Path = ROOT) -> list[Row]:
         ("floors of rooms", floors(rooms), len(FLOORS), ""),
         ("imports that run back up", len(back), 0, ", ".join(sorted(back)[:2])),
         ("files in circles", len(circular(graph)), 0, ", ".join(sorted(circular(graph))[:3])),
-        ("adapter files in circles", len(circular(adapters.graph())), 0, ""),
+        ("adapter files in circles", len(circular(adapters.graph)), 0, ""),
     ]
     return [Row(name, BEFORE[name], now, limit, where) for name, now, limit, where in measures]
 
