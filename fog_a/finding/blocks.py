@@ -84,7 +84,8 @@ def find_blocks(
             raise NoBlocksFound(finder.seen(include))
         blocks = Blocks([m.block for m in made], one.module)
         still = passing(blocks, finder.parts(made), one.run)
-    rows = account(finder.flow, finder.levels, made, finder.target)
+    others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
+    rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Blocks(list(blocks), one.module, Coverage(rows, still))
 
 
@@ -234,6 +235,9 @@ class Finder:
             return f"no block's name matches {include!r} (there are {names}). Pass include= a glob over these"
         sums = sum(op.name.startswith(("add", "sub")) for op in self.trace.ops)
         updates = self.flow.updates
+        if any(v.continuous and not v.floating for v in self.trace.values):
+            reason = "its streams hold complex numbers, in which updates are not followed. Let it compute in pairs of "
+            return f"expected modules that compute h + f(h), found none: {reason}real numbers (torch.view_as_real)"
         places = ", ".join(sorted({self.trace.calls[u.op.call].name or "(the model)" for u in updates})[:5])
         return (
             f"expected modules that compute h + f(h), found none in {type(self.module).__name__}: "

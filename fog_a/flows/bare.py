@@ -12,6 +12,7 @@ from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock
 from fog_a.flows.batches import call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow, Forward, Override, reference, timeless
+from fog_a.flows.outputs import measured
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import knows
 
@@ -44,8 +45,10 @@ class BareFlow(Flow):
     def velocity(self, batch: Any, t: Any = None, seed: int = 0) -> Tensor:
         """The output of the module, or of the caller's forward; t and seed change nothing."""
         forward = self.override.forward
-        v = velocity_of(self._called(batch) if forward is None else forward(self.model, batch))
-        if v.ndim == 0 and forward is None and knows(self.model):
+        if forward is not None:
+            return velocity_of(forward(self.model, batch))
+        v = measured(self._called(batch), next((len(x) for x in model_tensors(batch) if x.ndim), None))
+        if v.ndim == 0 and knows(self.model):
             raise BadBatch(
                 f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
                 "fog_a.wrap(model)"

@@ -44,6 +44,11 @@ def velocity_of(output: Any) -> Tensor:
     for _, tensor in leaves(output):
         if tensor.is_floating_point():
             return tensor
+    if any(tensor.is_complex() for _, tensor in leaves(output)):
+        raise BadOutput(
+            "expected an output of real numbers, got complex ones. Pass forward=lambda model, batch: "
+            "torch.view_as_real(model(batch)), which has the same norm"
+        )
     raise BadOutput(
         f"expected an output with a floating-point tensor, got {type(output).__name__}. "
         "Pass forward=lambda model, batch: ... that returns the tensor to measure"

@@ -56,6 +56,7 @@ class Case:
         self.module = unwrapped(flow.module)
         self.modules = (self.module, *(m for m in flow.modules if m is not self.module))
         self.shape: tuple[int, ...] | None = None
+        self._one_number = False
         self._inputs = [(x, x.clone(), x._version) for x in tensors if not x.is_inference()]
 
     def run(self) -> Tensor:
@@ -67,6 +68,7 @@ class Case:
                     v = velocity_of(self.flow.velocity(self.batch, self.t, self.seed))
                 else:
                     v = velocity_of(forward(self.flow.model, self.batch))
+                self._one_number = v.ndim == 0 and forward is None
                 v = v[None] if v.ndim == 0 else v
                 v = v.clone() if self._in_batch(v) else v
             finally:
@@ -85,6 +87,11 @@ class Case:
         Raises:
             BadOutput: v is not finite where it counts. ZeroVelocity: it is zero there. BadBatch: the mask does not fit.
         """
+        if self._one_number:
+            raise BadOutput(
+                "expected a velocity, got one number: a loss. Pass forward=lambda model, batch: ... that returns the "
+                "velocity, or fog_a.output_of('the.network') where it is an inner module's output"
+            )
         keep = _fitted(self.flow.samples_of(self.batch, v.shape, self.start).mask, v)
         flat = per_sample(v)
         flat = flat if keep is None else torch.where(keep, flat, torch.zeros_like(flat))

@@ -1,0 +1,86 @@
+"""Which tensor of a bare module's output is measured, and what is refused with a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from own_zoo.case import WIDTH, Chain, tokens
+from torch import Tensor, nn
+
+import fog_a
+from fog_a.errors import BadOutput, NoBlocksFound
+
+
+class Giving(Chain):
+    """A chain whose output is shaped by a function."""
+
+    def __init__(self, shaped: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.shaped = shaped
+
+    def forward(self, x: Tensor) -> Any:
+        return self.shaped(super().forward(x))
+
+
+def made(shaped: Callable[[Tensor], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Giving(shaped).eval()
+
+
+def scores(net: nn.Module, **options: Any) -> np.ndarray:
+    return fog_a.attribute(net, tokens(), progress=False, **options).values
+
+
+def test_one_number_is_a_loss() -> None:
+    net = made(lambda v: v.square().mean())
+    with pytest.raises(BadOutput, match=r"got one number: a loss. Pass forward="):
+        scores(net)
+
+
+def test_complex_numbers_are_named() -> None:
+    net = made(lambda v: torch.complex(v, v))
+    with pytest.raises(BadOutput, match=r"complex ones. Pass forward=.*view_as_real"):
+        scores(net)
+
+
+def test_samples_on_another_axis_are_asked_for() -> None:
+    net = made(lambda v: v.transpose(0, 1))
+    with pytest.raises(BadOutput, match=r"samples on the first axis of the output, got \(6, 2, 16\) for a batch of 2"):
+        scores(net)
+    turned = scores(net, forward=lambda m, b: m(b).transpose(0, 1))
+    np.testing.assert_allclose(turned, scores(made(lambda v: v)), rtol=1e-5)
+
+
+def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:
+    net = made(lambda v: [v[0], v[1, :4]])
+    got = scores(net)
+    alone = scores(made(lambda v: v[:1]), forward=lambda m, b: m(b))
+    assert got.shape[0] == 2
+    np.testing.assert_allclose(got[0], alone[0], rtol=1e-5)
+
+
+def test_of_a_list_of_layers_the_last_is_measured() -> None:
+    net = made(lambda v: [0 * v, v])
+    np.testing.assert_allclose(scores(net), scores(made(lambda v: v)), rtol=1e-5)
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, WIDTH, WIDTH, dtype=torch.cfloat) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.complex(x, x)
+        for w in self.w:
+            h = h + torch.tanh(h @ w) @ w
+        return h.real
+
+
+def test_complex_streams_are_named() -> None:
+    net = Complex()
+    with pytest.raises(NoBlocksFound, match="complex numbers"):
+        fog_a.find_blocks(net, tokens())
