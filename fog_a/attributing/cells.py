@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadBatch, BadScores, FogError
+from fog_a.errors import BadArgument, BadBatch, BadScores, FogError
 from fog_a.files import write
 from fog_a.flows.case import Case, fingerprint
 
@@ -58,6 +58,13 @@ class Cell:
         return fingerprint(v)
 
 
+def _folder(directory: Any) -> Path:
+    try:
+        return Path(directory)
+    except TypeError:
+        raise BadArgument(f"expected checkpoint= as the path of a folder, got {directory!r}") from None
+
+
 class Cells:
     """Measures cells, or reads them from disk, or leaves them to other processes.
 
@@ -73,7 +80,7 @@ class Cells:
         together = not alone and dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
-        self.directory = None if directory is None else Path(directory)
+        self.directory = None if directory is None else _folder(directory)
         self._count = 0
         if self.directory is not None:
             self._claim(self.directory / "run.json", json.dumps(identity, sort_keys=True))

@@ -121,17 +121,18 @@ class Measurement:
 
     def _chosen(self, case: Case) -> tuple[Blocks, Blocks | None]:
         """The blocks to score, and those that are left out because they do not see x_t."""
-        if self.wanted is not None and len(self.wanted) == 0:
-            raise UnknownBlock(
-                "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
-            )
-        if isinstance(self.wanted, Blocks):
+        if isinstance(self.wanted, Blocks) and len(self.wanted):
             if self.wanted.model is not case.module:
                 raise UnknownBlock("the blocks in blocks= are of another model object. Use find_blocks(model, batch)")
             return self.wanted, None
         blocks = find_blocks(case.flow, case.batch, level=self.level)
         if self.wanted is not None:
-            return blocks.named([self.wanted] if isinstance(self.wanted, str) else list(self.wanted)), None
+            chosen = blocks.named(self.wanted)
+            if not len(chosen):
+                raise UnknownBlock(
+                    "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
+                )
+            return chosen, None
         rest = [b for b in blocks if not b.main]
         return blocks.main, Blocks(rest, blocks.model) if rest else None
 

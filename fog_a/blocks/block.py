@@ -171,10 +171,13 @@ class Blocks(Sequence[ResidualBlock]):
             groups.setdefault(b.stack, []).append(b)
         return {stack: self._part(members) for stack, members in groups.items()}
 
-    def named(self, names: Sequence[str]) -> Blocks:
+    def named(self, names: str | Sequence[str]) -> Blocks:
         """These blocks, in the order asked for. Raises UnknownBlock with near matches."""
         table = {b.name: b for b in self._blocks}
+        names = [names] if isinstance(names, (str, int)) else list(names)
         for name in names:
+            if not isinstance(name, str):
+                raise UnknownBlock(f"expected a block's name, got {name!r}. Type blocks[{name!r}:] for a part of them")
             if name not in table:
                 near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
                 hint = f"; near: {', '.join(near)}" if near else ""

@@ -21,6 +21,7 @@ from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import model_tensors, velocity_of
+from fog_a.flows.checks import check_tensors, check_weights, checked_seed
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs, Samples
 
@@ -41,17 +42,15 @@ class Case:
         shape: the shape of v; known after the first run.
 
     Raises:
-        BadBatch: an empty batch.
+        BadBatch: an empty batch, or tensors that have no rows. BadArgument: a seed out of range.
+        Unsupported: a model without weights.
     """
 
     def __init__(self, flow: Flow, batch: Any, t: float | None = None, seed: int = 0, start: int = 0) -> None:
         tensors = model_tensors(batch)
-        if any(x.ndim and x.shape[0] == 0 for x in tensors):
-            shapes = ", ".join(str(tuple(x.shape)) for x in tensors[:4])
-            raise BadBatch(
-                f"expected at least one sample, got tensors of shape {shapes}. Give a batch that is not empty"
-            )
-        self.flow, self.batch, self.seed, self.start = flow, batch, seed, start
+        check_tensors(tensors)
+        check_weights(flow.modules)
+        self.flow, self.batch, self.seed, self.start = flow, batch, checked_seed(seed), start
         self.t = 0.5 if t is None else t
         self.module = unwrapped(flow.module)
         self.modules = (self.module, *(m for m in flow.modules if m is not self.module))

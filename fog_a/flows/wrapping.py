@@ -75,12 +75,31 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
 def _made(kind: type, model: Any, options: dict[str, Any]) -> Flow:
     """An adapter of this class that reads the model."""
     _checked(None, kind)
+    _check_options(kind, options)
+    if kind is GenericAdapter and not isinstance(model, nn.Module):
+        raise Unsupported(
+            f"expected a network, an nn.Module, got a {type(model).__name__}. Give the module itself, and say by call= "
+            "how it is called: fog_a.wrap(net, call=lambda net, x_t, t, cond: net(...))"
+        )
     try:
         return kind(model, **options)
     except AttributeError as error:
         raise Unsupported(
             f"{kind.__name__} cannot read a {type(model).__name__}: {error}. It is for {_reads(kind)}"
         ) from error
+
+
+def _check_options(kind: type, options: dict[str, Any]) -> None:
+    """Raises Unsupported for an option that the adapter's class does not take, with the near names."""
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    names = list(parameters)[1:]  # the first is the model
+    for option in options:
+        if option not in names:
+            near = difflib.get_close_matches(option, names, n=3, cutoff=0.4) or names
+            hint = f"did you mean {' or '.join(near)}?" if near else "it takes no options."
+            raise Unsupported(f"{kind.__name__} has no option {option!r}: {hint}")
 
 
 def _checked(adapter: Any, kind: type) -> Any:

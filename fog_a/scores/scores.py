@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from fog_a.errors import BadScores, ShapeMismatch
+from fog_a.errors import BadArgument, BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
 from fog_a.scores import text as score_text
 from fog_a.scores.joining import joined
@@ -204,6 +204,9 @@ class Scores:
         samples, unless their values are the same. Raises ShapeMismatch where layers, times, kinds, models or their
         weights differ.
         """
+        for other in others:
+            if not isinstance(other, Scores):
+                raise BadArgument(f"expected Scores to join, got a {type(other).__name__}. Type scores.concat(more)")
         return type(self)(**joined([p.fields() for p in (self, *others)]))
 
     def fields(self) -> dict[str, Any]:
