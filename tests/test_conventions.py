@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fog_a
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.convention import TARGETS, Convention
+from fog_a.flows.generic import GenericAdapter
 from fog_a.flows.noise import content_ids, noise
 from fog_a.flows.paths import DDPM, EDM, path_of
 
@@ -187,7 +188,7 @@ def test_ideal_networks_of_all_conventions_flow_from_noise_to_the_same_data() ->
             x1 = 2 + m.alpha * 0.25 / total * (x_t - 2 * m.alpha)  # E[x_1 | x_t]
             return convention.predicted((x_t - m.alpha * x1) / m.sigma, x1, at)[1]
 
-        return fog_a.wrap(net, x="x_t", t="t", path=path, target=target, time=time)
+        return GenericAdapter(net, path=path, target=target, time=time)
 
     state: dict[str, Tensor] = {}
     for path, target, time in [
