@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import BadBatch, MissingDependency, ShapeMismatch, UnknownAdapter, Unsupported
-from fog_a.flows import wrapping as adapters
+from fog_a.flows import register as adapters
 from fog_a.flows.dicts import samples_from, to_module
 from fog_a.flows.frames import token_mask
+from fog_a.flows.generic import GenericAdapter
 from fog_a.flows.noise import content_ids, noise, spans, uniform
+from fog_a.flows.register import adapter_names, adapter_table, get_adapter
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import GenericAdapter, adapter_names, adapter_table, get_adapter, wrap
+from fog_a.flows.wrapping import wrap
 
 
 class Net(nn.Module):
@@ -247,7 +249,7 @@ def test_table_knows_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_wrapping_imports_no_model_package() -> None:
     code = (
         "import sys, fog_a, torch; flow = fog_a.wrap(torch.nn.Linear(2, 2), x='input', t=None)\n"
-        "from fog_a.flows.wrapping import adapter_table; adapter_table()\n"
+        "from fog_a.flows.register import adapter_table; adapter_table()\n"
         "print([m for m in ('f5_tts', 'voicebox_pytorch', 'matcha', 'diffusers', 'flow_matching') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Choosing the adapter that reads a model, and the register of adapters.
+"""Choosing the adapter that reads a model.
 
     flow = fog_a.wrap(model)                                   # by the model's class
     flow = fog_a.wrap(model, "f5_tts")                         # by name
@@ -12,9 +12,6 @@ a model is wrapped, never by `import fog_a`. An adapter is a subclass of `Flow`.
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 import warnings
 from typing import Any
@@ -22,13 +19,12 @@ from typing import Any
 from torch import nn
 
 from fog_a.blocks.calls import unwrapped
-from fog_a.errors import FogError, MissingDependency, UnknownAdapter, Unsupported
+from fog_a.errors import UnknownAdapter, Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.generic import GenericAdapter as GenericAdapter
 from fog_a.flows.inside import networks_inside
 from fog_a.flows.network import arguments
-
-GROUP = "fog_a.adapters"
+from fog_a.flows.register import adapter_names, entries, get_adapter, installed_version, purpose
 
 
 def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
@@ -85,7 +81,7 @@ def _made(kind: type, model: Any, options: dict[str, Any]) -> Flow:
         return kind(model, **options)
     except AttributeError as error:
         raise Unsupported(
-            f"{kind.__name__} cannot read a {type(model).__name__}: {error}. It is for {_reads(kind)}"
+            f"{kind.__name__} cannot read a {type(model).__name__}: {error}. It is for {purpose(kind)}"
         ) from error
 
 
@@ -129,82 +125,11 @@ def knows(model: nn.Module) -> bool:
         return False
 
 
-def adapter_names() -> list[str]:
-    """The registered adapters, and `generic`."""
-    return sorted({"generic", *_entries()})
-
-
-def get_adapter(name: str) -> type:
-    """The adapter class of a registered name, or of `"module:Class"`.
-
-    Raises:
-        UnknownAdapter: no such name, with the nearest ones.
-        MissingDependency: it does not import; the message names it.
-    """
-    if name == "generic":
-        return GenericAdapter
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise MissingDependency(f"adapter {name!r} does not import: {error!r}") from error
-    entry = _entries().get(name)
-    if entry is None:
-        near = difflib.get_close_matches(name, adapter_names(), n=2, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise UnknownAdapter(
-            f"no adapter is named {name!r}{hint} Registered: {', '.join(adapter_names())}. "
-            'A class that is not registered is given as "module:Class"'
-        )
-    try:
-        return entry.load()
-    except Exception as error:
-        raise MissingDependency(
-            f"adapter {name!r} ({entry.value}{_from(entry)}) does not import: {error!r}. Mend or uninstall that package"
-        ) from error
-
-
-def adapter_table() -> list[dict[str, str | None]]:
-    """What is known of each registered adapter.
-
-    Returns:
-        For each: `name`, what it `reads` in a line, `package`, `version` it was read at, `installed`: the package's
-        version, "on the path" for a checkout, None for neither; `problem` of one that does not import.
-
-    Nothing here imports a model's package: an adapter does so only when it must.
-    """
-    table: list[dict[str, str | None]] = []
-    for name in adapter_names():
-        row: dict[str, str | None] = dict.fromkeys(("name", "reads", "package", "version", "installed", "problem"))
-        row["name"] = name
-        try:
-            kind = get_adapter(name)
-        except FogError as error:
-            row["problem"] = str(error)
-        else:
-            package, checkout = getattr(kind, "package", None), getattr(kind, "checkout", None)
-            row["package"], row["version"] = package or checkout, getattr(kind, "version", None)
-            here = "on the path" if checkout and importlib.util.find_spec(checkout) else None
-            row["installed"] = _installed(package) or here
-            row["reads"] = _reads(kind)
-        table.append(row)
-    return table
-
-
-def _entries() -> dict[str, importlib.metadata.EntryPoint]:
-    """Registered adapters by name. Where two packages use one name, a third party's goes before ours."""
-    found = sorted(
-        importlib.metadata.entry_points(group=GROUP), key=lambda e: not e.value.startswith("fog_a_adapters.")
-    )
-    return {entry.name: entry for entry in found}
-
-
 def _matching(model: Any) -> type:
     """The registered class that says it knows this model; third parties are asked first."""
     broken = {}
-    entries = _entries()
-    for name in sorted(entries, key=lambda n: (entries[n].value.startswith("fog_a_adapters."), n)):
+    table = entries()
+    for name in sorted(table, key=lambda n: (table[n].value.startswith("fog_a_adapters."), n)):
         try:
             kind = get_adapter(name)
             if kind.matches(model):
@@ -232,26 +157,9 @@ def _unknown(model: Any, broken: dict[str, Exception]) -> str:
     return text + "".join(f" Adapter {name!r} is broken: {error}." for name, error in broken.items())
 
 
-def _from(entry: importlib.metadata.EntryPoint) -> str:
-    return f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
-
-
-def _reads(kind: type) -> str:
-    """What an adapter is for: the first line of its module's docstring, or of its own."""
-    told = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
-    return told.partition("\n")[0].rstrip(".")
-
-
-def _installed(package: str | None) -> str | None:
-    try:
-        return importlib.metadata.version(package) if package else None
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _check_version(adapter: Flow) -> None:
     package, read = adapter.package, adapter.version
-    installed = _installed(package)
+    installed = installed_version(package)
     if installed and read and installed != read:
         warnings.warn(
             f"{type(adapter).__name__} was read at {package} {read}, and {package} {installed} is installed. "

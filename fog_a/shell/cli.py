@@ -294,7 +294,7 @@ def _bundled(name: str) -> Callable[..., Any]:
 @app.command()
 def adapters() -> None:
     """List the adapters: what each one reads, of which package, at which version, and what is installed."""
-    from fog_a.flows.wrapping import adapter_table
+    from fog_a.flows.register import adapter_table
     from fog_a.shell.tree import aligned
 
     columns = ("name", "package", "version", "installed")
