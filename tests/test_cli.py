@@ -150,6 +150,17 @@ def test_blocks_names_inputs_only_where_they_tell_something() -> None:
     assert tree._needs(frozenset(), frozenset("ab")) == "–"
 
 
+def test_check_prints_its_table(shell: Shell) -> None:
+    wrapped = ("check", "--model", "nets:Net", "--batch", "nets:flow_batch", "--option", "x=x", "--option", "t=t")
+    code, out, _ = shell(*wrapped, "--samples", "8")
+    assert code == 0 and out.startswith("Net: 8 of 20 samples") and 'declared: path="linear", target="v"' in out
+    assert "Nothing fits" in out and "blocks   3 (blocks 3)" in out
+    code, out, _ = shell(*wrapped, "--option", "target=eps")
+    assert code == 0 and 'declared: path="linear", target="eps"' in out
+    code, _, err = shell("check", "--model", "nets:Net", "--batch", "nets:batch")
+    assert code == 2 and "check reads a wrapped flow, got Net" in err
+
+
 def test_blocks_takes_options(shell: Shell) -> None:
     _, out, _ = shell("blocks", *NET, "--include", "blocks.1")
     assert "blocks.1" in out and "blocks.0" not in out

@@ -430,6 +430,16 @@ def test_axes_that_do_not_fit_are_named() -> None:
             flow.tokens(h[blocks[0].name], blocks[0], flow.samples(batch))
 
 
+def test_patches_of_images_are_tokens_however_wide_they_are() -> None:
+    """Sixteen patches of 64 channels, of images of 64 pixels."""
+    flow = fog_a.wrap(Seen(), x="x_t", t="t")
+    samples = flow.samples({"x1": torch.randn(2, 1, 8, 8).double()})
+    tokens, mask = flow.tokens(torch.zeros(2, 16, 64), None, samples)  # pyright: ignore[reportArgumentType]
+    assert tokens.shape == (2, 16, 64) and mask is None
+    with pytest.raises(ShapeMismatch, match=r'fits the axes BDT, not BTD: type fog_a.wrap\(..., stream="BDT"\)'):
+        flow.tokens(torch.zeros(2, 48, 16), None, samples)  # pyright: ignore[reportArgumentType]
+
+
 MASKS = {
     "first": [lambda m: m, lambda m: m[:, None], lambda m: m[:, None].expand(-1, 4, -1)],
     "last": [lambda m: m, lambda m: m[..., None], lambda m: m[..., None].expand(-1, -1, 4)],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.aligning.center import Center
+from fog_a.aligning.schedules import TimeWeight
 from fog_a.errors import BadBatch, BadFeatures, UnknownBlock, Unsupported
 from fog_a.flows.samples import Samples
 from fog_a.teachers import CachedTeacher, LatentTeacher, ModuleTeacher
@@ -173,6 +174,31 @@ def test_the_cosine_to_other_samples_tells_what_is_learned() -> None:
         assert set(again.state_dict()) == set(reg.state_dict())
         reg.close()
     assert gaps[True] > 0.3 > gaps[False]
+
+
+def test_times_of_another_clock_are_heard_as_the_flows_own() -> None:
+    """`time_weight` gets t in [0, 1] of a network that is given 1000 (1 − t)."""
+    seen: list[Tensor] = []
+    weight = TimeWeight("hard")
+
+    class Watched(type(weight)):
+        def __call__(self, t: Tensor) -> Tensor:
+            seen.append(t)
+            return super().__call__(t)
+
+    flow = fog_a.wrap(Net(), x="x_t", t="t", time=lambda t: 1000 * (1 - t))
+    batch = {"x1": torch.randn(6, 5, 4)}
+    reg = fog_a.AGREPA(flow, LatentTeacher(4), ["blocks.1"], batch=batch, time_weight=Watched("hard"))
+    torch.manual_seed(1)
+    flow.loss(batch)
+    reg(batch)
+    torch.manual_seed(1)
+    torch.testing.assert_close(seen[0], torch.rand(6), rtol=0, atol=1e-4)
+    plain = fog_a.wrap(Net(), x="x_t", t="t")
+    reg = fog_a.AGREPA(plain, LatentTeacher(4), ["blocks.1"], batch=batch, time_weight=TimeWeight("hard"))
+    plain.module(batch["x1"], 1000 * torch.rand(6))
+    with pytest.raises(BadBatch, match=r"\[0, 1\]"):
+        reg(batch)
 
 
 def test_center_is_the_mean_so_far() -> None:

@@ -85,7 +85,8 @@ class Listening:
 
     def times(self, t: Tensor | None, count: int) -> Tensor | None:
         """The flow times of `count` samples, given or heard; None where nobody needs them and they are not known."""
-        times = self.t if t is None else torch.as_tensor(t)
+        heard = None if self.t is None else self.flow.flow_time(self.t)
+        times = heard if t is None else torch.as_tensor(t)
         if self.clock or t is not None:
             return flow_times(times, count)
         return None if times is None or times.numel() not in (1, count) else times.float().reshape(-1).expand(count)

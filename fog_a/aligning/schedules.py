@@ -115,7 +115,7 @@ def flow_times(t: Tensor | None, count: int) -> Float[Tensor, "B"]:
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise BadBatch(
             f"flow times must lie in [0, 1], 0 noise and 1 data; got {float(t.min()):g} to {float(t.max()):g}. Where "
-            "the network counts otherwise, pass them: reg(batch, t=t)"
+            "the network counts otherwise, type fog_a.wrap(..., time=lambda t: 1 - t), or pass them: reg(batch, t=t)"
         )
     return t.expand(count)
 

@@ -122,12 +122,14 @@ def check_stream(h: Tensor, x1: Float[Tensor, "B ..."], channels: str, stream: s
     axis = channel_axis(x1.ndim, channels)
     frames = math.prod(n for i, n in enumerate(x1.shape) if i not in (0, axis))
     sizes = {name: (h.shape[name.index("B")], h.shape[name.index("T")]) for name in STREAMS}
-    if sizes[stream] == (len(x1), frames):
-        return
-    fitting = [name for name in STREAMS if sizes[name] == (len(x1), frames)]
-    if x1.ndim > 3 and not fitting and frames % sizes[stream][1]:  # patches: their number divides the pixels
-        fitting = [name for name in STREAMS if sizes[name][0] == len(x1) and frames % sizes[name][1] == 0]
-    if fitting:
+    patches = x1.ndim > 3  # their number divides that of the pixels
+
+    def fits(name: str) -> bool:
+        samples, tokens = sizes[name]
+        return samples == len(x1) and (frames % tokens == 0 if patches else frames == tokens)
+
+    fitting = [name for name in STREAMS if fits(name)]
+    if fitting and not fits(stream):
         raise ShapeMismatch(
             f"the blocks give {tuple(h.shape)} for data {tuple(x1.shape)}, which fits the axes {fitting[0]}, not "
             f'{stream}: type fog_a.wrap(..., stream="{fitting[0]}"), or stream="{stream}" if it is right'

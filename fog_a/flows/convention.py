@@ -67,6 +67,11 @@ class Convention:
         if self.target not in ("v", "-v"):
             self._shares(torch.tensor([0.25, 0.5, 0.75]).reshape(-1, 1))
 
+    @property
+    def plain(self) -> bool:
+        """Whether the network is given t itself."""
+        return self.time is None and type(self.path).clock is Path.clock
+
     @cached_property
     def direction(self) -> int:
         """1 where the network's time runs from noise to data, −1 where it runs from data to noise."""
@@ -93,7 +98,9 @@ class Convention:
         right = torch.searchsorted(ticks, value).clamp(1, GRID - 1)
         low, high = ticks[right - 1], ticks[right]
         part = ((value - low) / (high - low).clamp(min=1e-12)).clamp(-1e6, 1e6)
-        return (grid[right - 1] + part * (grid[right] - grid[right - 1])).to(tau.device, torch.float32)
+        t = grid[right - 1] + part * (grid[right] - grid[right - 1])
+        t = torch.where((t > -1e-4) & (t < 1 + 1e-4), t.clamp(0, 1), t)  # what rounding may have moved
+        return t.to(tau.device, torch.float32)
 
     def predicted(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t, and what the network must predict, for t of shape (B, 1, …)."""

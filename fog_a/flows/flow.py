@@ -109,6 +109,10 @@ class Flow(abc.ABC):
             "the adapter: see docs/write-an-adapter.md"
         )
 
+    def flow_time(self, tau: Tensor) -> Tensor:
+        """The t in [0, 1] of what the network's argument `t` holds; by default it holds t itself."""
+        return tau
+
     @property
     def modules(self) -> list[nn.Module]:
         """The network, and the model around it where that is another module: their state is restored after a probe."""

@@ -163,9 +163,9 @@ class GenericAdapter(Flow):
         error = (self._call(self.model, x_t, t, cond, self.convention) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
 
-    def flow_time(self, tau: Tensor) -> Float[Tensor, "B"]:
-        """fog_a's t of the time that the network was given."""
-        return self.convention.flow_time(tau)
+    def flow_time(self, tau: Tensor) -> Tensor:
+        """The t in [0, 1] of the time that the network was given."""
+        return tau if self.convention.plain else self.convention.flow_time(tau)
 
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch

@@ -53,11 +53,12 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether no other convention fits better."""
-        return not self.fits or (self.fits[0].mean < MARGIN and not better(self.fits[0], self.fits[1:]))
+        return not self.fits or (min(self.fits[0].at) < MARGIN and not better(self.fits[0], self.fits[1:]))
 
     def __str__(self) -> str:
         width = max(map(len, self.notes))
-        notes = [f"{subject:<{width}}  {text}" for subject, text in self.notes.items()]
+        below = "\n" + " " * (width + 2)
+        notes = [f"{subject:<{width}}  {text}".replace("\n", below) for subject, text in self.notes.items()]
         return "\n".join([self.title, "", *self._table(), self.verdict, "", *notes])
 
     __repr__ = __str__
@@ -141,7 +142,7 @@ def verdict(fits: Sequence[Fit]) -> str:
         return "The adapter fixes the convention: path, target and time are those of its package."
     declared, *others = fits
     best = min(fits, key=lambda fit: fit.mean)
-    if best.mean > MARGIN:
+    if min(best.at) > MARGIN:
         return (
             f"Nothing fits: the best of {len(fits)} conventions has {best.mean:.3f} of the error of x_t. The "
             "network is untrained, or was trained on other data, or its convention is none of these."

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fog_a.errors import FogError, MissingDependency, Unsupported
+from fog_a.shell.checking import check
 from fog_a.shell.options import (
     Adapter,
     Batch,
@@ -64,6 +65,9 @@ app = typer.Typer(
     name="fog-a", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Which layers of a residual generative network drive its output.",
 )  # fmt: skip
+
+
+app.command()(check)
 
 
 @app.command()
