@@ -271,6 +271,38 @@ def test_an_adapter_gets_what_is_inside_ddp_and_compile(monkeypatch: pytest.Monk
     )
 
 
+class Holder(nn.Module):
+    """Draws noise and time itself, and gives a loss; the network is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mel, self.estimator = nn.Linear(4, 4), Timed()
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.estimator(self.mel(mel), torch.rand(len(mel))).square().mean()
+
+
+class Timed(nn.Module):
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        return noisy * t[:, None, None]
+
+
+class Pipeline:
+    def __init__(self) -> None:
+        self.transformer, self.name = Timed(), "pipeline"
+
+
+@pytest.mark.parametrize(("model", "name"), [(Holder(), "estimator"), (Pipeline(), "transformer")])
+def test_an_object_that_holds_its_network_names_it(model: Any, name: str) -> None:
+    with pytest.raises(UnknownAdapter) as error:
+        wrap(model)
+    text = str(error.value)
+    assert f'It holds .{name} (Timed): type fog_a.wrap(model.{name}, x="noisy", t="t")' in text
+    assert f'fog_a.attribute(model, batch, forward=fog_a.output_of("{name}"))' in text
+    flow = wrap(getattr(model, name), x="noisy", t="t")
+    assert flow.velocity(torch.ones(2, 3, 4), 0.5).shape == (2, 3, 4)
+
+
 # ---------------------------------------------------------------- the generic adapter
 
 
