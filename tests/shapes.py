@@ -1,4 +1,4 @@
-"""The type checker behind `pytest --jaxtyping-packages=fog_a,fog_a_adapters,shapes.checked` (`make test` names the files).
+"""The type checker behind `pytest --jaxtyping-packages=fog_a,fog_a_adapters,shapes.checked` (`make test` asks for it).
 
 jaxtyping wraps every function of those packages, binds the letters of `Float[Tensor, "B T D"]` for the length of one
 call, and asks this checker to hold arguments and results to them. Other annotations are pyright's to check; here they
