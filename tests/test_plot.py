@@ -229,6 +229,21 @@ def test_cell_borders() -> None:
     assert np.allclose(edges((0.8,)), [0.3, 1.3])
 
 
+def test_odd_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """A dollar sign begins no formula: matplotlib would fail at drawing."""
+    odd = (r"$\frac{$", r"a$b$_{", "line\nbreak", "<&>")
+    values = np.random.default_rng(0).random((32, 2, 4))
+    scores = Scores(values, odd, times=(0.2, 0.8), domains=(odd[0], odd[1]) * 16)
+    storage = Scores(values, odd, times=(0.2, 0.8), domains=(odd[0], odd[1]) * 16, kind="storage")
+    figures = [
+        plot_scores(scores, labels="name", heading=odd[0]), plot_curves(scores), plot_curves(scores, along="depth"),
+        plot_scd(storage, scores, heading=odd[1]), plot_scatter(storage, scores),
+        plot_training({odd[0]: ([0, 1], [1.0, 0.5])}, value=odd[1]), plot_stability({1: scores, 2: storage}, k=2),
+    ]  # fmt: skip
+    for figure in figures:
+        figure.savefig(tmp_path / "x.png")
+
+
 def test_scores_plot_is_plot_scores(tmp_path: Path) -> None:
     make().plot(k=2).savefig(tmp_path / "foga.png")
     assert (tmp_path / "foga.png").read_bytes().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pickle
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fog_a.errors import BadScores, MissingDependency, ShapeMismatch
+from fog_a.errors import BadArgument, BadScores, MissingDependency, ShapeMismatch
+from fog_a.scores.plots import plot_scores
 from fog_a.scores.scores import Doubtful, Scores
+from fog_a.scores.select import select
 
 TIMES = (0.125, 0.375, 0.625, 0.875)
 LAYERS = tuple(f"blocks.{i}" for i in range(5))
@@ -208,6 +211,94 @@ def test_concat_keeps_domains_and_refuses_strangers() -> None:
         a.concat(make(info={"signature": {"class": "Other"}}))
 
 
+# The same clip twice is one clip
+
+
+def test_the_same_clip_twice_counts_once() -> None:
+    names = tuple(f"clip{i}" for i in range(40))
+    once = make(ids=names)
+    for twice in (once.concat(once), once.concat(once, once)):
+        assert twice.ranking().n == 40 and np.allclose(twice.mean(), once.mean())
+        assert np.allclose(twice.interval(), once.interval()) and twice.top_probability(3) == once.top_probability(3)
+    cycled = Scores(
+        np.concatenate([once.values, once.values[:8]]), LAYERS, times=TIMES, domains=once.domains + once.domains[:8],
+        ids=names + names[:8],
+    )  # fmt: skip
+    assert np.allclose(cycled.mean(), once.mean()) and "48 samples × 4 times" in repr(cycled)
+    assert "24 samples of 20 groups" in cycled.table()
+    verdict = once.concat(*[once] * 20).verdicts(2)["speech"]
+    assert not verdict and "20 complete samples" in verdict.reason
+
+
+def test_crops_of_a_clip_are_resampled_together() -> None:
+    """Sixteen crops of each of 20 clips that differ: the crops say nothing more of other clips."""
+    rng = np.random.default_rng(0)
+    clips = rng.gamma(9.0, MEANS / 9.0, size=(20, 1, 5))
+    crops = np.repeat(clips, 16, 0) + rng.normal(0.0, 1e-4, size=(320, 1, 5))
+    groups = tuple(f"clip{i // 16}" for i in range(320))
+    by_group, naive = Scores(crops, LAYERS, groups=groups), Scores(crops, LAYERS)
+    assert np.allclose(by_group.interval(), Scores(clips, LAYERS).interval(), rtol=0.05)
+    assert (np.diff(by_group.interval()) > 2 * np.diff(naive.interval())).all()
+    with pytest.warns(Doubtful, match="2 independent groups: intervals cannot promise their level below 16"):
+        Scores(crops[:32], LAYERS, groups=groups[:32]).interval()
+
+
+def test_groups_are_kept(tmp_path: Path) -> None:
+    scores = make(groups=[f"clip{i // 4}" for i in range(40)])
+    scores.save(tmp_path / "s.json")
+    back = Scores.load(tmp_path / "s.json")
+    assert back == scores and back.groups[4] == "clip1" and back != make()
+    assert scores.only("speech").groups == scores.groups[1::2]
+    with pytest.raises(ShapeMismatch, match="2 groups"):
+        make(groups=("a", "b"))
+
+
+def test_samples_without_names_are_others_unless_they_are_the_same() -> None:
+    a, b = make(), Scores(make().values + 0.01, LAYERS, times=TIMES, domains=make().domains)
+    assert a.concat(b).ranking().n == 80 and a.concat(b).ids[40] == "40"
+    assert a.concat(a).ranking().n == 40
+
+
+def test_another_checkpoint_is_refused() -> None:
+    a, b = (make(info={"signature": {"class": "Net", "weights": mark}}) for mark in ("a", "b"))
+    with pytest.raises(ShapeMismatch, match=r"two checkpoints of a model .* Compare them: a.agreement\(b\)"):
+        a.concat(b)
+    assert a.agreement(b, 3).overlap == 1.0
+
+
+def test_values_missing_for_their_size_are_said() -> None:
+    """Where large values overflow, what is left covers the true mean in a quarter of cases: it must be said."""
+    values = np.array(make().values)
+    values[values > 0.2] = np.inf
+    scores = Scores(values, LAYERS, times=TIMES)
+    with pytest.warns(Doubtful, match=r"are missing .* If they were too large to measure, these means are too low"):
+        scores.interval()
+    assert "too large to measure" in str(scores.top(1).hint) and "too large to measure" in scores.table()
+    apart = Scores(values, LAYERS, times=TIMES, info={"unmeasured": True})  # not measured by design
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apart.interval()
+
+
+@pytest.mark.parametrize("k", ["3", 2.5, None])
+def test_k_must_be_whole(k: Any) -> None:
+    with pytest.raises(BadArgument, match="expected a whole number of layers"):
+        make().top(k)
+    assert make().top(np.int64(2)).names == make().top(2).names
+
+
+@pytest.mark.parametrize("use", [select, plot_scores, lambda x: make().agreement(x, 1)])
+@pytest.mark.parametrize("odd", [[0.1, 0.2], {"a": 1}])
+def test_a_list_is_no_scores(use: Any, odd: Any) -> None:
+    with pytest.raises(BadArgument, match=r"expected Scores, got a (list|dict). Type attribute\(model, batch\)"):
+        use(odd)
+
+
+def test_times_that_are_no_numbers() -> None:
+    with pytest.raises(ShapeMismatch, match="expected finite numbers"):
+        make(times=(0.1, float("nan"), 0.3, 0.4))
+
+
 def test_table_and_repr_read_well() -> None:
     text = make().table(2)
     assert text.count("\n\n") == 1 and "contribution · sound · 20 samples × 4 times" in text
@@ -329,6 +420,22 @@ def test_csv_long(tmp_path: Path) -> None:
     values = np.array([float(r["value"]) for r in rows], dtype=np.float32).reshape(20, 4, 5)
     assert np.array_equal(values, scores.values)
     assert rows[5]["time"] == "0.375" and rows[6]["layer"] == "blocks.1" and rows[20]["domain"] == "speech"
+
+
+def test_csv_cells_are_no_formulas(tmp_path: Path) -> None:
+    names = ("=1+1", "+a", "-b", "@c", " =d", "e=f")
+    Scores(np.ones((6, 1)), ("=cmd|' /C calc'!A0",), ids=names).to_csv(tmp_path / "s.csv")
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [r["id"] for r in rows] == ["'=1+1", "'+a", "'-b", "'@c", "' =d", "e=f"]
+    assert rows[0]["layer"].startswith("'=") and rows[0]["value"] == "1.0"
+
+
+def test_a_million_rows_in_ten_seconds(tmp_path: Path) -> None:
+    scores = Scores(np.random.default_rng(0).random((10_000, 10, 10)), tuple("abcdefghij"), times=tuple(range(10)))
+    start = time.process_time()
+    scores.to_csv(tmp_path / "s.csv")
+    scores.table(3)
+    assert time.process_time() - start < 10
 
 
 def test_csv_release(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fog_a.errors import BadOutput, BadScores, ShapeMismatch, UnknownBlock
+from fog_a.errors import BadArgument, BadOutput, BadScores, ShapeMismatch, UnknownBlock
 from fog_a.scores.scores import Scores
 from fog_a.scores.select import select
 from fog_a.scores.selection import Selection
@@ -140,3 +140,22 @@ def test_layers_named_by_hand() -> None:
     assert Selection.of({"a": "blocks.1"}, ["a"], 0.5) == Selection.fixed({"a": ["blocks.1"]})
     assert Selection.of(None, ["a"], 0.5) is None and "named by hand" in str(s)
     assert Selection.fixed(["blocks.7"]).weights("whatever") == {"blocks.7": 0.5}
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf"), -1.0, "much"])
+def test_weights_are_finite_and_not_negative(total: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadArgument, match="expected a finite number ≥ 0, the sum of a domain's weights"):
+        select(scores([[0.4, 0.3]]), 1, total=total)
+    with pytest.raises(BadArgument, match="expected a finite number ≥ 0"):
+        Selection.fixed(["a"], total=total)
+    for bad in ("NaN", "Infinity", "-0.5"):
+        text = Selection.fixed(["a"], total=0.25).model_dump_json().replace('"weight":0.25', f'"weight":{bad}')
+        (tmp_path / "s.json").write_text(text)
+        with pytest.raises(BadScores, match=r"is no selection: domains\.all\.0\.weight"):
+            Selection.load(tmp_path / "s.json")
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path, tmp_path / ("n" * 300)):
+        with pytest.raises(BadScores, match=r"cannot read .* Give the path of a selection"):
+            Selection.load(path)

@@ -7,10 +7,10 @@ again. A group's samples are averaged first, so that a clip counts once however 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -19,29 +19,7 @@ from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import statistics
 from fog_a.scores.settling import Verdict, settled
 from fog_a.scores.statistics import FEW, Agreement, Array
-
-
-class RankedLayer(NamedTuple):
-    """One layer of a ranking: its name, mean score, and (low, high) interval."""
-
-    layer: str
-    mean: float
-    interval: tuple[float, float]
-
-
-class Top(tuple[RankedLayer, ...]):
-    """The best layers, best first. `hint` says what the reader should doubt, or is None."""
-
-    hint: str | None
-
-    def __new__(cls, ranked: Iterable[RankedLayer], hint: str | None = None) -> Top:
-        self = super().__new__(cls, ranked)
-        self.hint = hint
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(r.layer for r in self)
+from fog_a.scores.top import RankedLayer, Top
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,12 +202,17 @@ class Ranked(Protocol):
     def ranking(self, domain: str | None = None) -> Ranking: ...
 
 
-def rankings(scores: Ranked, domain: str | None = None) -> list[Ranking]:
-    """The ranking of each domain, or of the only one asked for. Raises BadArgument for what are no Scores."""
+def check_scores(scores: Any) -> None:
+    """Raises BadArgument for what are no Scores."""
     if not hasattr(scores, "ranking"):
         raise BadArgument(
             f"expected Scores, got a {type(scores).__name__}. Type attribute(model, batch), or Scores.load(path)"
         )
+
+
+def rankings(scores: Ranked, domain: str | None = None) -> list[Ranking]:
+    """The ranking of each domain, or of the only one asked for. Raises BadArgument for what are no Scores."""
+    check_scores(scores)
     return [scores.ranking(d) for d in (scores.domain_names if domain is None else (domain,))]
 
 

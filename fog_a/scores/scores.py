@@ -2,10 +2,8 @@
 
     FoG-A_k = E_{x,t,c}[ ‖v^{\\k} − v‖₂ / (‖v‖₂ + ε) ]     (Eq. 9)
 
-is a mean over samples and times. The single values are kept, so that every mean comes with an error bar: samples are
-the independent draws, times are not; hence a sample's values are averaged over times first, and whole samples are
-resampled (scores/statistics.py). A value that is not finite (an ablation that gave NaN or inf) is NaN here, shown as
-missing and never averaged in.
+is a mean over samples and times. The single values are kept, so that every mean comes with an error bar
+(scores/ranking.py). A value that is not finite is NaN here: shown as missing, never averaged in.
 """
 
 from __future__ import annotations
@@ -23,9 +21,10 @@ from fog_a.errors import BadArgument, BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
 from fog_a.scores import text as score_text
 from fog_a.scores.joining import joined
-from fog_a.scores.ranking import Ranking, Top, rankings
+from fog_a.scores.ranking import Ranking, check_scores, rankings
 from fog_a.scores.settling import Verdict
 from fog_a.scores.statistics import Agreement, Array, finite_mean
+from fog_a.scores.top import Top
 
 if TYPE_CHECKING:
     import pandas
@@ -85,8 +84,8 @@ class Scores:
             "times": None if self.times is None else tuple(float(t) for t in self.times),
             "domains": tuple(self.domains) or ("all",) * count,
             "ids": ids,
-            "info": dict(self.info),
             "groups": tuple(str(g) for g in self.groups) or ids,
+            "info": dict(self.info),
         }
         for name, value in tidy.items():
             object.__setattr__(self, name, value)
@@ -98,8 +97,6 @@ class Scores:
             )
         if not np.isfinite(self.times or ()).all():
             raise ShapeMismatch(f"times = {self.times}: expected finite numbers, e.g. (0.25, 0.75)")
-
-    # What is inside
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -139,8 +136,6 @@ class Scores:
             values = np.stack([finite_mean(values[r]) for r in rows.values()])
         strata = tuple(d for d, _ in rows) if domain is None else None
         return Ranking(domain or "all", self.kind, self.layers, self.times, values, strata, len(part.ids), self.info)
-
-    # Means and how sure they are: each of one ranking
 
     def mean(self, domain: str | None = None) -> Float[Array, " L"]:
         """Mean score per layer over times, then samples: Eq. 9's expectation. NaN for a layer without a value."""
@@ -193,16 +188,14 @@ class Scores:
 
     def agreement(self, other: Scores, k: int = 3, domain: str | None = None) -> Agreement:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""
-        return self.ranking(domain).agreement(rankings(other, domain)[0] if domain else other.ranking(), k)
-
-    # Putting together, showing, keeping
+        check_scores(other)
+        return self.ranking(domain).agreement(other.ranking(domain), k)
 
     def concat(self, *others: Scores) -> Scores:
         """These samples and the others', of the same layers and times. `info` is the first one's.
 
-        A clip that several hold still counts once, because its samples are of one group. Samples without ids are other
-        samples, unless their values are the same. Raises ShapeMismatch where layers, times, kinds, models or their
-        weights differ.
+        A clip that several hold still counts once. Samples without ids are other samples, unless their values are the
+        same. Raises ShapeMismatch where layers, times, kinds, models or their weights differ.
         """
         for other in others:
             if not isinstance(other, Scores):
