@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -410,3 +411,29 @@ def test_the_installed_command(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_version_and_short_help(shell: Shell) -> None:
+    assert shell("--version").out.startswith("fog-a 0.")
+    assert "--how" in shell("attribute", "-h").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "1", "--seed", "2"], r"--seed is given 2 times: give it once"),
+        (["--how", "loop", "--rows", "8"], r"--rows is an option of --how shared, not of --how loop"),
+        (["--how", "shared", "--projections", "8"], r"--projections is an option of --how first-order"),
+        (["--looks", "3"], r"--looks is an option of --until settled: type --until settled as well"),
+    ],
+)
+def test_options_that_exclude_each_other(shell: Shell, words: list[str], message: str) -> None:
+    done = shell("attribute", *NET, *words)
+    assert done.code == 2 and re.search(message, done.err), done.err
+
+
+def test_a_pickle_is_refused_without_advice_to_load_it(shell: Shell) -> None:
+    torch.save({"x": Path("x")}, "evil.pt")
+    done = shell("blocks", "--model", "nets:Net", "--batch", "evil.pt")
+    assert done.code == 2 and "cannot be read without running code in it" in done.err
+    assert "weights_only" not in done.err and "add_safe_globals" not in done.err

@@ -76,6 +76,7 @@ class Measurement:
     values: list[Values] = field(default_factory=list)  # one (S, J, L) for each batch
     ids: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     story: Story = field(default_factory=Story)
 
     def measure(self, batch: Any) -> None:
@@ -99,6 +100,7 @@ class Measurement:
         self.values.append(np.stack(columns, axis=1))
         samples = self.flow.samples_of(batch, (len(columns[0]),), len(self.ids))
         self.ids += samples.ids
+        self.groups += samples.groups
         self.domains += samples.domains
 
     def _begin(self, case: Case) -> Cells:
@@ -176,7 +178,8 @@ class Measurement:
         if verdicts is not None:
             info["settled"] = {d: dict(holds=bool(v), reason=v.reason, look=v.look) for d, v in verdicts.items()}
         values = np.concatenate(self.values)
-        return Scores(values, self.blocks.names, axis, tuple(self.domains), tuple(self.ids), "contribution", info)
+        rows = {"domains": tuple(self.domains), "ids": tuple(self.ids), "groups": tuple(self.groups)}
+        return Scores(values, self.blocks.names, axis, kind="contribution", info=info, **rows)
 
     def _info(self) -> dict[str, Any]:
         """What is needed to repeat the measurement."""
@@ -188,7 +191,8 @@ class Measurement:
             "gate": self.gate, "level": self.level, "seed": self.seed, "eps": EPS,
             "noise_floor": self.story.noise, "notes": list(self.story.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
-            "signature": signature(self.blocks.model, self.blocks),
+            "signature": signature(self.blocks.model, self.blocks)
+            | ({} if self._sharded else {"weights": weights_mark(self.blocks.model)}),
             "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         }  # fmt: skip
 

@@ -12,6 +12,7 @@ from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock
 from fog_a.flows.batches import call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow, Forward, Override, reference, timeless
+from fog_a.flows.noise import row_marks
 from fog_a.flows.outputs import measured
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import knows
@@ -73,7 +74,9 @@ class BareFlow(Flow):
             raise BadBatch("a bare module's batch cannot be divided: wrap the model, or give it in smaller batches")
 
         ids = tuple(str(start + i) for i in range(shape[0]))
-        return Samples(ids=ids, domains=("all",) * len(ids), rows=rows)
+        return Samples(
+            ids=ids, domains=("all",) * len(ids), rows=rows, groups=row_marks(model_tensors(batch), len(ids))
+        )
 
     def _called(self, batch: Any) -> Any:
         """The module's output; where it cannot be called and an adapter knows it, the error says so."""

@@ -79,7 +79,7 @@ def samples_from(
     ids = batch.get("ids")
     given = named(batch) if callable(named) else batch.get("domains", named or "all")
     domains = [given] * len(x1) if isinstance(given, str) else given
-    for what, names in (("ids", ids), ("domains", domains)):
+    for what, names in (("ids", ids), ("domains", domains), ("groups", batch.get("groups"))):
         if names is not None and len(names) != len(x1):
             raise BadBatch(f"one of {what} per sample: expected {len(x1)}, got {len(names)}")
     return Samples(
@@ -90,6 +90,7 @@ def samples_from(
         rate=batch.get("rate"),
         lengths=batch.get("audio_lengths"),
         mask=mask,
+        groups=tuple(map(str, batch.get("groups", ()))),
     )
 
 

@@ -38,6 +38,16 @@ def content_ids(x: Tensor, lengths: Sequence[int] | None = None, axis: int = 1) 
     return tuple(names)
 
 
+def row_marks(tensors: Sequence[Tensor], count: int) -> tuple[str, ...]:
+    """A fingerprint of each of `count` samples, of all tensors that have as many rows; () where none has.
+
+    >>> row_marks([torch.ones(2, 3), torch.arange(5)], 2) == row_marks([torch.ones(2, 3)], 2)
+    True
+    """
+    plain = [t for t in tensors if t.layout is torch.strided and not t.is_nested and t.device.type != "meta"]
+    return tuple(map("/".join, zip(*(content_ids(t) for t in plain if t.ndim and len(t) == count), strict=True)))
+
+
 def noise(
     like: Float[Tensor, "B ..."],
     ids: Sequence[str],

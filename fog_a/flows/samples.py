@@ -34,6 +34,8 @@ class Samples:
         lengths: valid audio samples of each, or None: all.
         mask: True where v counts, broadcastable to v, or None: everywhere.
         rows: gives a smaller batch of the same kind, of the samples at these indices.
+        groups: the clip, or whatever else is drawn at once, that each sample belongs to; its id where nothing is said.
+            Several crops of one clip are one group: scores average them first and resample whole groups.
     """
 
     ids: tuple[str, ...]
@@ -43,6 +45,10 @@ class Samples:
     rate: int | None = None
     lengths: Tensor | None = None
     mask: Bool[Tensor, "B ..."] | None = None
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", self.groups or self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)

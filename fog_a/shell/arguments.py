@@ -125,7 +125,11 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 
 def _read(path: Path, what: str) -> Any:
     """Tensors from a file; nothing in it is run."""
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError) as error:  # too long, a looping link, a null character
+        raise BadArgument(f"{what} {path}: is no path ({error})") from error
+    if not exists:
         raise BadArgument(f"{what} {path}: there is no such file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -137,11 +141,10 @@ def _read(path: Path, what: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadArgument(
-            f"{what} {path}: cannot be read without running code in it, or is damaged ({said[0]}). "
+        raise BadArgument(  # torch's message advises to load it unsafely: not quoted
+            f"{what} {path}: cannot be read without running code in it, or is damaged ({type(error).__name__}). "
             "Keep plain tensors in it: torch.save({'x': x, 't': t}, path); or give a factory, module:function"
-        ) from error
+        ) from None
 
 
 def batch(spec: str, device: str = "cpu") -> Any:
@@ -180,3 +183,29 @@ def times(text: str | None) -> int | list[float] | None:
         return int(text) if text.strip().isdigit() else [float(t) for t in text.split(",")]
     except ValueError:
         raise BadArgument(f"--times {text!r}: expected a number of midpoints (8) or a list (0.2,0.5,0.8)") from None
+
+
+def how(name: str, *, rows: int | None, memory: str | None, projections: int | None) -> Any:
+    """`how=` of attribute. Raises BadArgument for an option of another way."""
+    import fog_a
+
+    options = {"rows": rows, "memory": memory, "projections": projections}
+    takes = {"shared": ("rows", "memory"), "first-order": ("projections",)}.get(name, ())
+    if name == "auto" and (rows is not None or memory is not None):
+        name, takes = "shared", ("rows", "memory")
+    wanted = {option: value for option, value in options.items() if value is not None}
+    for option in wanted.keys() - set(takes):
+        way = "first-order" if option == "projections" else "shared"
+        raise BadArgument(f"--{option} is an option of --how {way}, not of --how {name}")
+    ways = {"shared": fog_a.Shared, "first-order": fog_a.FirstOrder, "nnsight": fog_a.NNsight}
+    return ways[name](**wanted) if name in ways else name
+
+
+def until(name: str | None, *, k: int, confidence: float | None, looks: int | None) -> Any:
+    """`until=` of attribute. Raises BadArgument for its options where it is not asked for."""
+    import fog_a
+
+    wanted = {key: value for key, value in {"confidence": confidence, "looks": looks}.items() if value is not None}
+    if name is None and wanted:
+        raise BadArgument(f"--{next(iter(wanted))} is an option of --until settled: type --until settled as well")
+    return None if name is None else fog_a.Settled(k=k, **wanted)

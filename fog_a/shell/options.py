@@ -16,11 +16,20 @@ class Level(StrEnum):
     branch = "branch"
 
 
-class Way(StrEnum):
-    """How scores are got."""
+class How(StrEnum):
+    """How ablations are run."""
 
-    exact = "exact"
-    first_order = "first_order"
+    auto = "auto"
+    loop = "loop"
+    shared = "shared"
+    first_order = "first-order"
+    nnsight = "nnsight"
+
+
+class Until(StrEnum):
+    """When to stop drawing batches."""
+
+    settled = "settled"
 
 
 class Picture(StrEnum):
@@ -48,14 +57,18 @@ K = Annotated[int, typer.Option("--k", help="how many of the best layers are sho
 Files = Annotated[list[Path], typer.Argument(help="scores files (JSON)")]
 Blocked = Annotated[list[str] | None, typer.Option("--block", help="score only this block; repeatable")]
 LevelOption = Annotated[Level, typer.Option(help="whole layers, or their branches (attention, feed-forward, …)")]
-MethodOption = Annotated[Way, typer.Option(help="ablate, or estimate from a few backward passes")]
+HowOption = Annotated[How, typer.Option("--how", help="ablate (all but first-order, which estimates), and how")]
 Data = Annotated[Path | None, typer.Option(help="folder with manifest.csv; default: the packaged clips")]
 Steps = Annotated[int | None, typer.Option(help="training steps")]
 Layers = Annotated[int | None, typer.Option(help="depth of the model")]
 Dim = Annotated[int | None, typer.Option(help="width of the model")]
 Output = Annotated[str | None, typer.Option(help="module whose output is the velocity, where the model's is not")]
-MaxRows = Annotated[int | None, typer.Option(help="most rows (samples × variants) in one forward")]
-Memory = Annotated[str | None, typer.Option(help="memory beyond the plain forward, e.g. 2GiB")]
+Rows = Annotated[int | None, typer.Option(help="--how shared: most rows (samples × variants) in one forward")]
+Memory = Annotated[str | None, typer.Option(help="--how shared: memory beyond the plain forward, e.g. 2GiB")]
+Projections = Annotated[int | None, typer.Option(help="--how first-order: how many backward passes")]
+UntilOption = Annotated[Until | None, typer.Option("--until", help="draw batches until the best --k layers are sure")]
+Confidence = Annotated[float | None, typer.Option(help="--until settled: how sure, e.g. 0.95")]
+Looks = Annotated[int | None, typer.Option(help="--until settled: at most so many batches")]
 Checkpoint = Annotated[Path | None, typer.Option(help="folder that keeps finished cells, to go on after a stop")]
 PictureOut = Annotated[Path | None, typer.Option(help="picture (.png, .svg, .pdf); default: beside the first file")]
 Kind = Annotated[Picture, typer.Option("--kind", help="auto: scd for storage + contribution, else scores")]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fog_a.errors import BadArgument
+from fog_a.files import write
 from fog_a.scores.canvas import Labels
 from fog_a.scores.curves import plot_curves, plot_stability
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
@@ -14,6 +16,16 @@ from fog_a.shell.options import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def save(picture: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all. Raises NotWritten; BadArgument for an unknown kind of file."""
+    buffer = io.BytesIO()
+    try:
+        picture.savefig(buffer, format=path.suffix.removeprefix(".") or "png")
+    except ValueError as error:
+        raise BadArgument(f"--out {path}: {error}. Name it .png, .svg or .pdf") from error
+    write(path, buffer.getvalue())
 
 
 def drawn(kind: Picture, scores: list[Scores], files: list[Path], k: int, labels: Labels) -> Figure:
