@@ -73,8 +73,8 @@ def blocks(
     typer.echo(str(found.coverage))
 
 
-@app.command(cls=Once)
-def attribute(
+@app.command("attribute", cls=Once)
+def attribute_command(
     model: options.Model,
     batch: options.Batch,
     adapter: options.Adapter = None,
