@@ -48,7 +48,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "scores joined with a number": (
         lambda: attribute(Net(), tokens()).concat(3),  # pyright: ignore[reportArgumentType]
-        r"expected Scores to join, got a int",
+        r"expected Scores, got a int",
     ),
 }
 

@@ -202,12 +202,13 @@ class Ranked(Protocol):
     def ranking(self, domain: str | None = None) -> Ranking: ...
 
 
-def check_scores(scores: Any) -> None:
-    """Raises BadArgument for what are no Scores."""
+def check_scores(scores: Any) -> Any:
+    """The same Scores. Raises BadArgument for what are none."""
     if not hasattr(scores, "ranking"):
         raise BadArgument(
             f"expected Scores, got a {type(scores).__name__}. Type attribute(model, batch), or Scores.load(path)"
         )
+    return scores
 
 
 def rankings(scores: Ranked, domain: str | None = None) -> list[Ranking]:

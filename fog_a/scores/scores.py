@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from fog_a.errors import BadArgument, BadScores, ShapeMismatch
+from fog_a.errors import BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
 from fog_a.scores import text as score_text
 from fog_a.scores.joining import joined
@@ -188,8 +188,7 @@ class Scores:
 
     def agreement(self, other: Scores, k: int = 3, domain: str | None = None) -> Agreement:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""
-        check_scores(other)
-        return self.ranking(domain).agreement(other.ranking(domain), k)
+        return self.ranking(domain).agreement(check_scores(other).ranking(domain), k)
 
     def concat(self, *others: Scores) -> Scores:
         """These samples and the others', of the same layers and times. `info` is the first one's.
@@ -197,10 +196,7 @@ class Scores:
         A clip that several hold still counts once. Samples without ids are other samples, unless their values are the
         same. Raises ShapeMismatch where layers, times, kinds, models or their weights differ.
         """
-        for other in others:
-            if not isinstance(other, Scores):
-                raise BadArgument(f"expected Scores to join, got a {type(other).__name__}. Type scores.concat(more)")
-        return type(self)(**joined([p.fields() for p in (self, *others)]))
+        return type(self)(**joined([check_scores(p).fields() for p in (self, *others)]))
 
     def fields(self) -> dict[str, Any]:
         """All fields by name."""

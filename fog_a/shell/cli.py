@@ -11,7 +11,6 @@ An error of fog_a is one message and exit code 2; an exception of the model itse
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,18 +32,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fog-a {importlib.metadata.version('fog-a')}")
-        raise typer.Exit
-
-
 @app.callback()
-def fog_a_command(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and exit")
-    ] = False,
-) -> None:
+def fog_a_command(version: options.Version = False) -> None:
     """Which layers of a residual generative network drive its output."""
 
 
@@ -69,7 +58,6 @@ def blocks(
     net = arguments.model(model, adapter=adapter, options=option or (), device=device)
     found = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
     typer.echo(tree(found))
-    typer.echo(str(found.coverage))
     typer.echo(str(found.coverage))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,13 @@ class Picture(StrEnum):
     stability = "stability"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fog-a {importlib.metadata.version('fog-a')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and exit")]
 Model = Annotated[str, typer.Option(help="package.module:factory without arguments; gives an nn.Module or a Flow")]
 Batch = Annotated[str, typer.Option(help="a file of tensors (.pt, .safetensors), or module:factory")]
 Adapter = Annotated[str | None, typer.Option(help="wrap the model: a registered name, module:Class, or auto")]
