@@ -113,7 +113,8 @@ def main(arguments: list[str] | None = None) -> fog_a.Scores:
             scores = fog_a.attribute(flow, held_out)
             print(scores.table(3))
             scores.plot().savefig(options.out)
-            reg = fog_a.AGREPA(flow, ModuleTeacher(teacher, "image", layer="5", dim=256), fog_a.select(scores, k=2))
+            guide = ModuleTeacher(teacher, "image", layer="5", dim=256)
+            reg = fog_a.AGREPA(flow, guide, fog_a.select(scores, k=2), center=True)
             optimizer.add_param_group({"params": list(reg.parameters())})
         rows = torch.randint(300, len(images), (64,))
         batch = {"image": images[rows], "digit": digits[rows]}

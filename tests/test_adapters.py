@@ -382,7 +382,7 @@ def test_generic_says_what_is_wrong() -> None:
         flow.velocity({"x1": torch.zeros(2, 4), "domains": ["a", "b", "c"]}, 0.5)
     with pytest.raises(BadBatch, match=r"'x1' is torch.float64, the model's weights are torch.float32"):
         flow.velocity({"x1": torch.zeros(2, 4, dtype=torch.float64)}, 0.5)
-    with pytest.raises(ShapeMismatch, match=r"the velocity has the shape of x_t, \(2, 2, 4\); Sum gave \(2,\)"):
+    with pytest.raises(ShapeMismatch, match=r"the prediction has the shape of x_t, \(2, 2, 4\); Sum gave \(2,\)"):
         wrap(Sum(), x="x_t", t="t").velocity(torch.zeros(2, 2, 4), 0.5)
 
 
