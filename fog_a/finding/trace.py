@@ -71,6 +71,8 @@ class Call:
     nth: int
     parameters: int
     start: int = 0
+    last: int = -1
+    """The last call below it; -1: it never came to its end."""
     inputs: dict[LeafPath, int] = field(default_factory=dict)
     outputs: dict[LeafPath, int] = field(default_factory=dict)
     children: list[int] = field(default_factory=list)
@@ -106,7 +108,9 @@ class Trace:
             call = self.calls[call].parent
 
     def inside(self, call: int, outer: int) -> bool:
-        return outer in self.ancestors(call)
+        """Is the call this one or below it? Calls are numbered as they begin, so that all below one follow it."""
+        last = self.calls[outer].last
+        return outer <= call <= last if last >= 0 else outer in self.ancestors(call)
 
 
 class Recorder(TorchDispatchMode):
@@ -142,6 +146,7 @@ class Recorder(TorchDispatchMode):
             self._stack.pop()  # a call that raised and was caught by the model never left
         call = self.trace.calls[self._stack[-1]]
         call.outputs = {path: self.value_of(t) for path, t in leaves(out)}  # what was written into them, it wrote
+        call.last = len(self.trace.calls) - 1
         self._stack.pop()
         if call.opaque:
             self._fuse(call)
@@ -333,4 +338,5 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Trace:
         found = next((t for _, t in leaves(recorder.trace.result) if t.is_floating_point()), None)
         recorder.trace.output = None if found is None else recorder.value_of(found)
         recorder.trace.calls[0].outputs = {p: recorder.value_of(t) for p, t in leaves(recorder.trace.result)}
+    recorder.trace.calls[0].last = len(recorder.trace.calls) - 1
     return recorder.trace
