@@ -204,7 +204,7 @@ def main() -> None:
             right = fog_a.check(fog_a.wrap(net, x="x_t", t="t", **options), batch)
             wrong = fog_a.check(fog_a.wrap(net, x="x_t", t="t"), batch)
             following = min(fit.mean for fit in right.fits[1:])
-            said = "fits" if wrong.ok else wrong.verdict.rpartition(": ")[2]
+            said = "fits" if wrong.ok else wrong.verdict.partition(": type ")[2]
             mark = "" if right.ok else "  NOT CONFIRMED"
             print(f"{name:<44}{kind:<16}{right.fits[0].mean:7.3f}{following:7.3f}   {said}{mark}", flush=True)
 
