@@ -15,6 +15,10 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Counter, Key, hooked, named_modules
 from fog_a.blocks.gate import gate
 from fog_a.blocks.tree import leaves, replaced
+from fog_a.errors import NotResidual
+
+_MISFITS = (ArithmeticError, AssertionError, LookupError, NotResidual, RuntimeError, TypeError, ValueError)
+"""What a model raises at values that it was not made for."""
 
 Parts = Mapping[str, Sequence[tuple[Key, int]]]
 """Of each block, by name: the calls that do its work, each with how often that module runs in a forward."""
@@ -27,7 +31,9 @@ def passing(blocks: Blocks, parts: Parts, run: Callable[[], Tensor]) -> tuple[st
         with gate(blocks, 0.0):
             still = run()
         return tuple(_passing(blocks, heard, run, still))
-    except Exception:
+    except torch.OutOfMemoryError:
+        raise
+    except _MISFITS:  # where the parts give what they never gave
         return None
 
 
