@@ -142,6 +142,7 @@ class Measurement:
         def measure() -> tuple[Values, Tensor | None]:
             with preserved(*case.modules):
                 values, v = self._estimated(case) if isinstance(self.how, FirstOrder) else self._ablated(case)
+            case.close()
             bar.update()
             return values.astype(np.float32), v
 

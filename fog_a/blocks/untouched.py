@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fog_a.blocks.state import State
+
 
 @contextlib.contextmanager
 def rng(seed: int | None = None) -> Iterator[None]:
@@ -63,6 +65,7 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
     flags = [(m, m.training) for m in parts]
     params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
     buffers = [(m, name, b, None if b is None else b.clone()) for m in parts for name, b in m._buffers.items()]
+    state = State(*modules)
     try:
         with rng(seed), torch.set_grad_enabled(grad), eager():
             for m, training in flags:
@@ -70,6 +73,7 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
                     m.training = False
             yield
     finally:
+        state.restore()
         for m, training in flags:
             if m.training is not training:
                 m.training = training
@@ -91,7 +95,9 @@ def _put_back(buffers: list[tuple[nn.Module, str, Any, Any]]) -> None:
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and (a.is_meta or torch.equal(a, b))
+    if a.is_meta or a.is_nested or a.layout is not torch.strided:
+        return True  # `State` has seen to it
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.blocks.state import State
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
@@ -56,11 +57,13 @@ class Case:
         self.modules = (self.module, *(m for m in flow.modules if m is not self.module))
         self.shape: tuple[int, ...] | None = None
         self._one_number = False
-        self._inputs = [(x, x.clone(), x._version) for x in tensors if not x.is_inference()]
+        self._state: State | None = None
 
     def run(self) -> Tensor:
-        """v (B, …); a model that gives one number is one sample, (1,). The batch is restored afterwards."""
+        """v (B, …); a model that gives one number is one sample, (1,). The batch and the
+        model's state are restored afterwards."""
         forward = self.flow.override.forward
+        self._state = self._state or _remembered(self.batch, *self.modules)
         with rng(self.seed):
             try:
                 if forward is None:
@@ -71,7 +74,7 @@ class Case:
                 v = v[None] if v.ndim == 0 else v
                 v = v.clone() if self._in_batch(v) else v
             finally:
-                self._restore()
+                self._state.restore()
         self.shape = tuple(v.shape)
         return v
 
@@ -131,17 +134,20 @@ class Case:
             self.run()
         return names
 
-    def _in_batch(self, v: Tensor) -> bool:
-        """Whether v lies in the batch's own memory, which `_restore` writes to."""
-        return any(x.untyped_storage().data_ptr() == v.untyped_storage().data_ptr() for x, _, _ in self._inputs)
+    def close(self) -> None:
+        """Forget the model's state; the next run remembers it anew."""
+        self._state = None
 
-    def _restore(self) -> None:
-        """A model may write into its batch (`x += f(x)` without a stem): the next run gets it as it was."""
-        with torch.no_grad():
-            for i, (x, value, version) in enumerate(self._inputs):
-                if x._version != version:
-                    x.data.copy_(value)
-                    self._inputs[i] = (x, value, x._version)
+    def _in_batch(self, v: Tensor) -> bool:
+        """Whether v lies in the batch's own memory, which the next run finds as it was."""
+        place = v.untyped_storage().data_ptr()
+        return any(x.untyped_storage().data_ptr() == place for x in model_tensors(self.batch))
+
+
+def _remembered(*roots: Any) -> State:
+    """Their state; the measuring modes that are open around a first run do not see the copies."""
+    with torch._C._DisableTorchDispatch():
+        return State(*roots)
 
 
 def fingerprint(batch: Any) -> str:

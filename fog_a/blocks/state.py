@@ -1,0 +1,154 @@
+"""What a forward may change beside its output: buffers, caches, counters, generators of the model's own, its batch.
+
+A `State` remembers all of it once, and gives it back before the next run. Parameters are not among it, nor objects that
+hold no tensors, lists or dicts of their own: a configuration or a tokenizer stays as the model left it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MODULE = set(nn.Module().__dict__) - {"_buffers"}
+"""Attributes of a module that torch keeps: hooks, parameters, modules, the training flag."""
+_DEEPEST = 6
+
+
+class State:
+    """The state of modules and of a batch, as it is now.
+
+    >>> net = nn.BatchNorm1d(2)
+    >>> state = State(net)
+    >>> _ = net(torch.randn(3, 2))
+    >>> state.restore()
+    >>> net.running_mean.tolist(), int(net.num_batches_tracked)
+    ([0.0, 0.0], 0)
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._seen: set[int] = set()
+        self._alive: list[Any] = []  # an id is another object's once its object is gone
+        for root in roots:
+            for part in root.modules() if isinstance(root, nn.Module) else (root,):
+                self._remember(part, 0)
+
+    def restore(self) -> None:
+        """Give everything back as it was; what did not change is not written."""
+        with torch.no_grad():
+            for undo in self._undo:
+                undo()
+
+    def _remember(self, x: Any, depth: int) -> None:
+        if id(x) in self._seen or depth > _DEEPEST:
+            return
+        if isinstance(x, nn.Module):
+            if depth:
+                return  # of the model, and then met by itself; or another's
+            self._keep(x, depth, self._attributes, {k: v for k, v in x.__dict__.items() if k not in _MODULE})
+        elif isinstance(x, Tensor):
+            self._mark(x)
+            if not isinstance(x, nn.Parameter) and not x.is_meta:
+                self._undo.append(_tensor(x))
+        elif isinstance(x, torch.Generator):
+            self._mark(x)
+            self._undo.append(_generator(x))
+        elif type(x) in (list, deque):
+            self._keep(x, depth, _sequence, list(x))
+        elif isinstance(x, dict):
+            self._keep(x, depth, _mapping, dict(x))
+        elif type(x) is set:
+            self._keep(x, depth, _set, set(x))
+        elif isinstance(x, tuple):
+            for child in x:
+                self._remember(child, depth + 1)
+        elif _holds_tensors(x):
+            self._keep(x, depth, self._attributes, dict(x.__dict__))
+
+    def _mark(self, x: Any) -> None:
+        self._seen.add(id(x))
+        self._alive.append(x)
+
+    def _keep(self, x: Any, depth: int, undo: Callable[[Any, Any], Callable[[], None]], content: Any) -> None:
+        self._mark(x)
+        self._undo.append(undo(x, content))
+        for child in content.values() if isinstance(content, dict) else content:
+            self._remember(child, depth + 1)
+
+    @staticmethod
+    def _attributes(x: Any, content: dict[str, Any]) -> Callable[[], None]:
+        skip = _MODULE if isinstance(x, nn.Module) else set[str]()
+
+        def undo() -> None:
+            now = x.__dict__
+            for key in [k for k in now if k not in content and k not in skip]:
+                del now[key]
+            for key, value in content.items():
+                if now.get(key, undo) is not value:
+                    now[key] = value
+
+        return undo
+
+
+def _holds_tensors(x: Any) -> bool:
+    """Whether x is an object like a key cache: with tensors, lists or dicts, and not torch's own."""
+    held = getattr(x, "__dict__", None)
+    if not isinstance(held, dict) or isinstance(x, type) or callable(x) or type(x).__module__.split(".")[0] == "torch":
+        return False
+    return any(isinstance(v, (Tensor, list, dict)) for v in held.values())
+
+
+def _tensor(x: Tensor) -> Callable[[], None]:
+    value = x.detach().clone()
+    version = [None if x.is_inference() else x._version]
+
+    def undo() -> None:
+        if version[0] is None:
+            if x.shape != value.shape or not torch.equal(x, value):
+                with torch.inference_mode():
+                    x.copy_(value)
+        elif x._version != version[0]:
+            if x.shape != value.shape:
+                x.data = value.clone()
+            else:
+                x.data.copy_(value)
+            version[0] = x._version
+
+    return undo
+
+
+def _generator(x: torch.Generator) -> Callable[[], None]:
+    state = x.get_state()
+    return lambda: None if torch.equal(x.get_state(), state) else (x.set_state(state), None)[1]
+
+
+def _sequence(x: Any, content: list[Any]) -> Callable[[], None]:
+    def undo() -> None:
+        if len(x) != len(content) or any(a is not b for a, b in zip(x, content, strict=True)):
+            x.clear()
+            x.extend(content)
+
+    return undo
+
+
+def _mapping(x: dict[Any, Any], content: dict[Any, Any]) -> Callable[[], None]:
+    def undo() -> None:
+        if len(x) != len(content) or any(x.get(k, undo) is not v for k, v in content.items()):
+            for key in [k for k in x if k not in content]:
+                del x[key]
+            x.update(content)
+
+    return undo
+
+
+def _set(x: set[Any], content: set[Any]) -> Callable[[], None]:
+    def undo() -> None:
+        if x != content:
+            x.clear()
+            x.update(content)
+
+    return undo
