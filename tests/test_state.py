@@ -91,19 +91,15 @@ def by_hand(model: nn.Module, batch: Any) -> np.ndarray:
 
 def test_every_run_starts_from_the_same_state() -> None:
     for kind in (Drawing, Streaming, Counting):
-        for strategy in ("loop", "auto"):
+        for way in ("loop", "auto"):
             net = kind()
             before = {k: v for k, v in net.__dict__.items() if k in ("seen", "calls")}
-            got = fog_a.attribute(net, X, progress=False, **how(strategy)).mean()
-            np.testing.assert_allclose(got, by_hand(kind(), X), rtol=1e-4, err_msg=f"{kind.__name__} {strategy}")
+            got = fog_a.attribute(net, X, progress=False, how=way).mean()
+            np.testing.assert_allclose(got, by_hand(kind(), X), rtol=1e-4, err_msg=f"{kind.__name__} {way}")
             assert {k: v for k, v in net.__dict__.items() if k in ("seen", "calls")} == before
     drawn, fresh = Drawing(), Drawing()
     fog_a.attribute(drawn, X, progress=False)
     assert torch.equal(drawn(X), fresh(X)), "its generator stands where it stood"
-
-
-def how(way: str) -> dict[str, Any]:
-    return {"how" if "how" in fog_a.attribute.__code__.co_varnames else "strategy": way}
 
 
 class Cache:
@@ -127,7 +123,7 @@ def test_a_key_cache_in_the_batch() -> None:
     kept = list(cache.k)
     scores = fog_a.attribute(net, {"x": X, "cache": cache}, progress=False)
     assert all(a is b for a, b in zip(cache.k, kept, strict=True)) and np.isfinite(scores.values).all()
-    again = fog_a.attribute(net, {"x": X, "cache": cache}, progress=False, **how("loop"))
+    again = fog_a.attribute(net, {"x": X, "cache": cache}, progress=False, how="loop")
     np.testing.assert_allclose(scores.values, again.values, rtol=1e-4)
 
 
@@ -159,7 +155,7 @@ def test_a_gate_around_the_call() -> None:
     net = Net()
     with fog_a.gate(fog_a.find_blocks(net, X)[:1], 0.5):
         got = fog_a.attribute(net, X, progress=False).values
-        np.testing.assert_allclose(got, fog_a.attribute(net, X, progress=False, **how("loop")).values, rtol=1e-4)
+        np.testing.assert_allclose(got, fog_a.attribute(net, X, progress=False, how="loop").values, rtol=1e-4)
 
 
 def test_a_second_output_has_scores_of_its_own() -> None:
