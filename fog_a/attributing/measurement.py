@@ -129,7 +129,7 @@ class Measurement:
             return self.wanted, None
         blocks = find_blocks(case.flow, case.batch, level=self.level)
         if self.wanted is not None:
-            chosen = blocks.named(self.wanted)
+            chosen = blocks.named(self.wanted)  # pyright: ignore[reportArgumentType]
             if not len(chosen):
                 raise UnknownBlock(
                     "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"

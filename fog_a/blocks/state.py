@@ -16,6 +16,7 @@ from torch import Tensor, nn
 _MODULE = set(nn.Module().__dict__) - {"_buffers"}
 """Attributes of a module that torch keeps: hooks, parameters, modules, the training flag."""
 _DEEPEST = 6
+_ABSENT = object()
 
 
 class State:
@@ -88,7 +89,7 @@ class State:
             for key in [k for k in now if k not in content and k not in skip]:
                 del now[key]
             for key, value in content.items():
-                if now.get(key, undo) is not value:
+                if now.get(key, _ABSENT) is not value:
                     now[key] = value
 
         return undo
@@ -137,7 +138,7 @@ def _sequence(x: Any, content: list[Any]) -> Callable[[], None]:
 
 def _mapping(x: dict[Any, Any], content: dict[Any, Any]) -> Callable[[], None]:
     def undo() -> None:
-        if len(x) != len(content) or any(x.get(k, undo) is not v for k, v in content.items()):
+        if len(x) != len(content) or any(x.get(k, _ABSENT) is not v for k, v in content.items()):
             for key in [k for k in x if k not in content]:
                 del x[key]
             x.update(content)
