@@ -105,21 +105,19 @@ def _holds_tensors(x: Any) -> bool:
 
 def _tensor(x: Tensor) -> Callable[[], None]:
     value = x.detach().clone()
-    version = [None if x.is_inference() else x._version]
 
-    def undo() -> None:
-        if version[0] is None:
-            if x.shape != value.shape or not torch.equal(x, value):
-                with torch.inference_mode():
-                    x.copy_(value)
-        elif x._version != version[0]:
-            if x.shape != value.shape:
-                x.data = value.clone()
-            else:
-                x.data.copy_(value)
-            version[0] = x._version
+    def undo() -> None:  # by values: torch's batch norm writes its statistics without a new version
+        if x.shape != value.shape:
+            x.data = value.clone()
+        elif not _equal(x, value):
+            with torch.inference_mode(x.is_inference()):
+                (x if x.is_inference() else x.data).copy_(value)
 
     return undo
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.to_dense(), b.to_dense()) if a.layout is not torch.strided else torch.equal(a, b)
 
 
 def _generator(x: torch.Generator) -> Callable[[], None]:
