@@ -1,4 +1,4 @@
-"""Shared work is checked: what is remembered, what the batch decides, what moves between runs, what was kept on disk."""
+"""Shared work is checked: what is remembered, what the batch decides, what moves between runs, what is on disk."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def look(
         seen.decisions.gated(out)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(seen.decisions)
+        if base is None or follow:  # a smaller run decides nothing that the whole one did not
+            stack.enter_context(seen.decisions)
         stack.enter_context(hooked(case.module, before=enter, after=leave))
         stack.enter_context(at_calls(named_modules(case.module), calls, before, after))
         seen.v = case.run().clone()
