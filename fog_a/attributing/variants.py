@@ -134,6 +134,8 @@ def _keep_memory() -> None:
 
 
 def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variants:
+    if budget.rows is not None and budget.rows < 2 * case.rows:
+        raise Unshared("")  # room for the batch alone: no need to know where its samples are
     _keep_memory()
     layout, plain = layout_of(case, blocks)
     if layout.problem is not None:

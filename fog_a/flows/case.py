@@ -74,7 +74,8 @@ class Case:
                 v = v[None] if v.ndim == 0 else v
                 v = v.clone() if self._in_batch(v) else v
             finally:
-                self._state.restore()
+                with _unseen():
+                    self._state.restore()
         self.shape = tuple(v.shape)
         return v
 
@@ -108,6 +109,13 @@ class Case:
                 "be at its zero initialisation: train the model first, or check the mask"
             )
         return keep
+
+    @property
+    def rows(self) -> int:
+        """The number of samples; before the first run, the least that the batch's tensors allow for."""
+        if self.shape is not None:
+            return self.shape[0]
+        return min((len(x) for x in model_tensors(self.batch) if x.ndim), default=1)
 
     @property
     def layout(self) -> Hashable:
@@ -145,9 +153,13 @@ class Case:
 
 
 def _remembered(*roots: Any) -> State:
-    """Their state; the measuring modes that are open around a first run do not see the copies."""
-    with torch._C._DisableTorchDispatch():
+    with _unseen():
         return State(*roots)
+
+
+def _unseen() -> contextlib.AbstractContextManager[Any]:
+    """The measuring modes that are open around a run do not see the copies and comparisons of its state."""
+    return torch._C._DisableTorchDispatch()
 
 
 def fingerprint(batch: Any) -> str:
