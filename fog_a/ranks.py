@@ -39,18 +39,32 @@ def total(values: Tensor, group: Group = None) -> Tensor:
     return values
 
 
+def to_bytes(value: Any) -> Tensor:
+    """A JSON-able value as a tensor of bytes, which collectives, safetensors and weights-only loading take.
+
+    >>> from_bytes(to_bytes({"k": 3}))
+    {'k': 3}
+    """
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def from_bytes(data: Tensor) -> Any:
+    """The reverse of `to_bytes`."""
+    return json.loads(bytes(data.cpu().tolist()).decode())
+
+
 def from_first(value: Any, device: torch.device, group: Group = None) -> Any:
     """The first rank's JSON-able value, on every rank."""
     if world(group) == 1:
         return value
     source = dist.get_global_rank(group, 0) if group is not None else 0
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    data = to_bytes(value).to(device)
     size = torch.tensor([data.numel()], device=device)
     dist.broadcast(size, src=source, group=group)
     if not is_first(group):
         data = torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, src=source, group=group)
-    return json.loads(bytes(data.cpu().tolist()).decode())
+    return from_bytes(data)
 
 
 def once(compute: Callable[[], Any], device: torch.device, group: Group = None) -> Any:

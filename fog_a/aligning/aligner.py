@@ -13,9 +13,10 @@ from fog_a.aligning.listening import Listening
 from fog_a.aligning.schedules import TimeWeight
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import Targets, cosines, shuffled, taught
-from fog_a.aligning.width import self_blocks
+from fog_a.aligning.width import measured_widths, self_blocks, slot_widths
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import rng
+from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.ranks import Group, total
@@ -39,6 +40,11 @@ class Distances:
     sums: dict[str, Tensor] = field(default_factory=dict)
     cosines: dict[str, Tensor] = field(default_factory=dict)
     shuffled: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """Both mean cosines of each layer, by "domain/layer" and "domain/layer/shuffled"."""
+        return self.cosines | {f"{name}/shuffled": mean for name, mean in self.shuffled.items()}
 
     def joint_sizes(self, domains: Sequence[str], count: int, group: Group) -> tuple[dict[str, Tensor], Tensor]:
         """How many samples of each domain the joint batch has, and how many in all."""
@@ -73,10 +79,18 @@ class Aligner:
         """Domain → the block that its SelfTeacher reads."""
         self._tried: set[str] = set()
 
-    def listen(self, blocks: Blocks, layers: Sequence[str]) -> None:
-        """Hook these layers, and what SelfTeachers read, from the next forward on."""
+    def check_widths(self, batch: Any, blocks: Blocks, k: int) -> None:
+        """That there are k layers to choose among these blocks, and heads that fit them."""
+        self.slots.check(slot_widths(measured_widths(self.flow, batch, blocks), k, None)[0])
+
+    def listen(self, blocks: Blocks, selection: Selection) -> None:
+        """Hook the selected layers, and what SelfTeachers read, from the next forward on.
+
+        Raises BadScores for a selection made for another model.
+        """
+        selection.check(signature(blocks.model, blocks))
         self.block_of_teacher = self_blocks(self.teachers, blocks)
-        names = [*layers, *self.block_of_teacher.values()]
+        names = [*selection.layers, *self.block_of_teacher.values()]
         self.listening.open(blocks.named([name for name in blocks.names if name in names]))
 
     def try_out(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> None:
@@ -125,7 +139,7 @@ class Aligner:
         return out
 
     def _features_of(self, batch: Any, features: Any) -> Any:
-        """What is given in the teachers' place, if anything."""
+        """Features in the teachers' place, or None."""
         if features is not None or self.features is None:
             return features
         with rng():

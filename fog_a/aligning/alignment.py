@@ -5,41 +5,32 @@
 m are the domains, S_m and λ the selection (Eq. 10–11), φ_{m,k} one small head per layer and domain, which reads the
 layer's output h_k, T_m the domain's teacher. The mean is over the domain's samples in the joint batch of all ranks;
 domains are summed.
-
-A training goes through these states:
-
-    probing    nothing is chosen yet: the warm-up measures the layers now and then
-    finding    the layers are chosen by name, and the next call looks for their blocks on its batch
-    aligning   the blocks are listened to, and the term is Eq. 12
-    over       the schedule has ended
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fog_a.aligning.aligner import Aligner
+from fog_a.aligning.course import Course, State
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import RecipeOptions, recipe
-from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import merged
 from fog_a.aligning.warmup import Probe, Warmup, contribution
-from fog_a.aligning.width import head_sizes, measured_widths, slot_widths
+from fog_a.aligning.width import head_sizes
 from fog_a.blocks.block import Blocks
-from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
-from fog_a.ranks import Group, inside_ddp, world
+from fog_a.ranks import Group, from_bytes, inside_ddp, to_bytes, world
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
@@ -56,8 +47,8 @@ class AGREPA(nn.Module):
 
     Args:
         flow: a wrapped model (`fog_a.wrap`), or a model that `wrap` knows.
-        teachers: domain → Teacher, or one teacher for all samples. An int stands for features of that width that are
-            given at each call; None leaves a domain out.
+        teachers: domain → Teacher, or one teacher for all samples. An int is the width of features that you
+            pass at each call; None leaves a domain out.
         selection: the layers: a Selection, layer names, or domain → layer names. None: the first `warmup` steps are
             probed, then it chooses by itself.
         batch: one batch of the training, on which blocks and widths are measured now. Without it the heads are built
@@ -101,14 +92,10 @@ class AGREPA(nn.Module):
         self.teachers: dict[str, Any] = {"all": teachers} if self._merge else dict(teachers)
         self.domains = tuple(d for d, teacher in self.teachers.items() if teacher is not None)
         check_teachers(self.teachers)
-        names = blocks.names if isinstance(blocks, Blocks) else blocks
         self._group = group
-        self._warmup = Warmup(self.flow, self.recipe, self.domains, names, group, probe)
-        self._plateau = Plateau(self.recipe.schedule)
-        self._calls = self._aligned = 0
+        self._warmup = Warmup(self.flow, self.recipe, self.domains, blocks, group, probe)
+        self._course = Course(self.recipe, Selection.of(selection, self.domains, self.recipe.total))
         self._last: dict[str, Tensor] = {}
-        self.selection: Selection | None = Selection.of(selection, self.domains, self.recipe.total)
-        """The layers that are aligned; None before the choice."""
         layers = None if self.selection is None else {d: list(self.selection.weights(d)) for d in self.domains}
         candidates = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
@@ -124,16 +111,17 @@ class AGREPA(nn.Module):
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
-        return self._calls // self.recipe.accumulation
+        return self._course.step
 
     @property
-    def state(self) -> Literal["probing", "finding", "aligning", "over"]:
-        """What the next call does: see the head of this module."""
-        if self.selection is None:
-            return "probing"
-        if self.weight == 0:
-            return "over"
-        return "finding" if self._listening.blocks is None else "aligning"
+    def selection(self) -> Selection | None:
+        """The layers that are aligned; None before the choice."""
+        return self._course.selection
+
+    @property
+    def state(self) -> State:
+        """What the next call does: see `fog_a.aligning.course`."""
+        return self._course.state_of(listening=self._listening.blocks is not None)
 
     @property
     def scores(self) -> Scores | None:
@@ -143,9 +131,7 @@ class AGREPA(nn.Module):
     @property
     def weight(self) -> float:
         """The schedule's factor at the next call; 0 before the choice."""
-        if self.selection is None or self._plateau.reached:
-            return 0.0
-        return self.recipe.schedule(self._aligned // self.recipe.accumulation)
+        return self._course.weight
 
     def metrics(self) -> dict[str, float]:
         """Scalars of the last call for any logger: the loss, the weight, probes so far, each layer's mean cosine.
@@ -159,7 +145,7 @@ class AGREPA(nn.Module):
 
     def accumulate(self, calls: int) -> None:
         """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
-        self.recipe = self.recipe.model_copy(update={"accumulation": calls})
+        self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
 
     def open(self) -> None:
         """Listen again after `close`."""
@@ -188,15 +174,16 @@ class AGREPA(nn.Module):
         samples = self.flow.samples(batch)
         samples = merged(samples) if self._merge else samples
         state = self.state
-        if state == "probing" and not self._calls:
-            self._check(batch)
+        if state == "probing" and not self._course.calls:
+            self._warmup.refuse_sharded()
+            self._aligner.check_widths(batch, self._warmup.blocks(batch), self.recipe.k)
         if state == "aligning":
             with torch.autocast(term.device.type, enabled=False):
                 term = self._align(batch, samples, features, t)
         elif state != "over":
             self._aligner.try_out(batch, samples, features, t)
         if state == "finding":
-            log.info("fog_a: the blocks are found now; alignment starts with the next step (batch= starts it at once)")
+            log.info("fog_a: the chosen blocks are hooked; alignment starts with the next step (with batch=: at once)")
             self._listen(batch)
         self._listening.clear()
         self._advance(batch, samples)
@@ -220,59 +207,44 @@ class AGREPA(nn.Module):
         sizes, count = far.joint_sizes(self.domains, len(samples), self._group)
         scale = self.weight * world(self._group)
         loss = far.zero + scale * self.reduce(far.sums, sizes, count) if far.sums else far.zero
-        means = far.cosines | {f"{name}/shuffled": mean for name, mean in far.shuffled.items()}
-        self._last = {f"ag_repa/{name}": mean for name, mean in means.items()} | {"ag_repa/loss": loss.detach()}
+        self._last = {f"ag_repa/{name}": mean for name, mean in far.means.items()} | {"ag_repa/loss": loss.detach()}
         if self.recipe.schedule.kind == "saturated":  # for that one alone: reading the mean waits for the device
-            self._plateau.update(far.similarity(sizes, self.slots.bound, self._group))
-        self._aligned += 1
+            self._course.plateau.update(far.similarity(sizes, self.slots.bound, self._group))
+        self._course.aligned += 1
         self.slots.watch(self.recipe.accumulation)
         return loss
 
     def _advance(self, batch: Any, samples: Samples) -> None:
         """Count the call; after a whole optimizer step, probe and choose when it is time."""
-        self._calls += 1
-        first = self.selection is None
-        if self._calls % self.recipe.accumulation or not (first or self.recipe.refresh):
+        self._course.calls += 1
+        if not self._course.choice_is_possible():
             return
-        chosen = self._warmup.advance(self.step, batch, samples, first=first)
+        chosen = self._warmup.advance(self.step, batch, samples, first=self.selection is None)
         if chosen is not None:
             self.slots.bind(chosen, self.domains)
-            self.selection = chosen
+            self._course.selection = chosen
             self._listen(batch)
-
-    def _check(self, batch: Any) -> None:
-        """That there are layers to choose, and heads that fit them."""
-        self._warmup.refuse_sharded()
-        table = measured_widths(self.flow, batch, self._warmup.blocks(batch))
-        self.slots.check(slot_widths(table, self.recipe.k, None)[0])
 
     def _listen(self, batch: Any) -> None:
         """Find the chosen layers' blocks and hook them, from the next forward on."""
         assert self.selection is not None
-        blocks = self._warmup.blocks(batch)
-        self.selection.check(signature(blocks.model, blocks))
-        self._aligner.listen(blocks, self.selection.layers)
+        self._aligner.listen(self._warmup.blocks(batch), self.selection)
 
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""
         state = {
-            "calls": self._calls,
-            "aligned": self._aligned,
-            "selection": None if self.selection is None else self.selection.model_dump(mode="json"),
+            "course": self._course.state(),
             "bound": self.slots.bound,
             "block of teacher": self._aligner.block_of_teacher,
             "blocks": self._listening.state(),
             "warmup": self._warmup.state(),
-            "plateau": self._plateau.state(),
         }
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+        return to_bytes(state)
 
     def set_extra_state(self, state: Tensor) -> None:
         """The reverse: goes on where it was, also in the middle of the warm-up."""
-        saved = json.loads(bytes(state.cpu().tolist()).decode())
+        saved = from_bytes(state)
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
-        self._calls, self._aligned = saved["calls"], saved["aligned"]
-        self.selection = None if saved["selection"] is None else Selection.model_validate(saved["selection"])
+        self._course.restore(saved["course"])
         self.slots.bound, self._aligner.block_of_teacher = saved["bound"], saved["block of teacher"]
         self._warmup.restore(saved["warmup"])
-        self._plateau.restore(saved["plateau"])

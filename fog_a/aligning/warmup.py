@@ -69,7 +69,7 @@ class Warmup:
         flow: what is probed.
         recipe: the options.
         domains: those that are to be probed.
-        candidates: names of the blocks that may be chosen; None: the main ones.
+        candidates: the blocks that may be chosen, as `Blocks` or names; None: the main ones.
         group: the process group; the first rank probes for all.
         probe: how a few samples are measured.
     """
@@ -79,13 +79,13 @@ class Warmup:
         flow: Flow,
         recipe: Recipe,
         domains: Sequence[str],
-        candidates: Sequence[str] | None = None,
+        candidates: Blocks | Sequence[str] | None = None,
         group: Group = None,
         probe: Probe = contribution,
     ) -> None:
         self.flow, self.recipe, self.group, self.probe = flow, recipe, group, probe
         self.domains = tuple(domains)
-        self.candidates = None if candidates is None else tuple(candidates)
+        self.candidates = candidates.names if isinstance(candidates, Blocks) else candidates
         self.chosen_at = 0
         self.due: list[str] = []
         """Domains whose probe waits for a batch that has a sample of them."""

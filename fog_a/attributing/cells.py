@@ -27,6 +27,7 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, BadBatch, BadScores, FogError
 from fog_a.files import write
 from fog_a.flows.case import Case, fingerprint
+from fog_a.ranks import from_bytes, to_bytes
 
 Values = Float[np.ndarray, "S L"]
 """One cell: samples × layers."""
@@ -149,7 +150,7 @@ class Cells:
         """
         if self.world == 1:
             return [value]
-        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+        mine = to_bytes(value).to(_device())
         try:
             sizes = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(self.world)]
             dist.all_gather(sizes, torch.tensor([len(mine)], device=mine.device))
@@ -159,7 +160,7 @@ class Cells:
             dist.all_gather(data, padded)
         except RuntimeError as error:
             raise RankFailed(f"rank {self.rank}: another process ended ({error}). {_NEXT}") from error
-        return [json.loads(bytes(d[: int(n)].cpu().tolist())) for d, n in zip(data, sizes, strict=True)]
+        return [from_bytes(d[: int(n)]) for d, n in zip(data, sizes, strict=True)]
 
     def _gathered(self, mine: dict[int, Values], count: int) -> list[Values]:
         """Every process's cells on every process."""

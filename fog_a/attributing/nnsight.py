@@ -13,11 +13,9 @@ imported later.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +23,7 @@ from fog_a.attributing.variants import Variants
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.gate import closed, kept_inputs
-from fog_a.blocks.untouched import preserved, rng
+from fog_a.blocks.untouched import preserved, rng, rng_restorer
 from fog_a.errors import MissingDependency, Unsupported
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import velocity_of
@@ -98,7 +96,7 @@ class Envoys:
         calls: list[Call] = []
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args, dict(kwargs), _restore()))
+            calls.append((args, dict(kwargs), rng_restorer()))
 
         with hooked(case.module, before=before):
             v = case.run()
@@ -130,18 +128,3 @@ def check(block: ResidualBlock) -> None:
                 f"{block.name!r}: {point.module!r} is called {point.times} times in one forward, and an envoy "
                 "stands for one call. Leave how= out, or leave this block out with blocks="
             )
-
-
-def _restore() -> Callable[[], None]:
-    """Gives a function that sets every random generator to where it is now."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-
-    def restore() -> None:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-
-    return restore

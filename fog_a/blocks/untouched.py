@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,7 @@ def rng(seed: int | None = None) -> Iterator[None]:
     >>> bool(a == b)
     True
     """
-    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    restore = rng_restorer()
     try:
         if seed is not None:
             _seed_torch(seed)
@@ -41,11 +40,22 @@ def rng(seed: int | None = None) -> Iterator[None]:
             random.seed(seed)
         yield
     finally:
+        restore()
+
+
+def rng_restorer() -> Callable[[], None]:
+    """A function that sets every random number generator to where it is now."""
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+
+    def restore() -> None:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+    return restore
 
 
 def _seed_torch(seed: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -52,8 +51,3 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def default_mask(v: Tensor) -> Bool[Tensor, "..."]:
-    """True everywhere: what a missing mask means."""
-    return torch.ones((), dtype=torch.bool, device=v.device).expand(v.shape)

@@ -40,8 +40,8 @@ def fog_a_command(version: options.Version = False) -> None:
 app.command(cls=Once)(check)
 
 
-@app.command(cls=Once)
-def blocks(
+@app.command("blocks", cls=Once)
+def blocks_command(
     model: options.Model,
     batch: options.Batch,
     adapter: options.Adapter = None,
@@ -56,9 +56,9 @@ def blocks(
     from fog_a.shell.tree import tree
 
     net = arguments.model(model, adapter=adapter, options=option or (), device=device)
-    found = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
-    typer.echo(tree(found))
-    typer.echo(str(found.coverage))
+    blocks = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
+    typer.echo(tree(blocks))
+    typer.echo(str(blocks.coverage))
 
 
 @app.command("attribute", cls=Once)
@@ -101,8 +101,8 @@ def attribute_command(
     _finish(scores, out, "foga", k)
 
 
-@app.command(cls=Once)
-def lasp(
+@app.command("lasp", cls=Once)
+def lasp_command(
     model: options.Model,
     batch: options.Batch,
     teacher: Annotated[str, typer.Option(help="module:factory of a teacher, or of a mapping domain → teacher")],
@@ -146,8 +146,8 @@ def _finish(scores: Scores, out: Path, name: str, k: int) -> None:
     typer.echo(f"\nwrote {', '.join(written)} in {out}")
 
 
-@app.command(cls=Once)
-def plot(
+@app.command("plot", cls=Once)
+def plot_command(
     files: options.Files,
     out: options.PictureOut = None,
     kind: options.Kind = options.Picture.auto,
@@ -169,8 +169,8 @@ def plot(
     typer.echo(f"wrote {target}")
 
 
-@app.command(cls=Once)
-def report(
+@app.command("report", cls=Once)
+def report_command(
     files: options.Files,
     out: Annotated[Path, typer.Option(help="page to write")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="heading of the page")] = "Which layers drive the output?",
@@ -180,14 +180,14 @@ def report(
     """Write one self-contained HTML page of saved scores."""
     from fog_a.files import write
     from fog_a.scores.scores import Scores
-    from fog_a.shell.report import report as page
+    from fog_a.shell.report import report
 
-    write(out, page([Scores.load(f) for f in files], title=title, lead=lead, k=k))
+    write(out, report([Scores.load(f) for f in files], title=title, lead=lead, k=k))
     typer.echo(f"wrote {out}")
 
 
-@app.command(cls=Once)
-def demo(
+@app.command("demo", cls=Once)
+def demo_command(
     data: options.Data = None,
     out: Annotated[Path | None, typer.Option(help="folder for everything that is written")] = None,
     steps: options.Steps = None,
@@ -201,8 +201,8 @@ def demo(
     run(**chosen(run, wanted))
 
 
-@app.command(cls=Once)
-def compare(
+@app.command("compare", cls=Once)
+def compare_command(
     data: options.Data = None,
     out: options.CompareOut = None,
     steps: options.Steps = None,
@@ -223,8 +223,8 @@ def compare(
     run(**chosen(run, {**wanted, "dim": dim, "arms": arm or None, "task": other}))
 
 
-@app.command(cls=Once)
-def adapters() -> None:
+@app.command("adapters", cls=Once)
+def adapters_command() -> None:
     """List the adapters: what each one reads, of which package, at which version, and what is installed."""
     from fog_a.flows.register import adapter_table
     from fog_a.shell.tree import aligned
