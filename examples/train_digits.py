@@ -10,6 +10,7 @@ that contribute aligned to a small classifier of digits.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,8 @@ class DiT(nn.Module):
 
 def data() -> tuple[Tensor, Tensor]:
     """1,797 digits of 8 × 8 pixels in [−1, 1], and which digits they are."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-    return images, torch.tensor(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, SIDE, SIDE) / 8 - 1, torch.tensor(digits)
 
 
 def classifier(images: Tensor, digits: Tensor, steps: int) -> nn.Sequential:
@@ -93,6 +93,20 @@ def noise_loss(net: DiT, images: Tensor, digits: Tensor) -> Tensor:
     return F.mse_loss(net(kept.sqrt() * images + (1 - kept).sqrt() * noise, steps.float(), digits), noise)
 
 
+def train(
+    net: DiT, optimizer: torch.optim.Optimizer, images: Tensor, digits: Tensor, steps: int, reg: Any = None
+) -> None:
+    """The training loop, without alignment and with it."""
+    for _ in tqdm(range(steps), desc="training" if reg is None else "training, aligned"):
+        rows = torch.randint(len(images), (64,))
+        loss = noise_loss(net, images[rows], digits[rows])
+        if reg is not None:
+            loss = loss + reg({"image": images[rows], "digit": digits[rows]})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def main(arguments: list[str] | None = None) -> fog_a.Scores:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600, help="before, and again with alignment")
@@ -102,28 +116,20 @@ def main(arguments: list[str] | None = None) -> fog_a.Scores:
     images, digits = data()
     teacher = classifier(images[300:], digits[300:], options.steps)
     net = DiT()
-    reg = None
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     flow = fog_a.wrap(net, x="image", t="timestep", data="image", path="ddpm", target="eps")
 
+    train(net, optimizer, images[300:], digits[300:], options.steps)
     held_out = {"image": images[:64], "digit": digits[:64]}
-    for step in tqdm(range(2 * options.steps), desc="training"):
-        if step == options.steps:
-            print(fog_a.check(flow, held_out))
-            scores = fog_a.attribute(flow, held_out)
-            print(scores.table(3))
-            scores.plot().savefig(options.out)
-            guide = ModuleTeacher(teacher, "image", layer="5", dim=256)
-            reg = fog_a.AGREPA(flow, guide, fog_a.select(scores, k=2), center=True)
-            optimizer.add_param_group({"params": list(reg.parameters())})
-        rows = torch.randint(300, len(images), (64,))
-        batch = {"image": images[rows], "digit": digits[rows]}
-        loss = noise_loss(net, batch["image"], batch["digit"])
-        loss = loss if reg is None else loss + reg(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert reg is not None
+    print(fog_a.check(flow, held_out))
+    scores = fog_a.attribute(flow, held_out)
+    print(scores.table(3))
+    scores.plot().savefig(options.out)
+
+    guide = ModuleTeacher(teacher, "image", layer="5", dim=256)
+    reg = fog_a.AGREPA(flow, guide, fog_a.select(scores, k=2), center=True)
+    optimizer.add_param_group({"params": list(reg.parameters())})
+    train(net, optimizer, images[300:], digits[300:], options.steps, reg)
     print({name: round(value, 3) for name, value in reg.metrics().items()})
     return scores
 

@@ -63,7 +63,7 @@ class Slots(nn.Module):
         self.center = Center({domain: dims[domain] for domain in widths}) if center else None
         self._calls, self._start = 0, torch.empty(0)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """torch's own loading, after a word on another k: its message would name tensors."""
         for domain, row in self.widths.items():
             start = f"{prefix}heads.{_key(domain)}."
@@ -73,7 +73,7 @@ class Slots(nn.Module):
                     f"expected a state of {len(row)} slots for {domain!r}, got one of {len(saved)}. "
                     f"Build it as it was saved: AGREPA(..., k={len(saved)})"
                 )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def bind(self, selection: Selection, domains: Sequence[str]) -> None:
         """Give each chosen layer a slot. Raises ShapeMismatch where a domain has more layers than slots."""

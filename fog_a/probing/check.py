@@ -82,7 +82,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 """Shares of data in x_t at which predictions are compared: where a prediction says neither nothing nor everything."""
 
 
-def check(flow: Flow, batch: Any, *, samples: int = 16, seed: int = 0) -> Check:
+def check(flow: Any, batch: Any, *, samples: int = 16, seed: int = 0) -> Check:
     """Whether a flow was wrapped rightly: which convention its predictions fit, and what else may mislead.
 
     A network wrapped by the names of its arguments is run under the declared convention and under its neighbours: other
