@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.blocks.tree import LeafPath, leaves, replaced
-from fog_a.finding.trace import written
+from fog_a.finding.operations import written
 
 Answer = tuple[Any, Tensor | Callable[[Any, Any], Any]]
 """An operation, and what is given back for it: a tensor, or made of its arguments."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
-from fog_a.finding.owners import parts
+from fog_a.finding.parts import parts
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import left_open
 

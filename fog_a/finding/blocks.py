@@ -6,32 +6,20 @@ they are and what made them, levels which calls are layers, passages how each st
 
 from __future__ import annotations
 
-import fnmatch
-import inspect
-import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
-from fog_a.blocks.block import Blocks, ResidualBlock
-from fog_a.blocks.calls import named_modules
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.accounts import account
 from fog_a.finding.deaf import passing
-from fog_a.finding.gates import Gates
-from fog_a.finding.levels import Layer, Levels
-from fog_a.finding.likeness import pattern
-from fog_a.finding.owners import Branch, Part, own
-from fog_a.finding.paths import Update
-from fog_a.finding.streams import analyse
-from fog_a.finding.taps import Taps
-from fog_a.finding.trace import Trace, record
+from fog_a.finding.finder import Finder
+from fog_a.finding.recording import record
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow as WrappedFlow
@@ -87,199 +75,3 @@ def find_blocks(
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Blocks(list(blocks), one.module, Coverage(rows, still))
-
-
-@dataclass(frozen=True)
-class Made:
-    """A block, the updates that it closes, the call that it is (None: the parent adds), the calls that do its work."""
-
-    block: ResidualBlock
-    updates: tuple[Update, ...]
-    call: int | None
-    readers: tuple[int, ...]
-
-
-class Finder:
-    """From a trace to blocks. In a net without any nonlinear update, `linear` ones are its layers."""
-
-    def __init__(self, module: nn.Module, trace: Trace, linear: bool = False) -> None:
-        self.module = module
-        self.trace = trace
-        self.input_names, bits = _model_inputs(module, trace)
-        self.flow = analyse(trace, bits, linear)
-        self.owned = own(self.flow)
-        self.levels = Levels(self.flow, self.owned)
-        self.target = self._target(bits)
-        self.gates, self.taps = Gates(self.flow), Taps(self.flow, self.target)
-
-    def _target(self, bits: dict[int, int]) -> int:
-        """The bits of the inputs that may be x_t: floating ones with the velocity's shape."""
-        values, v = self.trace.values, self.trace.output
-        if v is None:
-            return 0
-        out = 0
-        for value, bit in bits.items():
-            if values[value].floating and values[value].shape == values[v].shape:
-                out |= bit
-        return out
-
-    def blocks(self, level: str, include: str | Sequence[str] | None) -> list[Made]:
-        """The blocks in order of execution, each with the updates that it closes."""
-        layers = self.levels.layers()
-        made = [m for layer in layers if (m := self.layer(layer))]
-        fine = [m for layer in layers for m in self.branches(layer)]
-        if include is None:
-            return self._placed(made if level == "layer" else fine)
-        globs = [include] if isinstance(include, str) else list(include)
-        every = {m.block.name: m for m in reversed([*made, *fine, *self._elsewhere(layers)])}
-        chosen = [m for name, m in every.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)]
-        return self._placed(sorted(chosen, key=lambda m: m.block.gate_points[0].order))
-
-    def _elsewhere(self, layers: Sequence[Layer]) -> list[Made]:
-        """What else the trace has, at whatever level: units inside layers or around them, single branches."""
-        taken = {layer.call for layer in layers}
-        units = [Layer(c, self.levels.inner(c), 0) for c in self.levels.owned if c > 0 and c not in taken]
-        loose = [Layer(None, tuple(branches), 0) for branches in self.levels.owned.values()]
-        made = [m for unit in units if self.trace.calls[unit.call or 0].name and (m := self.layer(unit))]
-        return [*made, *(m for layer in [*loose, *units] for m in self.branches(layer))]
-
-    def _placed(self, made: list[Made]) -> list[Made]:
-        """Give names to repeated calls, indices in their stacks, and say which stacks depend on x_t."""
-        main = {m.block.stack for m in made if m.block.main}
-        twice = Counter(m.block.name for m in made)
-        nth: Counter[str] = Counter()
-        seen: Counter[str] = Counter()
-        out = []
-        for m in made:
-            b = m.block
-            name = f"{b.name}@{nth[b.name]}" if twice[b.name] > 1 else b.name
-            nth[b.name] += 1
-            block = replace(b, name=name, index=seen[b.stack], main=b.main or b.stack in main or not main)
-            out.append(replace(m, block=block))
-            seen[b.stack] += 1
-        return out
-
-    def layer(self, layer: Layer) -> Made | None:
-        """One layer as a block, or None where its gate cannot be closed."""
-        gate_points, passages, apart = self.gates.of_layer(layer)
-        if not gate_points:
-            return None
-        if layer.call is None:
-            name, taps = layer.name, self.taps.of_branch(layer.branches[-1], layer.name)
-        else:
-            name, taps = self._called(layer.call), self.taps.of_call(layer.call, passages)
-        return self._made(
-            layer.call,
-            layer.branches,
-            name=name,
-            stack=_stack(name, exact=layer.call is None),
-            form="branch" if layer.call is None else "stream",
-            definition="branches" if apart else "identity",
-            gate_points=tuple(gate_points),
-            outputs=tuple(taps),
-        )
-
-    def branches(self, layer: Layer) -> list[Made]:
-        """The single branches of a layer as blocks of their own; x + (attention + mlp) has two. What one gate closes is
-        one block, though it be added in two places."""
-        by_part: dict[Part, list[Branch]] = {}
-        for b in layer.branches:
-            for p in b.parts:
-                by_part.setdefault(p, []).append(Branch(b.update, (p,)))
-        twice = Counter(self._called(p.reader) for p in by_part)
-        out = []
-        for part, group in by_part.items():
-            name = self._called(part.reader)
-            if twice[name] > 1:  # one module with an update for each of several streams
-                name += "".join(f"[{key}]" for key in part.leaves[0]) or f"[{group[0].update.order}]"
-            out.append(
-                self._made(
-                    None,
-                    tuple(group),
-                    name=name,
-                    stack=pattern(name),
-                    form="branch",
-                    definition="branches",
-                    gate_points=tuple(self.gates.of_branches(group)),
-                    outputs=tuple(self.taps.of_branch(group[-1], name)),
-                )
-            )
-        return out
-
-    def _made(self, call: int | None, branches: Sequence[Branch], **fields: Any) -> Made:
-        needs, readers = 0, dict.fromkeys(p.reader for b in branches for p in b.parts)
-        for b in branches:
-            needs |= self.flow.inputs[b.update.branch]
-        block = ResidualBlock(
-            index=0,
-            inputs=frozenset(n for i, n in enumerate(self.input_names) if needs >> i & 1),
-            parts=tuple(dict.fromkeys(self.trace.calls[c].name for c in readers)),
-            main=not self.target or bool(needs & self.target),
-            **fields,
-        )
-        return Made(block, tuple(b.update for b in branches), call, tuple(readers))
-
-    def _called(self, call: int) -> str:
-        me = self.trace.calls[call]
-        return me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
-
-    def parts(self, made: Sequence[Made]) -> dict[str, list[tuple[tuple[str, int], int]]]:
-        """Of each block the calls that do its work, and how often those modules run."""
-        calls, times = self.trace.calls, self.trace.times
-        return {m.block.name: [((calls[c].name, calls[c].nth), times[calls[c].name]) for c in m.readers] for m in made}
-
-    def seen(self, include: str | Sequence[str] | None) -> str:
-        """The message for a model in which nothing was found."""
-        if include is not None:
-            names = ", ".join(m.block.name for m in self.blocks("layer", None)) or "none"
-            return f"no block's name matches {include!r} (there are {names}). Pass include= a glob over these"
-        sums = sum(op.name.startswith(("add", "sub")) for op in self.trace.ops)
-        updates = self.flow.updates
-        if any(v.continuous and not v.floating for v in self.trace.values):
-            reason = "its streams hold complex numbers, in which updates are not followed. Let it compute in pairs of "
-            return f"expected modules that compute h + f(h), found none: {reason}real numbers (torch.view_as_real)"
-        places = ", ".join(sorted({self.trace.calls[u.op.call].name or "(the model)" for u in updates})[:5])
-        return (
-            f"expected modules that compute h + f(h), found none in {type(self.module).__name__}: "
-            f"{len(self.trace.calls) - 1} module calls, {sums} additions, {len(updates)} of them residual updates"
-            + (f" in {places}, but in no repeated or closable unit. " if updates else ". ")
-            + "If its layers are gated or recurrent there is no block to close; otherwise pass include= with their "
-            "names, or forward=lambda model, batch: ... that reaches them"
-        )
-
-
-def _model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, int]]:
-    """The names of the model's inputs, and for each of their values the bit of its name."""
-    roots = [c for c in trace.calls[1:] if c.name == ""] or [trace.calls[c] for c in trace.calls[0].children]
-    names: list[str] = []
-    bits: dict[int, int] = {}
-    for c in roots:
-        order = _parameters(module, c.name)
-        for path, v in c.inputs.items():
-            name = str(path[1]) if path[0] == "kwargs" else order[path[1]] if path[1] < len(order) else f"arg{path[1]}"
-            name = f"{c.name}.{name}" if c.name else name
-            if name not in names:
-                names.append(name)
-            bits.setdefault(v, 1 << names.index(name))
-    return names, bits
-
-
-def _parameters(module: nn.Module, name: str) -> list[str]:
-    try:
-        signature = inspect.signature(named_modules(module)[name].forward)
-    except (ValueError, TypeError):
-        return []
-    return [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _stack(name: str, exact: bool) -> str:
-    """The part of a path before its first number: `transformer_blocks` for `transformer_blocks.3`; if `exact`, with
-    what follows it: `layers.*.0` and `layers.*.1` are two streams of one list."""
-    name = name.split("@")[0].split("+")[0]
-    keys = name.split(".")
-    for i, key in enumerate(keys):
-        if re.search(r"\d$", key):
-            stem = re.sub(r"[_\-]?\d+$", "", key)
-            head = ".".join([*keys[:i], *([stem] if stem else [])])
-            return ".".join([*keys[:i], "*", *keys[i + 1 :]]) if exact and len(keys) > i + 1 else head
-    return name

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.likeness import Likeness, item, numbered, pattern, period
-from fog_a.finding.owners import Branch, parts
+from fog_a.finding.parts import Branch, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import sides, summed

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from fog_a.finding.owners import Branch
+from fog_a.finding.parts import Branch
 from fog_a.finding.paths import Flow
 from fog_a.finding.trace import Call
 

@@ -5,6 +5,12 @@ Names are those of torch's dispatcher without overload, and without the undersco
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
+from fog_a.blocks.tree import leaves
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -78,3 +84,20 @@ def bending(name: str) -> bool:
 def mixing(name: str) -> bool:
     """Does it combine different elements of its operands (a matmul, a convolution, attention)?"""
     return name not in _APART
+
+
+_WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among the arguments that `func` writes into."""
+    places = _WRITES.get(func)
+    if places is None:
+        schema = func._schema.arguments
+        marked = [(i, a.name) for i, a in enumerate(schema) if a.alias_info is not None and a.alias_info.is_write]
+        places = _WRITES[func] = tuple(marked)
+    found = []
+    for i, name in places:
+        arg = kwargs[name] if name in kwargs else args[i] if i < len(args) else None
+        found += [t for _, t in leaves(arg)]
+    return found

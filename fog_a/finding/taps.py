@@ -10,7 +10,7 @@ from typing import Literal
 
 from fog_a.blocks.block import Source, TapPoint
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.owners import Branch
+from fog_a.finding.parts import Branch
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.trace import Call
 

@@ -1,0 +1,141 @@
+"""Which modules made what is added.
+
+The **parts** of an update are found by walking back from the branch operand, through rearrangements, scalings and plain
+sums, to the module calls that gave it: closing their outputs removes the update and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fog_a.blocks.tree import LeafPath
+from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
+from fog_a.finding.paths import Flow, Update, operands
+from fog_a.finding.trace import Call
+
+_ZERO_STAYS_ZERO = frozenset(
+    "relu relu6 gelu silu tanh mish leaky_relu elu celu selu softsign hardswish glu abs sqrt erf sign".split()
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module call that gave (a summand of) an update: where it is closed, and how a reader would call it."""
+
+    call: int
+    leaves: tuple[LeafPath, ...]
+    reader: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An update with the parts that can be closed."""
+
+    update: Update
+    parts: tuple[Part, ...]
+
+
+def parts(flow: Flow, u: Update) -> list[Part] | None:
+    """The module calls whose outputs, set to zero, remove this update; None if none do."""
+    closed: dict[int, frozenset[Part] | None] = {}
+    needs: dict[int, tuple[bool, list[int]]] = {}
+    todo = [u.branch]
+    while todo:
+        v = todo.pop()
+        if v in closed or v in needs:
+            continue
+        calls = [
+            c
+            for c in giving(flow, v)
+            if not flow.trace.inside(u.op.call, c.id) and flow.trace.inside(c.id, u.owner) and c.id != u.owner
+        ]
+        if v == u.fork or flow.trunk[v] & flow.forks[u.fork]:
+            closed[v] = None  # the stream itself: it must stay
+        elif calls:
+            closed[v] = frozenset([_part(flow, u, v, calls)])
+        else:
+            needs[v] = zero_if(flow, u, v, u.owner)
+            todo += needs[v][1]
+    for v in sorted(needs):  # what a value is made of is older
+        every, pieces = needs[v]
+        found = [closed[p] for p in pieces]
+        able = [c for c in found if c is not None]
+        closed[v] = frozenset[Part]().union(*able[: None if every else 1]) if able else None
+        if every and len(able) < len(found):
+            closed[v] = None
+    best = closed[u.branch]
+    return None if best is None else sorted(best, key=lambda p: p.call)
+
+
+def zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
+    """A value is zero if every one of these operands is, or (False) if the first that can be made zero is."""
+    op = flow.trace.values[v].op
+    if op is None or not flow.trace.inside(op.call, call):
+        return True, []
+    name, fork = base(op.name), flow.forks[u.fork]
+    pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
+    if "div" in name:
+        return False, pieces[:1]
+    if name in SCALE:  # the larger factor is the value, the other one its gate
+        return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
+    if name in SUM:
+        rest = [p for p in operands(op, flow) if p not in pieces and not _zero(flow, p)]
+        return True, [] if rest else pieces
+    stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)
+    return True, pieces if stays else []
+
+
+def _zero(flow: Flow, v: int) -> bool:
+    """Was it made as zeros, to gather a sum in?"""
+    op = flow.trace.values[v].op
+    return op is not None and base(op.name) in ("zeros", "zeros_like", "new_zeros", "zero")
+
+
+def giving(flow: Flow, v: int) -> list[Call]:
+    """The calls that have `v` among their outputs, outermost and latest last."""
+    index = _index(flow)
+    return [flow.trace.calls[c] for c in index.get(v, ())]
+
+
+def _index(flow: Flow) -> dict[int, list[int]]:
+    if not flow.givers:
+        for call in flow.trace.calls[1:]:
+            if call.name or call.parent > 0:
+                for v in dict.fromkeys(call.outputs.values()):
+                    flow.givers.setdefault(v, []).append(call.id)
+    return flow.givers
+
+
+def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
+    frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
+    point = (frame or calls)[-1] if frame else calls[0]
+    leaves = tuple(p for p, w in point.outputs.items() if w == v)
+    return Part(point.id, leaves, _reader(flow, u, v, point).id)
+
+
+def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
+    """The heaviest of the owner's calls in which the branch mixes: attention rather than the norms around it."""
+    trace, beside = flow.trace, set(flow.trace.calls[u.owner].children)
+    able: set[int] = set()
+    for w in _between(flow, u, v):
+        op = trace.values[w].op
+        if op is not None and mixing(base(op.name)):
+            able |= beside & set(trace.ancestors(op.call))
+    able -= set(trace.ancestors(u.op.call))
+    return max((trace.calls[c] for c in able), key=lambda c: (c.parameters, c.id), default=point)
+
+
+def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
+    """The values between the fork and the branch operand, but for the smaller ones that scale or shift it."""
+    seen, todo, fork = set[int](), [v], flow.forks[u.fork]
+    while todo:
+        w = todo.pop()
+        if w in seen or flow.forks.get(w, 0) & u.starts or not flow.any[w] & fork:
+            continue
+        seen.add(w)
+        yield w
+        op = flow.trace.values[w].op
+        if op is not None:
+            whole = [r for r in op.reads if flow.full[r] == flow.full[w] and flow.any[r] & fork]
+            todo.extend(whole if whole and base(op.name) in SCALE | SUM else op.reads)

@@ -1,0 +1,138 @@
+"""Takes a trace: watches every operation and every module call of one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fog_a.blocks.calls import watch
+from fog_a.blocks.tree import leaves
+from fog_a.finding.memory import Memory
+from fog_a.finding.operations import written
+from fog_a.finding.trace import Call, Op, Ref, Trace
+
+# what these make has the shape of their input, not its data
+_BLANK = frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like "
+    "new_zeros new_ones new_empty new_full new_empty_strided".split()
+)
+_FUSED = {"addmm": "mm", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
+_OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and sums: to us it is one operation
+
+
+class Recorder(TorchDispatchMode):
+    """Fills a Trace while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace = Trace(calls=[Call(0, "", nn.Module, -1, 0, 0)])
+        self.memory = Memory(self.trace)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # compiled code is off while a trace is taken; torch's guard would import its compiler: a second
+
+    # ---- module calls
+
+    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trace = self.trace
+        nth = trace.times.get(name, 0)
+        trace.times[name] = nth + 1
+        parameters = sum(p.numel() for p in module.parameters())
+        call = Call(len(trace.calls), name, type(module), trace.running[-1], nth, parameters, len(trace.ops))
+        call.opaque = isinstance(module, _OPAQUE)
+        call.inputs = {path: self.memory.value_of(t) for path, t in leaves({"args": args, "kwargs": kwargs})}
+        trace.calls.append(call)
+        trace.calls[call.parent].children.append(call.id)
+        trace.running.append(call.id)
+
+    def leave(self, name: str, module: nn.Module, out: Any) -> None:
+        trace = self.trace
+        while len(trace.running) > 1 and trace.calls[trace.running[-1]].name != name:
+            trace.running.pop()  # a call that raised and was caught by the model never left
+        call = trace.calls[trace.running[-1]]
+        call.outputs = {
+            path: self.memory.value_of(t) for path, t in leaves(out)
+        }  # what was written into them, it wrote
+        call.last = len(trace.calls) - 1
+        trace.running.pop()
+        if call.opaque:
+            self._fuse(call)
+
+    def _fuse(self, call: Call) -> None:
+        """Make one operation of an opaque call: its outputs depend on its inputs, what was inside is not looked at."""
+        reads = tuple(dict.fromkeys(call.inputs.values()))
+        op = Op(None, "opaque", (), {}, reads, tuple(call.outputs.values()), call.parent)
+        self.trace.ops.append(op)
+        for v in call.outputs.values():
+            self.trace.values[v].op = op
+
+    # ---- operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        reads: list[int] = []
+        name = func.overloadpacket.__name__
+        writes = written(func, args, kwargs)
+        frozen_args = tuple(self._frozen(a, reads) for a in args)
+        frozen_kwargs = {k: self._frozen(a, reads) for k, a in kwargs.items()}
+        out = func(*args, **kwargs)
+        if name.rstrip("_") in _BLANK:
+            reads = []
+        op = Op(func, name, frozen_args, frozen_kwargs, tuple(dict.fromkeys(reads)), (), self.trace.running[-1])
+        if name.rstrip("_") in _FUSED and len(args) > 2 and args[0].numel() == _size(out):
+            op = self._split(op, name, out)
+        made = []
+        for t in writes:
+            self.trace.overwritten |= self.memory.values_of(t)
+            made.append(self.memory.write(t, op))
+        for _, t in leaves(out):
+            if not any(t is w for w in writes):
+                made.append(self.memory.make(t, op, [x for _, x in leaves((args, kwargs))]))
+        if made:
+            op.makes = tuple(made)
+            pieces = len(func._schema.returns) == 1  # a list of pieces (chunk, split, unbind) is as many ways on
+            self.trace.write_down(op, ways=len(made) if pieces else 1)
+        return out
+
+    def _split(self, op: Op, name: str, out: Tensor) -> Op:
+        """`addmm(h, x, W)` with a full-size h: a product that no tensor holds, and its addition to h."""
+        h, *factors = op.args
+        product = self.trace.add(out, None)
+        made = Op(
+            op.func, _FUSED[name.rstrip("_")], tuple(factors), {}, tuple(r.value for r in factors), (product,), op.call
+        )
+        self.trace.values[product].op = made
+        self.trace.write_down(made)
+        return Op(op.func, "add", (h, Ref(product)), {}, (h.value, product), (), op.call)
+
+    def _frozen(self, arg: Any, reads: list[int]) -> Any:
+        if isinstance(arg, Tensor):
+            value = self.memory.value_of(arg)
+            reads.append(value)
+            if not arg.is_floating_point() and arg.numel() and value not in self.trace.kept:
+                self.trace.kept[value] = arg  # an index or a mask: needed to follow elements
+            return Ref(value)
+        if isinstance(arg, (list, tuple)):
+            return [self._frozen(a, reads) for a in arg]
+        return arg
+
+
+def _size(out: Any) -> int:
+    return out.numel() if isinstance(out, Tensor) else -1
+
+
+def record(model: nn.Module, run: Callable[[], Any]) -> Trace:
+    """Run `run()` once and write down what happened inside `model`."""
+    recorder = Recorder()
+    with torch.no_grad(), watch(model, recorder.enter, recorder.leave), recorder:
+        recorder.trace.result = run()
+        found = next((t for _, t in leaves(recorder.trace.result) if t.is_floating_point()), None)
+        recorder.trace.output = None if found is None else recorder.memory.value_of(found)
+        recorder.trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(recorder.trace.result)}
+    recorder.trace.calls[0].last = len(recorder.trace.calls) - 1
+    return recorder.trace
