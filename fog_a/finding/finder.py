@@ -14,10 +14,10 @@ from torch import nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.finding.gates import Gates
 from fog_a.finding.inputs import model_inputs
-from fog_a.finding.levels import Layer, Levels
+from fog_a.finding.levels import Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
-from fog_a.finding.parts import Branch, Part
+from fog_a.finding.parts import Branch, Layer, Part
 from fog_a.finding.paths import Update
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps

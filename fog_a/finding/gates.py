@@ -9,9 +9,8 @@ from typing import Any
 
 from fog_a.blocks.block import GatePoint, Source, TapPoint
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.levels import Layer
 from fog_a.finding.operations import base, bending
-from fog_a.finding.parts import Branch, giving
+from fog_a.finding.parts import Branch, Layer, giving
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import sides

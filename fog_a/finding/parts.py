@@ -36,6 +36,16 @@ class Branch:
     parts: tuple[Part, ...]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A call that is one residual unit, or (call None) branches that a parent adds."""
+
+    call: int | None
+    branches: tuple[Branch, ...]
+    start: int
+    name: str = ""
+
+
 def parts(flow: Flow, u: Update) -> list[Part] | None:
     """The module calls whose outputs, set to zero, remove this update; None if none do."""
     closed: dict[int, frozenset[Part] | None] = {}
