@@ -30,7 +30,8 @@ def own(flow: Flow) -> dict[int, list[Update]]:
 
 
 def _kept_inside(flow: Flow, u: Update, beside: list[Update]) -> bool:
-    """Is the sum read for the branches of these others alone (values mixed with the first layer's)? It is no stream."""
+    """Is the sum read for the branches of these others alone? Then it is no stream. ResFormer's attention needs this: it
+    adds the first layer's values, after a projection, to its own."""
     if not any(o is not u and o.fork < u.sum and flow.any[o.branch] & flow.forks[u.sum] for o in beside):
         return False
     if any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in flow.updates):
@@ -61,8 +62,8 @@ def _goes_on(flow: Flow, u: Update) -> bool:
     adds deep inside a branch, and gives out more than that: no layer's update."""
     bit = flow.forks[u.sum]
     inner = itertools.takewhile(lambda c: c != u.owner, flow.trace.ancestors(u.op.call))
-    given = [v for c in inner for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit]
-    return all(flow.passed[v] & bit for v in given)
+    outs = [v for c in inner for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit]
+    return all(flow.passed[v] & bit for v in outs)
 
 
 def _owner(flow: Flow, u: Update) -> int:
@@ -94,14 +95,14 @@ def _contains(flow: Flow, u: Update, call: int) -> bool:
 
 def _sources(flow: Flow, u: Update, call: int) -> list[int]:
     """Where the way back from the branch by its larger factors and summands enters the call, or () if it ends in it."""
-    given = set(flow.trace.calls[call].inputs.values())
+    inputs = set(flow.trace.calls[call].inputs.values())
     todo, seen, met = [u.branch], set[int](), list[int]()
     while todo:
         v = todo.pop()
         if v in seen:
             continue
         seen.add(v)
-        if v in given:
+        if v in inputs:
             met.append(v)
             continue
         every, pieces = zero_if(flow, u, v, call)
@@ -122,7 +123,7 @@ def _visible(flow: Flow, v: int, call: int) -> bool:
 def met_inputs(flow: Flow, value: int, call: int, stop: int) -> set[int]:
     """Walk back from `value` through the operations inside `call`: the values from outside that are met on the way."""
     trace = flow.trace
-    given = set(trace.calls[call].inputs.values())
+    inputs = set(trace.calls[call].inputs.values())
     seen, todo, met = set[int](), [value], set[int]()
     while todo:
         v = todo.pop()
@@ -130,7 +131,7 @@ def met_inputs(flow: Flow, value: int, call: int, stop: int) -> set[int]:
             continue
         seen.add(v)
         op = trace.values[v].op
-        if v == stop or v in given or op is None or not trace.inside(op.call, call):
+        if v == stop or v in inputs or op is None or not trace.inside(op.call, call):
             met.add(v)
         else:
             todo.extend(op.reads)
