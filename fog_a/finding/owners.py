@@ -30,8 +30,8 @@ def own(flow: Flow) -> dict[int, list[Update]]:
 
 
 def _kept_inside(flow: Flow, u: Update, beside: list[Update]) -> bool:
-    """Is the sum read for the branches of these others alone? Then it is no stream. ResFormer's attention needs this: it
-    adds the first layer's values, after a projection, to its own."""
+    """Is the sum read for the branches of these others alone? Then it is no stream. ResFormer's attention needs this:
+    it adds the first layer's values, after a projection, to its own."""
     if not any(o is not u and o.fork < u.sum and flow.any[o.branch] & flow.forks[u.sum] for o in beside):
         return False
     if any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in flow.updates):
