@@ -12,6 +12,7 @@ import bitc_ranks
 import numpy as np
 import pytest
 import rank_jobs
+import small_flow
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, layer_norm, normalize
@@ -581,6 +582,15 @@ def test_gradnorm_chooses_layers() -> None:
     with pytest.raises(Unsupported, match="wrt must be"):
         gradnorm(flow, batch, wrt="weights")  # pyright: ignore[reportArgumentType]
     assert math.isfinite(scores.mean().sum())
+
+
+@pytest.mark.parametrize("wrt", ["parameters", "activations"])
+def test_gradnorm_refuses_reentrant_checkpointing(wrt: Any) -> None:
+    """torch.autograd.grad sees nothing inside it: every layer would have a norm of 0."""
+    flow = small_flow.a_flow(reentrant=True)
+    with pytest.raises(Unsupported, match=r"re-entrant gradient checkpointing .* use_reentrant=False"):
+        gradnorm(flow, small_flow.a_batch(2), wrt=wrt)
+    assert gradnorm(small_flow.a_flow(reentrant=False), small_flow.a_batch(2), wrt=wrt).values.all()
 
 
 @pytest.mark.parametrize("release", [False, True])

@@ -109,16 +109,43 @@ def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[
                 f"the loss has no gradient at the {'parameters' if wrt == 'parameters' else 'outputs'} of any block. "
                 "All frozen, or detached? Type model.requires_grad_(True)"
             )
-        try:
-            gradients = iter(torch.autograd.grad(loss.reshape(()), at, allow_unused=True))
-        except RuntimeError as e:
-            if "checkpoint" not in str(e).lower():
-                raise
-            raise Unsupported(
-                "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the "
-                "probe, or use checkpoint(..., use_reentrant=False)"
-            ) from e
+        gradients = iter(_gradients(loss.reshape(()), at))
         return [_norm([next(gradients) for _ in group]) for group in groups]
+
+
+def _gradients(loss: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """∂L at these tensors; None where the loss does not reach.
+
+    Raises Unsupported under re-entrant checkpointing, which hides the tensors inside it from torch.autograd.grad.
+    """
+    failure: RuntimeError | None = None
+    gradients: Sequence[Tensor | None] = [None]
+    try:
+        gradients = torch.autograd.grad(loss, at, allow_unused=True)
+    except RuntimeError as error:
+        failure = error
+    if any(g is None for g in gradients) and _reentrant(loss):
+        raise Unsupported(
+            "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the "
+            "probe, or use checkpoint(..., use_reentrant=False)"
+        ) from failure
+    if failure is not None:
+        raise failure
+    return gradients
+
+
+def _reentrant(loss: Tensor) -> bool:
+    """Whether a part of the loss was computed under re-entrant checkpointing."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 def _parameters(block: ResidualBlock, modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
