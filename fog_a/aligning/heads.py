@@ -3,7 +3,7 @@
     y_k = φ_k(h_k)                                     compared with the teacher's features by its cosine (Eq. 12)
 
 A head is any module that is called `head(h, mask, t)`: the layer's tokens h (B, T, D), mask (B, T) True where they are
-real, or None, and the flow times t (B,) in [0, 1], or None where the adapter does not tell them. It gives one vector a
+real, or None, and the flow times t (B,) in [0, 1], or None if the adapter does not name them. It gives a vector a
 sample (B, E), or tokens (B, T, E), which are compared with the teacher's frames.
 
 AGREPA makes its heads by a factory `(width, dim) -> nn.Module`. Those of this file take options by `partial`:

@@ -2,7 +2,7 @@
 
 Autograd keeps h_k for the next block anyway; a reference to it costs nothing until `clear`. What eval forwards and
 the recomputation of gradient checkpointing produce is not recorded. Under re-entrant checkpointing a block's output is
-made without a graph and given one on its way out of the checkpoint, so the graph is looked for when h_k is read.
+made without a graph and gets a graph on its way out of the checkpoint, so the graph is looked for when h_k is read.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Listening:
         return {block.name: self._tokens(block, samples) for block in self.blocks}
 
     def times(self, t: Tensor | None, count: int) -> Tensor | None:
-        """The flow times of `count` samples, given or heard; None where nobody needs them and they are not known."""
+        """The flow times of `count` samples, from the caller or the network; None where nobody needs them."""
         heard = None if self.t is None else self.flow.flow_time(self.t)
         times = heard if t is None else torch.as_tensor(t)
         if self.clock or t is not None:

@@ -111,7 +111,7 @@ def flow_times(t: Tensor | None, count: int) -> Float[Tensor, "B"]:
         )
     t = t.detach().float().reshape(-1)
     if t.numel() not in (1, count):
-        raise ShapeMismatch(f"t has {t.numel()} values for {count} samples: pass the (B,) that the forward was given")
+        raise ShapeMismatch(f"t has {t.numel()} values for {count} samples: pass the (B,) that the forward got")
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise BadBatch(
             f"flow times must lie in [0, 1], 0 noise and 1 data; got {float(t.min()):g} to {float(t.max()):g}. Where "

@@ -52,7 +52,7 @@ class Targets:
     """The targets of one batch.
 
     Args:
-        teachers: domain → Teacher; an int is a width whose features are given at each call; None: left out.
+        teachers: domain → Teacher; an int is the width of features that each call passes; None: left out.
         samples: of the batch.
         features: instead of asking the teachers; a tensor, or a mapping domain → tensor.
         blocks: domain → the tokens of a `SelfTeacher`'s block in this forward.
@@ -76,7 +76,7 @@ class Targets:
         part = self.samples if len(rows) == len(self.samples) else take(self.samples, rows)
         features = self.features.get(domain) if isinstance(self.features, Mapping) else self.features
         if features is not None:
-            check = _given_frames if frames else _given_vectors
+            check = _passed_frames if frames else _passed_vectors
             return check(features, part, rows, len(self.samples), _width(teacher))
         if isinstance(teacher, int):
             raise BadFeatures(f"domain {domain!r} has no teacher, only a width ({teacher}): pass reg(batch, features=)")
@@ -86,7 +86,7 @@ class Targets:
             return _frames_of(teacher, part, rows) if frames else route(teacher, part)[domain].features
 
     def try_out(self, domains: Collection[str], frames: Collection[str]) -> None:
-        """Ask for these domains' targets: of all samples where they are given, else of one sample per domain."""
+        """Ask for these domains' targets: of all samples that features= has, else of a single sample per domain."""
         for domain, rows in taught(self.teachers, self.samples).items():
             if domain in domains and (self.features is not None or not isinstance(self.teachers[domain], SelfTeacher)):
                 self.of(domain, rows if self.features is not None else rows[:1], frames=domain in frames)
@@ -114,7 +114,7 @@ def _of_block(teacher: SelfTeacher, block: TokensOfLayer, rows: Sequence[int], f
     return list(h) if mask is None else [x[real] for x, real in zip(h, mask, strict=True)]
 
 
-def _given_vectors(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> Tensor:
+def _passed_vectors(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> Tensor:
     """Pooled features of these samples, which are rows of a batch of so many."""
     vectors, domain = torch.as_tensor(features), samples.domains[0]
     vectors = vectors[list(rows)] if len(vectors) == batch else vectors
@@ -125,7 +125,7 @@ def _given_vectors(features: Any, samples: Samples, rows: Sequence[int], batch: 
     return route(None, samples, features=vectors)[domain].features
 
 
-def _given_frames(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> list[Tensor]:
+def _passed_frames(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> list[Tensor]:
     frames = [features[i] for i in rows] if len(features) == batch else features
     return checked_frames(frames, rows, width, samples.domains[0])
 

@@ -39,7 +39,7 @@ class BiTC(nn.Module):
     Args:
         flow: a wrapped model whose adapter has an `interface`.
         teachers: domain → Teacher, or one teacher for every domain. An int in a teacher's place is the width of
-            features that are given at each call; None leaves a domain out.
+            the features that each call passes; None leaves a domain out.
         weight: λ_m, one for all or one per domain.
         batch: one batch, on which the interface's width is measured now; or `width`, if it is known.
         group: the process group that shares the joint batch; None: all ranks.
@@ -173,7 +173,7 @@ class BiTC(nn.Module):
             )
 
     def asked(self) -> Teachers:
-        """The teachers as they were given. Raises Unsupported where of some only the width is known."""
+        """The teachers that were passed. Raises Unsupported where of some only the width is known."""
         numbers = [d for d, t in self.teachers.items() if isinstance(t, int)]
         if numbers:
             raise Unsupported(f"BiTC knows only the width of {', '.join(numbers)}, no teacher: pass features={{...}}")

@@ -22,13 +22,13 @@ ROWS = 12
 
 @dataclass(frozen=True)
 class Check:
-    """What `fog_a.check` found; its text is the table.
+    """The report of `fog_a.check`; its text is the table.
 
     Attributes:
         fits: the declared convention first, then its neighbours, the best first; empty where an adapter fixes it.
         constants: the same of predicting zero, and of predicting the mean of the batch.
         verdict: which fits best, and what to type if it is not the declared one.
-        notes: subject → what was found: blocks, what stays open, padding, repeats, dtype, device.
+        notes: subject → remark: blocks, what stays open, padding, repeats, dtype, device.
         times: at which the fits were taken.
         title: what was checked.
     """
@@ -154,7 +154,7 @@ def verdict(fits: Sequence[Fit]) -> str:
     nearest = min(others, key=lambda fit: fit.mean)
     if not _clear(declared, nearest):
         return (
-            f"The declared convention cannot be told from {nearest.name} ({declared.mean:.3f}, {nearest.mean:.3f}). "
+            f"The declared convention fits as well as {nearest.name} ({declared.mean:.3f}, {nearest.mean:.3f}). "
             "Give more samples, or a network that is trained longer."
         )
     return f"The declared convention fits best: {declared.mean:.3f}, the next {nearest.mean:.3f} ({nearest.name})."

@@ -51,8 +51,8 @@ def lasp(
     """Eq. 6 for every sample, time and layer: cosines in [−1, 1], kind "storage".
 
     Args:
-        flow: a wrapped flow; or a bare module, which has no time axis and whose teacher's features are given. A module
-            that is not simply called, or has domains or a mask: `fog_a.BareFlow(module, forward, domains, mask)`.
+        flow: a wrapped flow; or a bare module, which has no time axis and needs `features=`. For a module with a
+            forward= of its own, domains or a mask, pass `fog_a.BareFlow(module, forward, domains, mask)`.
         batch: one batch, or several (a list, an iterator, a DataLoader).
         teacher: one for every domain, or domain → teacher (None: that domain is left out).
         head: BiT-C (its teachers are asked if `teacher` is None), a head of your own, or None: one ridge head per

@@ -60,7 +60,7 @@ class Lens:
 
 
 def lens(halves: Halves, head: Head, *, center: bool = False) -> Lens:
-    """The lens of a head that is given, or of one that is fitted.
+    """The lens of the head that was passed, or of a fitted head.
 
     Raises ShapeMismatch for a head of another width, Unsupported for a domain without one, BadBatch below 4 samples.
     """

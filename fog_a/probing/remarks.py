@@ -20,7 +20,7 @@ TIME = 0.5
 
 
 def remarks(flow: Flow, batch: Any, seed: int) -> dict[str, str]:
-    """Subject → what was found. Run it where the model's state is preserved."""
+    """Subject → remark. Run it where the model's state is preserved."""
     v, mask = flow.velocity(batch, TIME, seed), flow.samples(batch).mask
     texts = {
         **_blocks(flow, batch),

@@ -77,10 +77,10 @@ def fit_ridge(
     for square, c in zip(squares, crosses, strict=True):
         values, vectors = torch.linalg.eigh(whole - square)
         rotated = vectors.T @ (cross - c)  # the other folds' solution is V (Λ + λ)⁻¹ of this
-        seen, told = vectors.T @ square @ vectors, vectors.T @ c
+        predicted, observed = vectors.T @ square @ vectors, vectors.T @ c
         for i, penalty in enumerate(grid):
             w = rotated / (values.clamp(min=0) + penalty * unit)[:, None]
-            error[i] += (w * (seen @ w)).sum() - 2 * (w * told).sum()  # ‖y − z w‖² − ‖y‖²
+            error[i] += (w * (predicted @ w)).sum() - 2 * (w * observed).sum()  # ‖y − z w‖² − ‖y‖²
     best = int(error.argmin())
     values, vectors = torch.linalg.eigh(whole)
     weight = vectors @ ((vectors.T @ cross) / (values.clamp(min=0) + grid[best] * unit)[:, None])

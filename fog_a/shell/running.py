@@ -19,7 +19,7 @@ from fog_a.errors import BadArgument, FogError, MissingDependency, Unsupported
 
 
 class Once(TyperCommand):
-    """A command that refuses an option given twice, where it takes one value: the first would be dropped silently."""
+    """A command that refuses to take an option of a single value twice: the first would be dropped silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:

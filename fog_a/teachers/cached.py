@@ -31,10 +31,10 @@ from fog_a.teachers.teacher import Teacher
 
 
 class CachedTeacher:
-    """A teacher that asks another one only about samples it has not seen before.
+    """A teacher that asks another teacher only about samples that it has not seen before.
 
     Args:
-        teacher: the one who computes; None: read only (what `fill` or another run has computed; no audio needed).
+        teacher: computes the features; None: read only (what `fill` or another run has computed; no audio needed).
         folder: where the features are kept, made if absent. Several teachers may share it.
         name: which teacher's features to read where `teacher` is None and the folder holds several.
         check: warn (once) where an id comes back with other audio than it was cached with: ids that are positions in a

@@ -185,7 +185,7 @@ class LatentTeacher(ModuleTeacher):
 
 
 def _width(module: nn.Module) -> int:
-    """The width of a module's output, by the last part of it that tells one. Raises Unsupported."""
+    """The width of a module's output, by its last part that has a width. Raises Unsupported."""
     for part in reversed(list(module.modules())):
         for attribute in WIDTHS:
             value = getattr(part, attribute, None)

@@ -79,7 +79,7 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
     Args:
         teachers: one for all domains, or a mapping domain → teacher (None: that domain is left out).
         samples: of one batch.
-        features: given by the caller, they take the teachers' place (and `teachers` may be None).
+        features: features that replace the teachers' (then `teachers` may be None).
 
     Returns:
         Domain → its rows and features, for the domains that this batch has samples of.
@@ -91,13 +91,13 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
     routed = {}
     for domain, rows in by_domain(samples).items():
         if features is not None:
-            given = features if isinstance(features, Tensor) else _entry(features, domain, "features")
-            if given is not None:
-                index = rows if len(given) == len(samples) else range(len(given))
-                routed[domain] = Routed(rows, checked(given[list(index)], len(rows), None, f"features of {domain!r}"))
+            vectors = features if isinstance(features, Tensor) else _entry(features, domain, "features")
+            if vectors is not None:
+                index = rows if len(vectors) == len(samples) else range(len(vectors))
+                routed[domain] = Routed(rows, checked(vectors[list(index)], len(rows), None, f"features of {domain!r}"))
             continue
         if teachers is None:
-            raise BadBatch("neither a teacher nor features= was given: pass one of them")
+            raise BadBatch("neither a teacher nor features= was passed: pass a teacher or features=")
         teacher = cast(Teacher | None, teachers if callable(teachers) else _entry(teachers, domain, "teachers"))
         if teacher is not None:
             answer = teacher(samples if len(rows) == len(samples) else take(samples, rows))
@@ -114,7 +114,7 @@ def check_teachers(teachers: Mapping[str, Any]) -> None:
             raise Unsupported(
                 f"the teacher of {domain!r} must be an object that is called with samples and has name, dim and "
                 f"domain, got {teacher!r}. Type e.g. WhisperTeacher('openai/whisper-small') from fog_a.teachers; the "
-                "width alone (an int) for features that are given at each call; or None to leave the domain out"
+                "width alone (an int) for features that each call passes; or None to leave the domain out"
             )
 
 

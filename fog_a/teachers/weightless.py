@@ -65,8 +65,8 @@ class SpectralTeacher:
     that a learned teacher has to beat. Frames of 25 ms every 10 ms, those that lie in real audio; mel bands (HTK) over
     0–8 kHz at any sample rate, so nothing is resampled.
 
-        >>> one = Samples(ids=("a",), domains=("all",), rows=list, audio=torch.ones(1, 16000), rate=16000)
-        >>> tuple(SpectralTeacher(bands=20)(one).shape)
+        >>> samples = Samples(ids=("a",), domains=("all",), rows=list, audio=torch.ones(1, 16000), rate=16000)
+        >>> tuple(SpectralTeacher(bands=20)(samples).shape)
         (1, 40)
     """
 

@@ -20,7 +20,7 @@ def frozen(net: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
     Some encoders call the generator even in eval mode (transformers' LayerDrop does), which would change the noise of
     the training that they only watch; so its state is put back. Training mode is switched off at each call: the owner
-    of a model that was given as an object may have called `.train()` in between.
+    of a model that was passed as an object may have called `.train()` in between.
     """
     net.to(device).eval().requires_grad_(False)
     devices = [device] if device.type == "cuda" else []
