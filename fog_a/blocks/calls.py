@@ -62,10 +62,13 @@ def hooked(
     after: Callable[[tuple[Any, ...], dict[str, Any], Any], Any] | None = None,
 ) -> Iterator[None]:
     """`before(args, kwargs)` may give new (args, kwargs), `after(args, kwargs, out)` a new output; None: as it was."""
-    with contextlib.ExitStack() as stack:
-        for handle in _register(module, before, after):
-            stack.callback(handle.remove)
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(_register(module, before, after))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
@@ -90,7 +93,8 @@ def watch(
     leave: Callable[[str, nn.Module, Any], None],
 ) -> Iterator[None]:
     """Call `enter` and `leave` around every module call below `model`, with the module's name."""
-    with contextlib.ExitStack() as stack:
+    handles: list[RemovableHandle] = []
+    try:
         for name, module in named_modules(model).items():
 
             def before(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, m: nn.Module = module) -> None:
@@ -99,8 +103,11 @@ def watch(
             def after(args: Any, kwargs: Any, out: Any, name: str = name, m: nn.Module = module) -> None:
                 leave(name, m, out)
 
-            stack.enter_context(hooked(module, before=before, after=after))
+            handles.extend(_register(module, before, after))
         yield
+    finally:
+        for handle in reversed(handles):
+            handle.remove()
 
 
 Key = tuple[str, int]

@@ -6,8 +6,9 @@ hold no tensors, lists or dicts of their own: a configuration or a tokenizer sta
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 _MODULE = set(nn.Module().__dict__) - {"_buffers"}
 """Attributes of a module that torch keeps: hooks, parameters, modules, the training flag."""
+_FIXED = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType}
+"""Types of attributes that hold nothing which can change."""
 _DEEPEST = 6
 _ABSENT = object()
 
@@ -45,7 +48,7 @@ class State:
                 undo()
 
     def _remember(self, x: Any, depth: int) -> None:
-        if id(x) in self._seen or depth > _DEEPEST:
+        if type(x) in _FIXED or id(x) in self._seen or depth > _DEEPEST:
             return
         if isinstance(x, nn.Module):
             if depth:
@@ -82,10 +85,12 @@ class State:
 
     @staticmethod
     def _attributes(x: Any, content: dict[str, Any]) -> Callable[[], None]:
-        skip = _MODULE if isinstance(x, nn.Module) else set[str]()
+        skip, before = _MODULE if isinstance(x, nn.Module) else set[str](), _ids(x.__dict__.values())
 
         def undo() -> None:
             now = x.__dict__
+            if _ids(now.values()) == before:
+                return  # as for nearly every module
             for key in [k for k in now if k not in content and k not in skip]:
                 del now[key]
             for key, value in content.items():
@@ -93,6 +98,10 @@ class State:
                     now[key] = value
 
         return undo
+
+
+def _ids(xs: Iterable[Any]) -> list[int]:
+    return [*map(id, xs)]
 
 
 def _holds_tensors(x: Any) -> bool:
@@ -135,8 +144,10 @@ def _sequence(x: Any, content: list[Any]) -> Callable[[], None]:
 
 
 def _mapping(x: dict[Any, Any], content: dict[Any, Any]) -> Callable[[], None]:
+    before = _ids(content), _ids(content.values())
+
     def undo() -> None:
-        if len(x) != len(content) or any(x.get(k, _ABSENT) is not v for k, v in content.items()):
+        if (_ids(x), _ids(x.values())) != before:
             for key in [k for k in x if k not in content]:
                 del x[key]
             x.update(content)

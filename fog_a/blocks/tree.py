@@ -31,6 +31,8 @@ def leaves(tree: Any, path: LeafPath = ()) -> Iterator[tuple[LeafPath, Tensor]]:
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]]:
+    if type(tree) in (tuple, list):
+        return list(enumerate(tree))
     if isinstance(tree, _PLAIN):
         return []
     if isinstance(tree, Mapping):
