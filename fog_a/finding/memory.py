@@ -39,7 +39,9 @@ class _Storage:
     @property
     def alive(self) -> bool:
         """Does a tensor that looked at it still exist? If none does, the address may be another tensor's by now."""
-        return any(ref() is not None for ref in self.tensors)
+        while self.tensors and self.tensors[-1]() is None:
+            self.tensors.pop()
+        return bool(self.tensors)
 
     def hold(self, t: Tensor, layout: _Layout, value: int) -> None:
         self.readings[layout] = _Reading(value, len(self.writes))
@@ -92,9 +94,9 @@ class Memory:
 
     def make(self, t: Tensor, op: Op, arguments: Iterable[Tensor]) -> int:
         """`op` returned this tensor: a view of one of its arguments, or new memory."""
-        place = _place(t)
-        if place is not None and place[0] not in {p[0] for x in arguments if (p := _place(x)) is not None}:
-            self._storages.pop(place[0], None)  # whatever was known of this address is gone
+        address = _address(t)
+        if address is not None and all(_address(x) != address for x in arguments):
+            self._storages.pop(address, None)  # whatever was known of this address is gone
         return self._hold(t, op)
 
     def write(self, t: Tensor, op: Op) -> int:
@@ -135,10 +137,16 @@ class Memory:
 
 def _place(t: Tensor) -> tuple[int, _Layout] | None:
     """The address of the storage that a tensor looks at, and how it looks at it; None if it has no plain storage."""
+    address = _address(t)
+    if address is None:
+        return None
+    return address, _Layout(int(t.storage_offset()), tuple(t.shape), t.stride(), t.dtype)
+
+
+def _address(t: Tensor) -> int | None:
     if t.is_nested:  # has no shape: torch's encoder packs padded batches so
         return None
     try:
-        storage = t.untyped_storage()._cdata
+        return t.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return None
-    return storage, _Layout(int(t.storage_offset()), tuple(t.shape), t.stride(), t.dtype)

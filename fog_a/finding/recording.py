@@ -75,11 +75,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reads: list[int] = []
+        reads, arguments = list[int](), list[Tensor]()
         name = func.overloadpacket.__name__
         writes = written(func, args, kwargs)
-        frozen_args = tuple(self._frozen(a, reads) for a in args)
-        frozen_kwargs = {k: self._frozen(a, reads) for k, a in kwargs.items()}
+        frozen_args = tuple(self._frozen(a, reads, arguments) for a in args)
+        frozen_kwargs = {k: self._frozen(a, reads, arguments) for k, a in kwargs.items()}
         out = func(*args, **kwargs)
         if name.rstrip("_") in _BLANK:
             reads = []
@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
             made.append(self.memory.write(t, op))
         for _, t in leaves(out):
             if not any(t is w for w in writes):
-                made.append(self.memory.make(t, op, [x for _, x in leaves((args, kwargs))]))
+                made.append(self.memory.make(t, op, arguments))
         if made:
             op.makes = tuple(made)
             pieces = len(func._schema.returns) == 1  # a list of pieces (chunk, split, unbind) is as many ways on
@@ -110,15 +110,16 @@ class Recorder(TorchDispatchMode):
         self.trace.write_down(made)
         return Op(op.func, "add", (h, Ref(product)), {}, (h.value, product), (), op.call)
 
-    def _frozen(self, arg: Any, reads: list[int]) -> Any:
+    def _frozen(self, arg: Any, reads: list[int], arguments: list[Tensor]) -> Any:
         if isinstance(arg, Tensor):
             value = self.memory.value_of(arg)
             reads.append(value)
+            arguments.append(arg)
             if not arg.is_floating_point() and arg.numel() and value not in self.trace.kept:
                 self.trace.kept[value] = arg  # an index or a mask: needed to follow elements
             return Ref(value)
         if isinstance(arg, (list, tuple)):
-            return [self._frozen(a, reads) for a in arg]
+            return [self._frozen(a, reads, arguments) for a in arg]
         return arg
 
 
