@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.blocks.state import State
+from fog_a.flows.case import weights_mark
 
 X = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -191,3 +192,15 @@ def test_a_state_gives_back_what_changed() -> None:
     state.restore()
     assert net.table == {"a": [1]} and net.names == {"x"} and not hasattr(net, "late") and net.graph.is_sparse
     assert len(batch["more"]) == 1 and torch.equal(batch["x"], X)
+
+
+def test_a_sparse_buffer_is_marked_by_its_values() -> None:
+    """A fingerprint of a sparse matrix asks for no dense one, which may not fit."""
+    plain, sparse = Net(), Net()
+    sparse.register_buffer("graph", torch.eye(3).to_sparse())
+    sparse.register_buffer("large", torch.ones(1, 1).to_sparse().sparse_resize_((10**7, 10**7), 2, 0))
+    first = weights_mark(sparse)
+    scores = [fog_a.attribute(net, X, progress=False).mean() for net in (sparse, plain)]
+    assert np.array_equal(*scores)
+    sparse.graph.mul_(2)
+    assert weights_mark(sparse) != first

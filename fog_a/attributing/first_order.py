@@ -75,9 +75,9 @@ def slopes(
             flat = v.float().reshape(len(v), -1)
             flat = flat if keep is None else torch.where(keep, flat, torch.zeros_like(flat))
             squares = torch.zeros_like(gates)
-            generator = torch.Generator().manual_seed(case.seed)
+            generator = torch.Generator("cpu").manual_seed(case.seed)
             for left in reversed(range(projections)):
-                u = torch.randn(flat.shape, generator=generator).to(flat.device)
+                u = torch.randn(flat.shape, generator=generator, dtype=torch.float32, device="cpu").to(flat.device)
                 squares += _gradient((u * flat).sum(), gates, left > 0).square()
     return (squares / projections).sqrt().detach() / shrinkage(projections), norm(flat.detach())
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
 from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager
 from fog_a.errors import NotResidual, ShapeMismatch
@@ -60,6 +61,7 @@ class gate(contextlib.AbstractContextManager["gate"]):
     def __enter__(self) -> gate:
         modules = named_modules(self.blocks.model)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(unbroken())
             stack.enter_context(eager())
             if any(point.once and point.times > 1 for block in self.blocks for point in block.gate_points):
                 stack.enter_context(hooked(modules[""], before=self._restart))

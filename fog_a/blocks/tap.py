@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, TapPoint
 from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import leaf
 from fog_a.blocks.untouched import eager
 from fog_a.errors import NoActivations
@@ -41,12 +42,12 @@ class tap(contextlib.AbstractContextManager["tap"]):
         self._found: dict[str, dict[int, Tensor]] = {}
         self._addends: dict[tuple[str, int], dict[bool, Tensor]] = {}
         self._stack: contextlib.ExitStack | None = None
-        self._eager = contextlib.ExitStack()
+        self._around = contextlib.ExitStack()
 
     def open(self) -> tap:
         if self._stack is None:
             modules = named_modules(self.blocks.model)
-            with contextlib.ExitStack() as stack:
+            with unbroken(), contextlib.ExitStack() as stack:
                 for block in self.blocks:
                     for i, point in enumerate(block.outputs):
                         for part in (point,) if point.plus is None else (point, point.plus):
@@ -56,8 +57,9 @@ class tap(contextlib.AbstractContextManager["tap"]):
 
     def close(self) -> None:
         if self._stack is not None:
-            self._stack.close()
-            self._stack = None
+            with unbroken():
+                self._stack.close()
+                self._stack = None
 
     def clear(self) -> None:
         self.all.clear()
@@ -65,12 +67,16 @@ class tap(contextlib.AbstractContextManager["tap"]):
         self._addends.clear()
 
     def __enter__(self) -> tap:
-        self._eager.enter_context(eager())
-        return self.open()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(unbroken())
+            stack.enter_context(eager())
+            self.open()
+            self._around = stack.pop_all()
+        return self
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
-        self._eager.close()
+        self._around.close()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.all:

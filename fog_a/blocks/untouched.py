@@ -1,7 +1,8 @@
 """A probe must leave no trace: what it may touch is put back, also after an exception.
 
 `preserved(model)` puts back training flags, requires_grad, gradients, buffers (BatchNorm statistics too) and every
-random number generator; `rng(seed)` draws from fixed seeds inside and gives the generators back as they were.
+random number generator; `rng(seed)` draws from fixed seeds inside and gives the generators back as they were. Both
+leave nothing after Ctrl-C, and let the probes of several threads take turns.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fog_a.blocks.interrupts import alone
 from fog_a.blocks.state import State
 
 
@@ -32,15 +34,16 @@ def rng(seed: int | None = None) -> Iterator[None]:
     >>> bool(a == b)
     True
     """
-    restore = rng_restorer()
-    try:
-        if seed is not None:
-            _seed_torch(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-        yield
-    finally:
-        restore()
+    with alone():
+        restore = rng_restorer()
+        try:
+            if seed is not None:
+                _seed_torch(seed)
+                np.random.seed(seed % 2**32)
+                random.seed(seed)
+            yield
+        finally:
+            restore()
 
 
 def rng_restorer() -> Callable[[], None]:
@@ -82,28 +85,29 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
 
     Eval is set flag by flag: a model's own `train()` may do more than that (merge LoRA weights, say).
     """
-    parts = [m for module in modules for m in module.modules()]
-    flags = [(m, m.training) for m in parts]
-    params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
-    buffers = [(m, name, b, None if b is None else b.clone()) for m in parts for name, b in m._buffers.items()]
-    state = State(*modules)
-    try:
-        with rng(seed), torch.set_grad_enabled(grad), eager():
+    with alone():
+        parts = [m for module in modules for m in module.modules()]
+        flags = [(m, m.training) for m in parts]
+        params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
+        buffers = [(m, name, b, None if b is None else b.clone()) for m in parts for name, b in m._buffers.items()]
+        state = State(*modules)
+        try:
+            with rng(seed), torch.set_grad_enabled(grad), eager():
+                for m, training in flags:
+                    if training:
+                        m.training = False
+                yield
+        finally:
+            state.restore()
             for m, training in flags:
-                if training:
-                    m.training = False
-            yield
-    finally:
-        state.restore()
-        for m, training in flags:
-            if m.training is not training:
-                m.training = training
-        for p, requires_grad, g in params:
-            if p.requires_grad is not requires_grad:
-                p.requires_grad_(requires_grad)
-            if p.grad is not g:
-                p.grad = g
-        _put_back(buffers)
+                if m.training is not training:
+                    m.training = training
+            for p, requires_grad, g in params:
+                if p.requires_grad is not requires_grad:
+                    p.requires_grad_(requires_grad)
+                if p.grad is not g:
+                    p.grad = g
+            _put_back(buffers)
 
 
 def _put_back(buffers: list[tuple[nn.Module, str, Any, Any]]) -> None:

@@ -36,7 +36,7 @@ class Numbering:
 
     def of_leaf(self, leaf: LeafPath, shape: tuple[int, ...]) -> Tensor:
         """The numbers of a whole input, in this shape."""
-        return torch.arange(1, math.prod(shape) + 1).reshape(shape) + self.first[leaf]
+        return torch.arange(1, math.prod(shape) + 1, device="cpu").reshape(shape) + self.first[leaf]
 
     def rearranged(self, v: int, op: Op, numbers: Mapping[int, Tensor]) -> Tensor:
         """The numbers of `v`, which `op` made by moving elements of values that have these numbers."""
@@ -48,7 +48,7 @@ class Numbering:
                 return self._laid_out(value, numbers[value])
             if value in self.trace.kept:
                 return self.trace.kept[value]
-            return torch.zeros(self.trace.values[value].shape, dtype=torch.long)
+            return torch.zeros(self.trace.values[value].shape, dtype=torch.long, device="cpu")
 
         def thaw(arg: object) -> object:
             if isinstance(arg, Ref):
@@ -67,7 +67,7 @@ class Numbering:
         value = self.trace.values[p]
         if len(value.stride) < len(value.shape) or 0 in value.stride:  # no strides, or several elements in one place
             return numbers.clone()
-        return torch.empty_strided(value.shape, value.stride, dtype=torch.long).copy_(numbers)
+        return torch.empty_strided(value.shape, value.stride, dtype=torch.long, device="cpu").copy_(numbers)
 
     def _overwritten(self, v: int, op: Op, numbers: Mapping[int, Tensor]) -> Tensor:
         """Another tensor wrote into this one's memory: lay both out in it, in order."""
@@ -77,10 +77,10 @@ class Numbering:
             for value in values
             if math.prod(value.shape)
         )
-        memory = torch.zeros(max(ends), dtype=torch.long)
+        memory = torch.zeros(max(ends), dtype=torch.long, device="cpu")
         for p, value in zip(op.reads, values[:-1], strict=True):
             view = memory.as_strided(value.shape, value.stride, value.offset)
-            view.copy_(numbers[p] if p in numbers else torch.zeros(value.shape, dtype=torch.long))
+            view.copy_(numbers[p] if p in numbers else torch.zeros(value.shape, dtype=torch.long, device="cpu"))
         made = values[-1]
         return memory.as_strided(made.shape, made.stride, made.offset).clone()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
-from fog_a.blocks.state import State
+from fog_a.blocks.state import State, strided_parts
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
@@ -64,18 +64,14 @@ class Case:
         model's state are restored afterwards."""
         forward = self.flow.override.forward
         self._state = self._state or _remembered(self.batch, *self.modules)
-        with rng(self.seed):
-            try:
-                if forward is None:
-                    v = velocity_of(self.flow.velocity(self.batch, self.t, self.seed))
-                else:
-                    v = velocity_of(forward(self.flow.model, self.batch))
-                self._one_number = v.ndim == 0 and forward is None
-                v = v[None] if v.ndim == 0 else v
-                v = v.clone() if self._in_batch(v) else v
-            finally:
-                with _unseen():
-                    self._state.restore()
+        with rng(self.seed), self._state:
+            if forward is None:
+                v = velocity_of(self.flow.velocity(self.batch, self.t, self.seed))
+            else:
+                v = velocity_of(forward(self.flow.model, self.batch))
+            self._one_number = v.ndim == 0 and forward is None
+            v = v[None] if v.ndim == 0 else v
+            v = v.clone() if self._in_batch(v) else v
         self.shape = tuple(v.shape)
         return v
 
@@ -153,13 +149,9 @@ class Case:
 
 
 def _remembered(*roots: Any) -> State:
-    with _unseen():
+    """Their state; the measuring modes that are open around a first run do not see the copies."""
+    with torch._C._DisableTorchDispatch():
         return State(*roots)
-
-
-def _unseen() -> contextlib.AbstractContextManager[Any]:
-    """The measuring modes that are open around a run do not see the copies and comparisons of its state."""
-    return torch._C._DisableTorchDispatch()
 
 
 def fingerprint(batch: Any) -> str:
@@ -167,7 +159,8 @@ def fingerprint(batch: Any) -> str:
     mark = hashlib.sha256()
     for x in model_tensors(batch):
         mark.update(repr((tuple(x.shape), str(x.dtype))).encode())
-        mark.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in strided_parts(x.detach()):
+            mark.update(_bytes(part.reshape(-1)))
     return mark.hexdigest()
 
 
@@ -175,12 +168,17 @@ def weights_mark(module: nn.Module) -> str:
     """A fingerprint of a model's parameters and buffers, about 64 numbers of each: a training step changes it."""
     mark = hashlib.sha256()
     for x in itertools.chain(module.parameters(), module.buffers()):
-        flat = x.detach().reshape(-1)
-        few = flat[:: max(len(flat) // 64, 1)].cpu()
-        mark.update(
-            repr((tuple(x.shape), str(x.dtype))).encode() + few.contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        mark.update(repr((str(x.layout), str(x.dtype))).encode())
+        for part in strided_parts(x.detach()):
+            flat = part.reshape(-1)
+            mark.update(repr(tuple(part.shape)).encode() + _bytes(flat[:: max(len(flat) // 64, 1)]))
     return mark.hexdigest()
+
+
+def _bytes(flat: Tensor) -> bytes:
+    if flat.is_meta:  # has a shape alone
+        return b""
+    return flat.cpu().resolve_conj().resolve_neg().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def per_sample(v: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Convention:
             raise Unsupported(f"time is a function of fog_a's t, e.g. lambda t: 1000 * (1 - t), got {self.time!r}")
         self._check_time()
         if self.target not in ("v", "-v"):
-            self._shares(torch.tensor([0.25, 0.5, 0.75]).reshape(-1, 1))
+            self._shares(torch.tensor([0.25, 0.5, 0.75], device="cpu").reshape(-1, 1))
 
     @property
     def plain(self) -> bool:
@@ -75,7 +75,7 @@ class Convention:
     @cached_property
     def direction(self) -> int:
         """1 where the network's time runs from noise to data, −1 where it runs from data to noise."""
-        first, last = self.clock(torch.tensor([0.25, 0.75])).flatten().tolist()
+        first, last = self.clock(torch.tensor([0.25, 0.75], device="cpu")).flatten().tolist()
         return 1 if last > first else -1
 
     def clock(self, t: Float[Tensor, "B"]) -> Tensor:
@@ -90,7 +90,7 @@ class Convention:
 
     def flow_time(self, tau: Tensor) -> Float[Tensor, "B"]:
         """The reverse of `clock`: fog_a's t of what the network was given."""
-        grid = torch.linspace(0, 1, GRID, dtype=torch.float64)
+        grid = torch.linspace(0, 1, GRID, dtype=torch.float64, device="cpu")
         ticks = self.clock(grid).double().reshape(GRID)
         if self.direction < 0:
             grid, ticks = grid.flip(0), ticks.flip(0)
@@ -169,7 +169,7 @@ class Convention:
         return m, a, b
 
     def _check_time(self) -> None:
-        ticks = self.clock(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).double()
+        ticks = self.clock(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device="cpu")).double()
         if ticks.numel() != 5:
             raise Unsupported(f"time= must give one number for each time, got {tuple(ticks.shape)} for 5 times")
         steps = ticks.reshape(-1).diff()

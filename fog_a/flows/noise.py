@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +49,10 @@ def row_marks(tensors: Sequence[Tensor], count: int) -> tuple[str, ...]:
     return tuple(map("/".join, zip(*(content_ids(t) for t in plain if t.ndim and len(t) == count), strict=True)))
 
 
+_DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Where numbers are drawn, whatever torch's defaults are: the same numbers everywhere."""
+
+
 def noise(
     like: Float[Tensor, "B ..."],
     ids: Sequence[str],
@@ -61,21 +66,21 @@ def noise(
     >>> torch.equal(noise(x, ["a", "b"], seed=0)[1:], noise(x[1:], ["b"], seed=0))
     True
     """
-    x0 = torch.zeros(like.shape)
+    x0 = torch.zeros(like.shape, **_DRAWN)
     for i, row in enumerate(valid(x0, lengths, axis)):
-        row.copy_(torch.randn(row.shape, generator=generator(seed, "noise", ids[i])))
+        row.copy_(torch.randn(row.shape, generator=generator(seed, "noise", ids[i]), **_DRAWN))
     return x0.to(like)
 
 
 def uniform(ids: Sequence[str], seed: int, what: str, count: int = 1) -> Float[Tensor, "B n"]:
     """`count` numbers in [0, 1) for each sample, on the CPU; `what` tells one use from another."""
-    return torch.stack([torch.rand(count, generator=generator(seed, what, name)) for name in ids])
+    return torch.stack([torch.rand(count, generator=generator(seed, what, name), **_DRAWN) for name in ids])
 
 
 def generator(seed: int, what: str, name: str) -> torch.Generator:
     """The generator of one sample for one use."""
     digest = hashlib.blake2b(f"{seed}|{what}|{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def spans(lengths: Int[Tensor, "B"], fractions: Float[Tensor, "B"], starts: Float[Tensor, "B"], size: int) -> Tensor:

@@ -89,7 +89,7 @@ class DDPM(Path):
     name = "ddpm"
 
     def __init__(self, betas: Any = None) -> None:
-        table = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64) if betas is None else _betas(betas)
+        table = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu") if betas is None else _betas(betas)
         self.log_kept = (1 - table).log()  # log (1 − β_n)
         self.kept = self.log_kept.cumsum(0).exp()  # ᾱ_n
 

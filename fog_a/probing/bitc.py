@@ -121,7 +121,7 @@ class BiTC(nn.Module):
             sums[key] = sums[key] + self._scale[key] * (1 - bitc).sum()
             sizes[key] += len(rows)
         *joint, count = total(
-            torch.tensor([*sizes.values(), len(samples)], device=z.device, dtype=torch.float), self.group
+            torch.tensor([*sizes.values(), len(samples)], device=z.device, dtype=torch.float32), self.group
         )
         return zero + world(self.group) * self.reduce(sums, dict(zip(weights, joint, strict=True)), count)
 
@@ -154,7 +154,7 @@ class BiTC(nn.Module):
             seed=seed,
         )
         self.check(depth.z.shape[-1])
-        values = torch.full(depth.z.shape[:3], torch.nan)
+        values = torch.full(depth.z.shape[:3], torch.nan, dtype=torch.float32, device="cpu")
         interface = {}
         for domain, (rows, target) in depth.targets.items():
             w = self.head(domain).weight.detach().float().cpu()

@@ -161,13 +161,13 @@ def described(convention: Convention) -> str:
 
 def time_of(path: Path, share: float) -> float:
     """The time at which a path holds this share of data, α/(α + σ)."""
-    grid = torch.linspace(0, 1, 4097, dtype=torch.float64)[1:-1]
+    grid = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")[1:-1]
     m = path.mix(grid.reshape(-1, 1))
     return float(grid[(m.alpha / (m.alpha + m.sigma) - share).abs().reshape(-1).argmin()])
 
 
 def _same(a: TimeFunction, b: TimeFunction) -> bool:
-    t = torch.linspace(0.1, 0.9, 9)
+    t = torch.linspace(0.1, 0.9, 9, device="cpu")
     first, second = a(t).float().flatten(), b(t).float().flatten()
     return bool((first - second).abs().max() <= 2e-3 * second.abs().max())
 
@@ -188,7 +188,7 @@ def _clocks(declared: Convention) -> Iterator[Trial]:
 
 def _like(declared: TimeFunction, clock: TimeFunction) -> TimeFunction:
     """A clock that gives whole numbers where the declared one does: an embedding takes nothing else."""
-    whole = not declared(torch.tensor([0.5])).is_floating_point()
+    whole = not declared(torch.tensor([0.5], device="cpu")).is_floating_point()
     return (lambda t: clock(t).round().long()) if whole else clock
 
 

@@ -115,7 +115,7 @@ def read_lenses(
 
 def storage(depth: Depth, lenses: Sequence[Lens], beside: Sequence[Control], info: Mapping[str, Any]) -> Scores:
     """The Scores of what lenses see, with the controls beside them."""
-    values = torch.full(depth.z.shape[:3], torch.nan)
+    values = torch.full(depth.z.shape[:3], torch.nan, dtype=torch.float32, device="cpu")
     for each in lenses:
         values[each.halves.scored.rows] = each.cosines()
     rows = sorted(i for each in lenses for i in each.halves.scored.rows)

@@ -65,7 +65,10 @@ def fit_ridge(
         raise BadBatch(f"a ridge head needs at least 2 samples to fit and to choose its penalty, got {count}")
     folds = min(FOLDS, count)
     first = torch.from_numpy(np.unique(groups.numpy(), return_index=True)[1])
-    into, out = _axes(z), _axes(y[first]) if torch.equal(y, y[first][index]) else torch.eye(y.shape[1]).double()
+    into, out = (
+        _axes(z),
+        _axes(y[first]) if torch.equal(y, y[first][index]) else torch.eye(y.shape[1], dtype=torch.double, device="cpu"),
+    )
     width = z.shape[1]
     z, y = z.double() @ into, y.double() @ out  # exact: what is left out is not there
     parts = [(z[index % folds == f], y[index % folds == f]) for f in range(folds)]
@@ -73,7 +76,7 @@ def fit_ridge(
     crosses = [a.T @ b for a, b in parts]
     whole, cross = torch.stack(squares).sum(0), torch.stack(crosses).sum(0)
     unit = float(whole.trace().clamp(min=1e-30)) / width
-    error = torch.zeros(len(grid), dtype=torch.double)
+    error = torch.zeros(len(grid), dtype=torch.double, device="cpu")
     for square, c in zip(squares, crosses, strict=True):
         values, vectors = torch.linalg.eigh(whole - square)
         rotated = vectors.T @ (cross - c)  # the other folds' solution is V (Λ + λ)⁻¹ of this
@@ -91,4 +94,4 @@ def fit_ridge(
 def _axes(x: Float[Tensor, "n D"]) -> Float[Tensor, "D r"]:
     """Orthonormal axes that hold every row of x: n of them where rows are fewer than columns, else all D."""
     n, width = x.shape
-    return torch.linalg.qr(x.double().T).Q if n < width else torch.eye(width, dtype=torch.double)
+    return torch.linalg.qr(x.double().T).Q if n < width else torch.eye(width, dtype=torch.double, device="cpu")

@@ -196,7 +196,11 @@ def prints(samples: Samples) -> list[str]:
     """
     if samples.audio is None:
         return [""] * len(samples)
-    lengths = samples.lengths if samples.lengths is not None else torch.full((len(samples),), samples.audio.shape[1])
+    lengths = (
+        samples.lengths
+        if samples.lengths is not None
+        else torch.full((len(samples),), samples.audio.shape[1], device="cpu")
+    )
     n = lengths.to(samples.audio.device)[:, None]
     at = (torch.arange(64, device=n.device) * n) // 64
     values = samples.audio.detach().float().gather(1, at).mul(1000).round().to(torch.int32).cpu()

@@ -86,10 +86,10 @@ class SpectralTeacher:
         size, hop = round(0.025 * rate), round(0.010 * rate)
         fft = 2 ** math.ceil(math.log2(size))
         device = waves[0].device
-        window = torch.hann_window(size, device=device)
+        window = torch.hann_window(size, device=device, dtype=torch.float32)
         mel = mel_bands(self.bands, fft, rate).to(device)
         waves = [torch.nn.functional.pad(w, (0, max(0, size - len(w)))) for w in waves]
-        out = torch.empty(len(waves), self.dim, device=device)
+        out = torch.empty(len(waves), self.dim, device=device, dtype=torch.float32)
         with torch.autocast(device.type, enabled=False):
             for rows, audio in by_length(waves):
                 frames = audio.unfold(-1, size, hop) * window  # (b, F, size)
@@ -100,9 +100,9 @@ class SpectralTeacher:
 
 def mel_bands(bands: int, fft: int, rate: int, top: float = 8_000.0) -> Float[Tensor, "F M"]:
     """Triangular filters, equally spaced on the HTK mel scale m = 2595 log10(1 + f/700) from 0 to `top` Hz."""
-    mels = torch.linspace(0, 2595 * math.log10(1 + top / 700), bands + 2)
+    mels = torch.linspace(0, 2595 * math.log10(1 + top / 700), bands + 2, dtype=torch.float32, device="cpu")
     edges = 700 * (10 ** (mels / 2595) - 1)
-    f = torch.linspace(0, rate / 2, fft // 2 + 1)[:, None]
+    f = torch.linspace(0, rate / 2, fft // 2 + 1, dtype=torch.float32, device="cpu")[:, None]
     rise = (f - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - f) / (edges[2:] - edges[1:-1])
     return torch.minimum(rise, fall).clamp(min=0)
