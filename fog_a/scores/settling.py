@@ -10,7 +10,7 @@ yet, half for what the samples show.
   looks: right under any dependence between them, whenever one stops). Both a Student and a Hall (skewness corrected) t
   must agree: on skewed differences each alone is wrong on one side.
 
-`benchmarks/statistics.py` simulates the error rate.
+`benchmarks/intervals.py` simulates the error rate.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 with the quantiles of t* over resamples of whole samples: all layers share the same resamples (paired), and strata
 (domains) are resampled each within itself. Bootstrap-t follows skewed scores and falls short on heavy tails (.92 for
 Student's t₃); Student's t does the reverse (.85 for log-normal(1), 16 samples). So each limit is the wider of both,
-and 1 + 2/n times as far from m: a nominal .95 then covers .93 or more (`benchmarks/statistics.py`).
+and 1 + 2/n times as far from m: a nominal .95 then covers .93 or more (`benchmarks/intervals.py`).
 
 Arrays are numpy, x is (n, L): samples × layers, NaN where nothing was measured (never averaged in).
 """

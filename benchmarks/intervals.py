@@ -1,7 +1,7 @@
 """The tables of docs/statistics.md: how often an interval holds the true mean, and how often a false set is claimed.
 
-    python benchmarks/statistics.py              # about ten minutes on one core
-    python benchmarks/statistics.py --sims 200   # a rough look, one minute
+    python benchmarks/intervals.py              # about ten minutes on one core
+    python benchmarks/intervals.py --sims 200   # a rough look, one minute
 
 Coverage: nominal 95 % intervals. Claims: layers of equal mean, 95 % confidence, so that every claim is false; a run
 ends at its first claim.
