@@ -24,6 +24,7 @@ from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import model_tensors, velocity_of
 from fog_a.flows.checks import check_tensors, check_weights, checked_seed
 from fog_a.flows.flow import Flow
+from fog_a.flows.noise import content
 from fog_a.flows.samples import Inputs, Samples
 
 
@@ -160,7 +161,7 @@ def fingerprint(batch: Any) -> str:
     for x in model_tensors(batch):
         mark.update(repr((tuple(x.shape), str(x.dtype))).encode())
         for part in strided_parts(x.detach()):
-            mark.update(_bytes(part.reshape(-1)))
+            mark.update(content(part.reshape(-1)))
     return mark.hexdigest()
 
 
@@ -171,14 +172,8 @@ def weights_mark(module: nn.Module) -> str:
         mark.update(repr((str(x.layout), str(x.dtype))).encode())
         for part in strided_parts(x.detach()):
             flat = part.reshape(-1)
-            mark.update(repr(tuple(part.shape)).encode() + _bytes(flat[:: max(len(flat) // 64, 1)]))
+            mark.update(repr(tuple(part.shape)).encode() + content(flat[:: max(len(flat) // 64, 1)]))
     return mark.hexdigest()
-
-
-def _bytes(flat: Tensor) -> bytes:
-    if flat.is_meta:  # has a shape alone
-        return b""
-    return flat.cpu().resolve_conj().resolve_neg().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def per_sample(v: Tensor) -> Tensor:

@@ -32,11 +32,15 @@ def content_ids(x: Tensor, lengths: Sequence[int] | None = None, axis: int = 1) 
     """
     names = []
     for row in valid(x.detach().cpu(), lengths, axis):
-        data = row.contiguous().reshape(-1)
-        digest = hashlib.blake2b(data.view(torch.uint8).numpy().tobytes(), digest_size=8)
+        digest = hashlib.blake2b(content(row), digest_size=8)
         digest.update(repr((tuple(row.shape), str(row.dtype))).encode())
         names.append(digest.hexdigest())
     return tuple(names)
+
+
+def content(x: Tensor) -> bytes:
+    """The bytes of a tensor's values, on any device."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def row_marks(tensors: Sequence[Tensor], count: int) -> tuple[str, ...]:
