@@ -39,8 +39,11 @@ def content_ids(x: Tensor, lengths: Sequence[int] | None = None, axis: int = 1) 
 
 
 def content(x: Tensor) -> bytes:
-    """The bytes of a tensor's values, on any device."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    """The bytes of a tensor's values, on any device; none of a meta tensor, which has a shape alone."""
+    if x.is_meta:
+        return b""
+    plain = x.detach().cpu().resolve_conj().resolve_neg()
+    return plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def row_marks(tensors: Sequence[Tensor], count: int) -> tuple[str, ...]:
