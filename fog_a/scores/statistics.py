@@ -59,7 +59,7 @@ def _resample(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Float
         yield np.bincount(draws.ravel(), minlength=resamples * m).reshape(resamples, m).astype(np.float64)
 
 
-def finite_mean(x: Float[Array, "n L"]) -> Float[Array, " L"]:
+def finite_mean(x: Float[Array, "n *axes"]) -> Float[Array, "*axes"]:
     """Mean over the finite rows of each column, NaN where there is none."""
     good = np.isfinite(x)
     count = good.sum(0)
