@@ -48,7 +48,8 @@ class Source:
     """How an output leaf is made from the input leaves when the gate is closed.
 
     `sources` are input leaves: ("args", 0), ("kwargs", "x"). One source is taken as it is, its axes permuted by `dims`
-    if given. Where the streams are cut or joined, `index` gathers elements of all sources laid end to end, `size` in
+    if given. With `broadcast` it is smaller than the output, and is expanded to its shape: a total that begins as a
+    parameter. Where the streams are cut or joined, `index` gathers elements of all sources laid end to end, `size` in
     all, numbered from 1; 0 = computed by the block itself. Where no module gives out the update, but one inside the
     call gives its shortcut, `inside` is where that is read, and there are no `sources`.
     """
@@ -58,6 +59,7 @@ class Source:
     index: Tensor | None = field(default=None, compare=False)
     size: int = 0
     inside: TapPoint | None = None
+    broadcast: bool = False
 
 
 @dataclass(frozen=True)

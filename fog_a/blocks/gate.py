@@ -9,7 +9,7 @@ output becomes `g·f_l`. 0 and 1 select, so that an inf or NaN in what is remove
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -163,12 +163,19 @@ def carried(inputs: Mapping[LeafPath, Tensor], passage: Source | None, out: Tens
             x = torch.where(index > 0, x[(index - 1).clamp(min=0)].to(out.dtype), out)
     elif passage.dims is not None:
         x = x.permute(passage.dims)
+    elif passage.broadcast and broadcasts(x.shape, out.shape):
+        x = x.expand(out.shape).contiguous()
     if x is None or x.shape != out.shape:
         raise NotResidual(
             f"block {block.name!r}: expected its output {tuple(out.shape)} laid out as when the blocks were found. "
             "Find them on a batch of this shape: find_blocks(model, batch)"
         )
     return x.to(out.dtype)
+
+
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Can a tensor of this shape be expanded to the other one?"""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:

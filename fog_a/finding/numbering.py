@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fog_a.blocks.block import Source
+from fog_a.blocks.gate import broadcasts
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.trace import Op, Ref, Trace
 
@@ -85,18 +86,25 @@ class Numbering:
         return memory.as_strided(made.shape, made.stride, made.offset).clone()
 
     def source(self, numbers: Tensor) -> Source | None:
-        """Where these elements come from: one whole leaf, perhaps with its axes permuted, else one by one; None where
-        there are none, or some that only the branch fills."""
+        """Where these elements come from: one whole leaf, perhaps broadcast or with its axes permuted, else one by
+        one; None where there are none, or some that only the branch fills."""
         if not bool((numbers > 0).any()) or bool((numbers < 0).any()):
             return None
         low, high = int(numbers.min()), int(numbers.max())
         for v, path in self.leaf_of.items():
             shape, first = self.trace.values[v].shape, self.first[path]
-            n = math.prod(shape)
-            if (n, low, high) != (numbers.numel(), first + 1, first + n):
+            if (low, high) != (first + 1, first + math.prod(shape)):
                 continue
             whole, axes = self.of_leaf(path, shape), tuple(range(len(shape)))
+            if _is_broadcast(whole, numbers):
+                return Source((path,), broadcast=True)
             for dims in itertools.permutations(axes) if len(shape) <= 5 else [axes]:
                 if tuple(shape[d] for d in dims) == tuple(numbers.shape) and torch.equal(whole.permute(dims), numbers):
                     return Source((path,), None if dims == axes else dims)
         return Source(tuple(self.leaf_of.values()), None, numbers.clone(), self.size)
+
+
+def _is_broadcast(whole: Tensor, numbers: Tensor) -> bool:
+    """Are these the same elements, repeated along other axes?"""
+    smaller = whole.numel() < numbers.numel() and broadcasts(whole.shape, numbers.shape)
+    return smaller and torch.equal(whole.expand(numbers.shape), numbers)

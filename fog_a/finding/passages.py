@@ -103,8 +103,14 @@ class Replay:
         if name in ("index_add", "scatter_add"):
             return operands(op, self.flow)[:1]
         if name in SUM or name in SCALE or name in NORM or name in POINTWISE:
-            return [p for p in operands(op, self.flow) if self.flow.full[p] == self.flow.full[v]]
+            pieces = operands(op, self.flow)
+            whole = [p for p in pieces if self.flow.full[p] == self.flow.full[v]]
+            return whole if name not in SUM else whole + [p for p in pieces if self._is_total(p) and p not in whole]
         return []
+
+    def _is_total(self, v: int) -> bool:
+        """Is this an input of the call that begins as a parameter? A sum broadcasts it, and is its update."""
+        return v in self.numbering.leaf_of and not self.flow.inputs[v]
 
     def _follow(self, v: int) -> Carried | None:
         """What `v` holds, from what its operands hold: one rule for each kind of operation."""
@@ -157,6 +163,8 @@ class Replay:
         two streams                           nothing that could be given back
         embeddings only                       the first
         """
+        whole = {p: c for p, c in held.items() if self.flow.full[p] == self.flow.full[v]}
+        held = whole or held  # only a total is smaller than the sum
         p, c = next(iter(held.items()))
         if len(held) == 1:
             return self._fit(v, p, replace(c, updated=c.updated or self._computes_addend(op, p)))

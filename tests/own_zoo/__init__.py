@@ -10,6 +10,7 @@ from own_zoo.executions import EXECUTIONS
 from own_zoo.layouts import LAYOUTS
 from own_zoo.negatives import NEGATIVES
 from own_zoo.parents import PARENTS
+from own_zoo.seconds import SECONDS
 from own_zoo.shortcuts import SHORTCUTS
 from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
@@ -19,6 +20,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
+    *SECONDS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
