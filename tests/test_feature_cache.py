@@ -82,7 +82,7 @@ def test_keyed_by_teacher_and_pooling(tmp_path: Path) -> None:
     with pytest.raises(BadFeatures, match=r"one teacher's features.*'moments-mean', 'moments-mean-0123abcd'.*name="):
         CachedTeacher(None, tmp_path)
     assert len(CachedTeacher(None, tmp_path, name="moments-release")) == 1
-    with pytest.raises(BadFeatures, match=r"found nothing.*\.fill"):
+    with pytest.raises(BadFeatures, match=r"got nothing.*\.fill"):
         CachedTeacher(None, tmp_path / "elsewhere")
 
 

@@ -62,6 +62,12 @@ def slopes(
 
     Raises Unsupported where samples cannot be told apart at a gate, or v has no graph.
     """
+    for block in blocks:
+        if any(source is not None and source.inside for point in block.gate_points for source in point.give.values()):
+            raise Unsupported(
+                f"FirstOrder needs the shortcut of {block.name!r} among its inputs, and a module inside it makes it. "
+                "Use how='auto', or leave this block out with blocks="
+            )
     if layout.problem is not None:
         raise Unsupported(f"FirstOrder needs samples that can be told apart: {layout.problem}. Use how='auto'")
     device = next((p.device for p in case.module.parameters()), torch.device("cpu"))

@@ -122,6 +122,11 @@ class Envoys:
 
 def check(block: ResidualBlock) -> None:
     """Unsupported if nnsight cannot reach this block's calls."""
+    if block.alone:
+        raise Unsupported(
+            f"{block.name!r}: its gates lie inside each other, and an envoy is reached once, in order. "
+            "Leave how= out, or leave this block out with blocks="
+        )
     for point in block.gate_points:
         if point.times > 1:
             raise Unsupported(
