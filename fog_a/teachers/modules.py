@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from fog_a.blocks.calls import hooked, named_modules
@@ -90,7 +90,7 @@ class ModuleTeacher:
         return self._fitting(tokens[:, 0] if self.reduce == "first" else tokens.mean(1), samples)
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
-        """The features of each token or pixel, one (T, D) per sample, for `targets="tokens"`."""
+        """The features of each token or pixel, one (T, D) per sample, for heads that do not pool."""
         return list(self._fitting(self._tokens(self._output(samples)), samples))
 
     def _output(self, samples: Samples) -> Tensor:
@@ -124,7 +124,7 @@ class ModuleTeacher:
             )
         return batch[self.input]
 
-    def _tokens(self, out: Tensor) -> Float[Tensor, "B T D"]:
+    def _tokens(self, out: Tensor) -> Shaped[Tensor, "B T D"]:
         if out.ndim == 2:
             return out[:, None]
         if out.ndim == 3:
