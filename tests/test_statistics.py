@@ -15,7 +15,7 @@ from fog_a.scores.settling import settled
 from fog_a.scores.statistics import agreement, bootstrap_interval, bootstrap_top, finite_mean, top
 
 ROOT = Path(__file__).resolve().parents[1]
-simulated: Any = runpy.run_path(str(ROOT / "benchmarks" / "statistics.py"))
+simulated: Any = runpy.run_path(str(ROOT / "benchmarks" / "intervals.py"))
 LAWS, TIES = simulated["LAWS"], simulated["TIES"]
 
 
