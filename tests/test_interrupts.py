@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from small_flow import Statistics, a_batch, a_flow
@@ -61,45 +61,37 @@ class Alarm:
             raise KeyboardInterrupt
 
 
-class Interrupts(NamedTuple):
-    """Interrupts that hit the call, and how many of them left something behind."""
-
-    hits: int
-    traces: int
-
-
-def interrupted(prepare: Callable[[], Prepared], attempts: int, seed: int) -> Interrupts:
-    """Interrupts by a timer at random moments of the call; after each, the model is compared with what it was."""
+def interrupted(prepare: Callable[[], Prepared], hits: int, seed: int) -> None:
+    """So many interrupts that hit the call, by a timer at random moments of it; each leaves nothing."""
     net, call = prepare()
     call()
     start = time.perf_counter()
     call()
     lasts = time.perf_counter() - start
-    draw, hits, traces = random.Random(seed), 0, 0
+    draw = random.Random(seed)
     before = state_of(net)
     alarm = Alarm()
     users = signal.signal(signal.SIGALRM, alarm)
     try:
-        for _ in range(attempts):
+        for _ in range(20 * hits):  # one that comes after the call has ended is no hit
             try:
                 alarm.armed = True
                 signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, lasts))
                 call()
                 alarm.armed = False
-            except KeyboardInterrupt:
-                hits += 1
-            try:
-                assert signal.getsignal(signal.SIGALRM) is alarm
-                same(before, state_of(net))
-            except AssertionError:
-                traces += 1
-                net, call = prepare()
-                before = state_of(net)
+            except KeyboardInterrupt as error:
+                hits -= 1
+                same(before, state_of(net))  # now, not when the exception with its frames is forgotten
+                del error
+            assert signal.getsignal(signal.SIGALRM) is alarm
+            same(before, state_of(net))
+            if not hits:
+                return
+        pytest.fail(f"{hits} interrupts did not hit")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         time.sleep(0.01)
         signal.signal(signal.SIGALRM, users)
-    return Interrupts(hits, traces)
 
 
 # hypothesis listens to the garbage collector: an exception raised inside that callback is nobody's to catch
@@ -109,9 +101,7 @@ LOST = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarni
 @LOST
 @pytest.mark.parametrize("name", PROBES)
 def test_an_interrupt_leaves_nothing(name: str) -> None:
-    hits, traces = interrupted(PROBES[name], 60, seed=0)
-    assert hits > 20
-    assert traces <= 1  # the goal is 0: see below
+    interrupted(PROBES[name], 30, seed=0)
 
 
 @LOST
@@ -119,11 +109,7 @@ def test_an_interrupt_leaves_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_three_thousand_interrupts_leave_nothing(name: str, seed: int) -> None:
-    """The goal is 0. A rare one still leaves something: one run of twelve saw it when this was written."""
-    hits, traces = interrupted(PROBES[name], 300, seed)
-    print(f"{name}: {traces} of {hits} interrupts left something")
-    assert hits > 100
-    assert traces <= 2
+    interrupted(PROBES[name], 250, seed)
 
 
 @pytest.mark.parametrize("shared", [True, False])

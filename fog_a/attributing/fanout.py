@@ -22,9 +22,8 @@ from fog_a.attributing.axes import Axis
 from fog_a.attributing.layout import Layout
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
-from fog_a.blocks.gate import carried, mixed
+from fog_a.blocks.gate import carried, check_acted, mixed
 from fog_a.blocks.tree import LeafPath, leaf, replaced
-from fog_a.errors import NotResidual
 from fog_a.flows.case import Case
 
 
@@ -95,11 +94,7 @@ class FanOut:
         axis, n = self.layout.exit[self.layout.velocity], self.samples
         v = [axis.rows(self._found, i * n, (i + 1) * n).clone() for i in range(len(self.variants) + 1)]
         for variant, times in zip(self.variants, self._fired, strict=True):
-            if times != len(variant.block.gate_points):
-                raise NotResidual(
-                    f"block {variant.block.name!r}: its gate acted {times} times in a forward, expected "
-                    f"{len(variant.block.gate_points)}. Call find_blocks on this batch"
-                )
+            check_acted(variant.block, times)
         return v[0], {w.block.name: v[i + 1] for i, w in enumerate(self.variants)}
 
     # ---- the network's own entrance and exit

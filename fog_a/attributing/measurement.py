@@ -71,6 +71,8 @@ class Measurement:
     alone: bool = False
     """Leave the other processes of `torch.distributed` out: each has a batch of its own."""
     blocks: Blocks = field(init=False)
+    signature: dict[str, Any] = field(init=False)
+    """What tells this model's scores from another's, or from those of other weights."""
     side: Blocks | None = None
     cells: Cells | None = None
     values: list[Values] = field(default_factory=list)  # one (S, J, L) for each batch
@@ -106,12 +108,14 @@ class Measurement:
     def _begin(self, case: Case) -> Cells:
         self.blocks, self.side = self._chosen(case)
         sharded = self._sharded
+        self.signature = signature(self.blocks.model, self.blocks)
+        if not sharded:
+            self.signature["weights"] = weights_mark(self.blocks.model)
         identity = {
-            "signature": signature(self.blocks.model, self.blocks), "batch": case.fingerprint, "seed": self.seed,
-            "times": self.grid, "gate": self.gate, "level": self.level, "how": repr(self.how),
+            "signature": self.signature, "batch": case.fingerprint, "seed": self.seed, "times": self.grid,
+            "gate": self.gate, "level": self.level, "how": repr(self.how),
         }  # fmt: skip
         if self.checkpoint is not None:
-            identity["weights"] = "sharded" if sharded else weights_mark(self.blocks.model)
             mask = self.flow.override.mask
             identity["mask"] = None if mask is None else fingerprint(torch.as_tensor(mask))
         return Cells(identity, self.checkpoint, alone=self.alone or sharded)
@@ -123,20 +127,21 @@ class Measurement:
 
     def _chosen(self, case: Case) -> tuple[Blocks, Blocks | None]:
         """The blocks to score, and those that are left out because they do not see x_t."""
-        if isinstance(self.wanted, Blocks) and len(self.wanted):
-            if self.wanted.model is not case.module:
+        if self.wanted is None:
+            blocks = find_blocks(case.flow, case.batch, level=self.level)
+            rest = [b for b in blocks if not b.main]
+            return blocks.main, Blocks(rest, blocks.model) if rest else None
+        if isinstance(self.wanted, Blocks):
+            chosen = self.wanted
+            if chosen.model is not case.module:
                 raise UnknownBlock("the blocks in blocks= are of another model object. Use find_blocks(model, batch)")
-            return self.wanted, None
-        blocks = find_blocks(case.flow, case.batch, level=self.level)
-        if self.wanted is not None:
-            chosen = blocks.named(self.wanted)  # pyright: ignore[reportArgumentType]
-            if not len(chosen):
-                raise UnknownBlock(
-                    "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
-                )
-            return chosen, None
-        rest = [b for b in blocks if not b.main]
-        return blocks.main, Blocks(rest, blocks.model) if rest else None
+        else:
+            chosen = find_blocks(case.flow, case.batch, level=self.level).named(self.wanted)
+        if not len(chosen):
+            raise UnknownBlock(
+                "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
+            )
+        return chosen, None
 
     def _measuring(self, case: Case, bar: Any) -> Callable[[], tuple[Values, Tensor | None]]:
         def measure() -> tuple[Values, Tensor | None]:
@@ -192,8 +197,7 @@ class Measurement:
             "gate": self.gate, "level": self.level, "seed": self.seed, "eps": EPS,
             "noise_floor": self.story.noise, "notes": list(self.story.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
-            "signature": signature(self.blocks.model, self.blocks)
-            | ({} if self._sharded else {"weights": weights_mark(self.blocks.model)}),
+            "signature": self.signature,
             "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         }  # fmt: skip
 

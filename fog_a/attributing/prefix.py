@@ -20,10 +20,9 @@ from torch import Tensor
 from fog_a.attributing.skipping import Answer, Diverged, Record, Scratch, Skip
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules, tree
-from fog_a.blocks.gate import closed, kept_inputs
+from fog_a.blocks.gate import check_acted, closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
-from fog_a.errors import NotResidual
 from fog_a.flows.case import Case
 
 
@@ -111,12 +110,7 @@ class Prefix:
         if self._overwritten():  # the model wrote into what was kept: make it again, and give out copies from now on
             self.base()
             v, acted = self._run(block, value)
-        if len(acted) != len(block.gate_points):
-            raise NotResidual(
-                f"block {block.name!r}: its gate acted {len(acted)} times in a forward, expected "
-                f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were "
-                "found: call find_blocks on it"
-            )
+        check_acted(block, len(acted))
         return v
 
     def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, list[Key]]:

@@ -25,7 +25,7 @@ from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.gate import gate
+from fog_a.blocks.gate import check_acted, gate
 from fog_a.errors import BadArgument, NotResidual, Unsupported
 from fog_a.flows.case import Case, fingerprint, per_sample
 
@@ -198,11 +198,5 @@ def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
     """
     with gate(blocks[i : i + 1], value) as closed:
         v = case.run()
-    block = blocks[i]
-    if closed.fired[block.name] != len(block.gate_points):
-        raise NotResidual(
-            f"block {block.name!r}: its gate acted {closed.fired[block.name]} times in a forward, expected "
-            f"{len(block.gate_points)}. The model runs other modules on this batch than when its blocks were found: "
-            "call find_blocks on it"
-        )
+    check_acted(blocks[i], closed.fired[blocks[i].name])
     return v

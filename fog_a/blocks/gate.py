@@ -142,6 +142,15 @@ def closed(
     return replaced(out, new)
 
 
+def check_acted(block: ResidualBlock, times: int) -> None:
+    """Raises NotResidual where a gate did not act once at each of its points in a forward."""
+    if times != len(block.gate_points):
+        raise NotResidual(
+            f"block {block.name!r}: its gate acted {times} times in a forward, expected {len(block.gate_points)}. "
+            "The model runs other modules on this batch than when its blocks were found: call find_blocks on it"
+        )
+
+
 def _selects(value: float | Tensor) -> bool:
     return bool(((value == 0) | (value == 1)).all()) if isinstance(value, Tensor) else value in (0, 1)
 

@@ -89,7 +89,6 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
         parts = [m for module in modules for m in module.modules()]
         flags = [(m, m.training) for m in parts]
         params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
-        buffers = [(m, name, b, None if b is None else b.clone()) for m in parts for name, b in m._buffers.items()]
         state = State(*modules)
         try:
             with rng(seed), torch.set_grad_enabled(grad), eager():
@@ -107,22 +106,6 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
                     p.requires_grad_(requires_grad)
                 if p.grad is not g:
                     p.grad = g
-            _put_back(buffers)
-
-
-def _put_back(buffers: list[tuple[nn.Module, str, Any, Any]]) -> None:
-    with torch.no_grad():
-        for m, name, was, value in buffers:
-            if was is not None and not _same(was, value):
-                was.copy_(value)
-            if m._buffers.get(name) is not was:
-                m._buffers[name] = was
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.is_meta or a.is_nested or a.layout is not torch.strided:
-        return True  # `State` has seen to it
-    return a.shape == b.shape and torch.equal(a, b)
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:

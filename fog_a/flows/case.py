@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 from collections.abc import Hashable, Iterator
@@ -22,9 +23,9 @@ from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import model_tensors, velocity_of
-from fog_a.flows.checks import check_tensors, check_weights, checked_seed
 from fog_a.flows.flow import Flow
 from fog_a.flows.noise import content
+from fog_a.flows.refusals import check_tensors, check_weights, checked_seed
 from fog_a.flows.samples import Inputs, Samples
 
 
@@ -128,9 +129,9 @@ class Case:
         """
         return self.flow.key, self.layout
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """A fingerprint of the batch's values."""
+        """A fingerprint of the batch's values, which every run finds as they were."""
         return fingerprint(self.batch)
 
     def draws(self, blocks: Blocks) -> list[str]:

@@ -21,7 +21,7 @@ from torch import nn
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import UnknownAdapter, Unsupported
 from fog_a.flows.flow import Flow
-from fog_a.flows.generic import GenericAdapter as GenericAdapter
+from fog_a.flows.generic import GenericAdapter
 from fog_a.flows.inside import networks_inside
 from fog_a.flows.network import arguments
 from fog_a.flows.register import adapter_names, entries, get_adapter, installed_version, purpose
