@@ -16,6 +16,7 @@ from test_no_trace import messy, same, state_of
 from torch import nn
 
 import fog_a
+from fog_a.blocks.untouched import preserved
 
 Prepared = tuple[nn.Module, Callable[[], Any]]
 
@@ -130,3 +131,35 @@ def test_threads_take_turns(shared: bool) -> None:
     assert scores == {i: [want[i]] * 5 for i in range(2)}
     for net, was in zip(nets, before, strict=True):
         same(was, state_of(net))
+
+
+def test_an_interrupt_ends_the_wait_for_another_threads_probe() -> None:
+    """Ctrl-C while this thread waits for its turn is not held back until the other's has ended."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def lasting() -> None:
+        with preserved(nn.Identity()):
+            entered.set()
+            leave.wait(20)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    other, net = threading.Thread(target=lasting), messy()
+    before = state_of(net)
+    other.start()
+    entered.wait()
+    users = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            fog_a.attribute(net, tokens(), progress=False)
+        assert time.perf_counter() - start < 10
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, users)
+        leave.set()
+        other.join()
+    same(before, state_of(net))
+    assert fog_a.attribute(net, tokens(), progress=False).values.shape == (3, 1, 3)

@@ -24,6 +24,7 @@ from fog_a.attributing.measurement import Measurement
 from fog_a.attributing.nnsight import Envoys
 from fog_a.attributing.ways import How, NNsight, Until, checked_how, stopping
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.interrupts import unbroken
 from fog_a.errors import BadArgument, known_keywords
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import each
@@ -32,6 +33,7 @@ from fog_a.scores.scores import Scores
 
 
 @known_keywords
+@unbroken()
 def attribute(
     model: nn.Module | Flow,
     batch: Any,

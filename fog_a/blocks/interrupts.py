@@ -74,7 +74,8 @@ class _Handlers:
 
     def _in_between(self, frame: FrameType | None) -> bool:
         """Whether a context is being entered or left, below the outermost of ours."""
-        if frame is not None and frame.f_code is _take_turn.__code__ and self.depth == 1:
+        waits = frame is not None and frame.f_code is _take_turn.__code__
+        if waits and not _turn._is_owned():  # pyright: ignore[reportAttributeAccessIssue] - as threading.Condition asks
             return False  # another thread's probe may last: nothing is done yet
         while frame is not None and frame is not self._outermost:
             name, file = frame.f_code.co_name, frame.f_code.co_filename
@@ -102,10 +103,11 @@ def _caller() -> FrameType | None:
     return frame
 
 
-class unbroken(contextlib.AbstractContextManager[None]):
+class unbroken(contextlib.ContextDecorator, contextlib.AbstractContextManager[None]):
     """Inside, a signal breaks neither the entering nor the leaving of a context; it breaks what lies between.
 
-    Leaving other contexts belongs inside. Outside the main thread, where no handler runs, it does nothing.
+    Leaving other contexts belongs inside. Outside the main thread, where no handler runs, it does nothing. Public calls
+    are decorated with it, for contexts that they open outside a probe: torch's own have the same gap.
     """
 
     def __enter__(self) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.coverage import Coverage
+from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.accounts import account
@@ -26,6 +27,7 @@ from fog_a.flows.flow import Flow as WrappedFlow
 from fog_a.flows.flow import Forward
 
 
+@unbroken()
 def find_blocks(
     model: nn.Module | WrappedFlow,
     batch: Any,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import named_modules
+from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadOutput, NoActivations, Unsupported
@@ -29,6 +30,7 @@ from fog_a.probing.depth import blocks_of
 from fog_a.scores.scores import Scores
 
 
+@unbroken()
 def gradnorm(
     flow: Any,
     batch: Any,

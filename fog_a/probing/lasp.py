@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.interrupts import unbroken
 from fog_a.errors import BadBatch
 from fog_a.flows.bare import flow_of
 from fog_a.probing.bitc import BiTC
@@ -34,6 +35,7 @@ from fog_a.scores.scores import Scores
 from fog_a.teachers.routing import Teachers
 
 
+@unbroken()
 def lasp(
     flow: Any,
     batch: Any,
