@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -110,6 +110,16 @@ class Unsupported(FogError, NotImplementedError):
 
 class MissingDependency(FogError, ImportError):
     """An optional package that is absent or does not import."""
+
+
+def near(name: str, names: Iterable[str], n: int = 3) -> str:
+    """`; near: blocks.1, blocks.2`, or nothing where no name is near.
+
+    >>> near("block.1", ["blocks.1", "head"])
+    '; near: blocks.1'
+    """
+    matches = difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
+    return f"; near: {', '.join(matches)}" if matches else ""
 
 
 def known_keywords(function: Callable[P, R]) -> Callable[P, R]:

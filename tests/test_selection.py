@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,57 @@ def test_controls() -> None:
     assert len(drawn) > 3 and select(a, 2, by="random", seed=1).layers == select(a, 2, by="random", seed=1).layers
     with pytest.raises(UnknownBlock, match="is no selector"):
         select(a, 2, by="best")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UnknownBlock, match=r"by= names blocks\.9; the scores' layers are"):
+    with pytest.raises(UnknownBlock, match=r"by= names blocks\.9; the scores' layers are .*; near: blocks\."):
         select(a, 1, by=["blocks.9"])
     with pytest.raises(ShapeMismatch, match="k = 5: expected 1 ≤ k ≤ 4"):
         select(a, 5)
+
+
+def test_the_least_layers() -> None:
+    """by="bottom" takes the lowest scores, and says how sure it is of just these."""
+    s = select(scores([[0.4, 0.1, 0.2, 0.05], [0.4, 0.1, 0.22, 0.05]]), 2, by="bottom")
+    assert [c.layer for c in s.domains["all"]] == ["blocks.3", "blocks.1"] and s.certainty == {"all": 1.0}
+    assert [c.rank for c in s.domains["all"]] == [4, 3] and {c.probability for c in s.domains["all"]} == {1.0}
+    assert "2 layers by bottom" in str(s) and "just these at the bottom in 100%" in str(s)
+    assert "among the bottom in 100%" in str(s)
+    lost = select(scores([[0.4, float("nan"), 0.2, 0.1]] * 2), 1, by="bottom")
+    assert lost.layers == ("blocks.3",), "a missing score is not a low one"
+
+
+def test_numbers_in_lists() -> None:
+    s = Selection.fixed({"a": ["double.3", "single.10", "double.1"], "b": ["down.0.1.2"]})
+    assert s.indices() == {"double": [1, 3], "single": [10], "down.0.1": [2]}
+    assert s.indices("a") == {"double": [1, 3], "single": [10]}
+    assert select(scores([[0.4, 0.3, 0.2, 0.1]]), 2, by="bottom").indices() == {"blocks": [2, 3]}
+    assert Selection.fixed(["2", "0"]).indices() == {"": [0, 2]}, "the model is itself the list"
+    with pytest.raises(BadArgument, match=r"got 'blocks\.0\.attn', which is no item of a list"):
+        Selection.fixed(["blocks.0.attn"]).indices()
+    with pytest.raises(BadArgument, match="one execution of a module that runs several times"):
+        Selection.fixed(["blocks.0@1"]).indices()
+
+
+def test_ranks_in_proportion() -> None:
+    table = scores([[0.4, 0.3, 0.1, 0.0]]).ranks(total=32)
+    assert list(table) == [rf"blocks\.{i}(\..*)?" for i in range(4)]
+    assert list(table.values()) == [15, 12, 4, 1], "32 in all, none below 1"
+    assert list(scores([[0.4, 0.3, 0.1, 0.0]]).ranks(total=4).values()) == [1, 1, 1, 1]
+    by_domain = scores([[1, 0, 0, 1], [0, 1, 1, 0]], ["a", "b"])
+    assert list(by_domain.ranks(10, domain="b").values()) == [1, 4, 4, 1]
+    with pytest.raises(ShapeMismatch, match="total = 3: expected a whole number of ranks for all 4 layers"):
+        scores([[0.4, 0.3, 0.1, 0.0]]).ranks(total=3)
+    with pytest.raises(BadOutput, match="expected scores ≥ 0 with a positive sum"):
+        scores([[-0.4, 0.3, 0.1, 0.0]], kind="storage").ranks(total=8)
+    tied = Scores([[1.0, 2.0]], layers=("blocks.0@0", "blocks.0@1"))
+    with pytest.raises(BadArgument, match="has one rank for all of them"):
+        tied.ranks(8)
+
+
+@given(st.lists(st.floats(0, 10, width=16), min_size=4, max_size=4).filter(sum), st.integers(4, 200))
+def test_all_ranks_are_given_out(a: list[float], total: int) -> None:
+    ranks = list(scores([a]).ranks(total).values())
+    assert sum(ranks) == total and min(ranks) >= 1
+    order = np.argsort(np.float32(a))
+    assert all(ranks[i] <= ranks[j] + 1 for i, j in itertools.pairwise(order))
 
 
 @given(st.lists(st.floats(1e-3, 10), min_size=4, max_size=4), st.integers(1, 4), st.floats(0.1, 3))

@@ -8,7 +8,6 @@ block in somebody's model and says how its gate g_l is reached by hooks; nothing
 
 from __future__ import annotations
 
-import difflib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.tree import LeafPath
-from fog_a.errors import NotResidual, UnknownBlock
+from fog_a.errors import NotResidual, UnknownBlock, near
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,9 @@ class Blocks(Sequence[ResidualBlock]):
             if not isinstance(name, str):
                 raise UnknownBlock(f"expected a block's name, got {name!r}. Type blocks[{name!r}:] for a part of them")
             if name not in table:
-                near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
-                hint = f"; near: {', '.join(near)}" if near else ""
                 raise UnknownBlock(
-                    f"no block is named {name!r} (there are {len(table)}: {', '.join(list(table)[:4])}, …){hint}. "
-                    "find_blocks(model, batch).names lists them all"
+                    f"no block is named {name!r} (there are {len(table)}: {', '.join(list(table)[:4])}, …)"
+                    f"{near(name, table)}. find_blocks(model, batch).names lists them all"
                 )
         return self._part([table[name] for name in names])
 

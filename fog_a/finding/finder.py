@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fog_a.blocks.block import ResidualBlock
+from fog_a.errors import NoBlocksFound, near
 from fog_a.finding.gates import Gates
 from fog_a.finding.inputs import model_inputs
 from fog_a.finding.levels import Levels
@@ -67,7 +68,10 @@ class Finder:
             return self._placed(made if level == "layer" else fine)
         globs = [include] if isinstance(include, str) else list(include)
         every = {m.block.name: m for m in reversed([*made, *fine, *self._elsewhere(layers)])}
-        chosen = [m for name, m in every.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)]
+        matches = {g: [name for name in every if fnmatch.fnmatchcase(name, g)] for g in globs}
+        chosen = [m for name, m in every.items() if any(name in names for names in matches.values())]
+        if chosen and (idle := [g for g, names in matches.items() if not names]):
+            raise NoBlocksFound(self.seen(idle[0]))
         return self._placed(sorted(chosen, key=lambda m: m.block.gate_points[0].order))
 
     def _elsewhere(self, layers: Sequence[Layer]) -> list[Made]:
@@ -166,8 +170,10 @@ class Finder:
     def seen(self, include: str | Sequence[str] | None) -> str:
         """The message for a model in which nothing was found."""
         if include is not None:
-            names = ", ".join(m.block.name for m in self.blocks("layer", None)) or "none"
-            return f"no block's name matches {include!r} (there are {names}). Pass include= a glob over these"
+            names = [m.block.name for m in self.blocks("layer", None)]
+            hint = near(include, names) if isinstance(include, str) else ""
+            there = ", ".join(names) or "none"
+            return f"no block's name matches {include!r} (there are {there}){hint}. Pass include= a glob over these"
         sums = sum(op.name.startswith(("add", "sub")) for op in self.trace.ops)
         updates = self.flow.updates
         if any(v.continuous and not v.floating for v in self.trace.values):

@@ -21,9 +21,11 @@ from fog_a.errors import BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
 from fog_a.scores import text as score_text
 from fog_a.scores.joining import joined
+from fog_a.scores.lists import ranks
 from fog_a.scores.ranking import Ranking, check_scores, rankings
 from fog_a.scores.settling import Verdict
 from fog_a.scores.statistics import Agreement, Array, finite_mean
+from fog_a.scores.tidy import tidy
 from fog_a.scores.top import Top
 
 if TYPE_CHECKING:
@@ -70,33 +72,8 @@ class Scores:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is inf, and inf is missing
-            values = np.array(self.values, dtype=np.float32)
-        if values.ndim == 2:
-            values = values[:, None, :]
-        values[~np.isfinite(values)] = np.nan
-        values.setflags(write=False)
-        count = len(values) if values.ndim else 0
-        ids = tuple(str(i) for i in self.ids) or tuple(str(i) for i in range(count))
-        tidy = {
-            "values": values,
-            "layers": tuple(self.layers),
-            "times": None if self.times is None else tuple(float(t) for t in self.times),
-            "domains": tuple(self.domains) or ("all",) * count,
-            "ids": ids,
-            "groups": tuple(str(g) for g in self.groups) or ids,
-            "info": dict(self.info),
-        }
-        for name, value in tidy.items():
+        for name, value in tidy(self.fields()).items():
             object.__setattr__(self, name, value)
-        want = (len(self.ids), 1 if self.times is None else len(self.times), len(self.layers))
-        if values.shape != want or {len(self.domains), len(self.groups)} != {count} or not values.size:
-            raise ShapeMismatch(
-                f"values have shape {values.shape}; expected samples × times × layers = {want} for {want[0]} ids, "
-                f"{len(self.domains)} domains, {len(self.groups)} groups, times {self.times}, {want[2]} layers, all > 0"
-            )
-        if not np.isfinite(self.times or ()).all():
-            raise ShapeMismatch(f"times = {self.times}: expected finite numbers, e.g. (0.25, 0.75)")
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -185,6 +162,13 @@ class Scores:
         """For each domain, whether its top-k set may be claimed at this look; all claims together at `confidence`."""
         each = 1 - (1 - confidence) / len(self.domain_names)
         return {r.domain: r.verdict(k, confidence=each, look=look, max_looks=max_looks) for r in rankings(self)}
+
+    def ranks(self, total: int, domain: str | None = None) -> dict[str, int]:
+        """PEFT's `rank_pattern`: ranks in proportion to the mean scores, 1 or more, `total` of all layers together.
+
+        Raises: BadOutput for scores that are negative or missing. ShapeMismatch for fewer ranks than layers.
+        """
+        return ranks(self.layers, self.mean(domain), total)
 
     def agreement(self, other: Scores, k: int = 3, domain: str | None = None) -> Agreement:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock
+from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock, near
 from fog_a.scores.files import plain
 from fog_a.scores.ranking import Ranked, Ranking, rankings
 from fog_a.scores.selection import Choice, Selection, Weighting, check_total
@@ -30,7 +31,7 @@ def select(
     scores: Ranked,
     k: int = 3,
     *,
-    by: Literal["top", "random", "shallow", "deep"] | Sequence[str] = "top",
+    by: Literal["top", "bottom", "random", "shallow", "deep"] | Sequence[str] = "top",
     weighting: Weighting = "normalized",
     total: float = 0.5,
     seed: int = 0,
@@ -40,8 +41,8 @@ def select(
     Args:
         scores: contribution, storage or gradient norms; a layer with a NaN is left out, with a note.
         k: how many layers per domain.
-        by: "top" scores; or a control of the paper's Tables 2–3: "random" (drawn by `seed`), "shallow" (the first k),
-            "deep" (the last k), or layer names.
+        by: "top" scores; "bottom", the lowest first: what to skip or to prune; or a control of the paper's Tables 2–3:
+            "random" (drawn by `seed`), "shallow" (the first k), "deep" (the last k); or layer names.
         weighting, total: see the head of this module.
 
     Raises: BadOutput when every score is zero: the model is untrained. ShapeMismatch when there are fewer than k
@@ -68,7 +69,7 @@ def select(
         weighting=weighting,
         total=total,
         samples={r.domain: r.n for r in domains},
-        certainty={r.domain: r.certainty(k) for r in domains if by == "top" and r.n > 1},
+        certainty={r.domain: _sought(r, by).certainty(k) for r in domains if by in ("top", "bottom") and r.n > 1},
         signature=plain(scores.info.get("signature", {})),
         notes=tuple(notes),
     )
@@ -90,7 +91,7 @@ def _chosen(
     low = high = chance = np.full(len(mean), np.nan)
     if ranking.n > 1:  # an interval needs two
         low, high = ranking.interval().T
-        chance = ranking.inclusion(k)
+        chance = _sought(ranking, by).inclusion(k)
     return tuple(
         Choice(
             layer=ranking.layers[i],
@@ -104,6 +105,11 @@ def _chosen(
         )
         for i, weight in zip(places, _weigh(mean[places], weighting, total, ranking.domain), strict=True)
     )
+
+
+def _sought(ranking: Ranking, by: Any) -> Ranking:
+    """The ranking whose top k are meant: turned round for "bottom"."""
+    return replace(ranking, values=-ranking.values) if by == "bottom" else ranking
 
 
 def _finite(value: float) -> float | None:
@@ -132,17 +138,22 @@ def _pick(layers: Sequence[str], mean: np.ndarray, usable: list[int], k: int, by
     if not isinstance(by, str):
         unknown = [name for name in by if name not in layers]
         if unknown:
-            raise UnknownBlock(f"by= names {', '.join(unknown)}; the scores' layers are {', '.join(layers)}")
+            raise UnknownBlock(
+                f"by= names {', '.join(unknown)}; the scores' layers are {', '.join(layers)}{near(unknown[0], layers)}"
+            )
         return [list(layers).index(name) for name in by]
-    if by in ("top", "random") and k > len(usable):
+    if by in ("top", "bottom", "random") and k > len(usable):
         raise ShapeMismatch(f"k = {k} layers asked for, but only {len(usable)} have finite scores")
-    if by == "top":
-        return sorted(usable, key=lambda i: (-mean[i], i))[:k]
+    if by in ("top", "bottom"):
+        sign = -1 if by == "top" else 1
+        return sorted(usable, key=lambda i: (sign * mean[i], i))[:k]
     if by == "random":
         return sorted(random.Random(seed).sample(usable, k))
     if by in ("shallow", "deep"):
         return list(range(k)) if by == "shallow" else list(range(len(layers) - k, len(layers)))
-    raise UnknownBlock(f"by={by!r} is no selector: take 'top', 'random', 'shallow', 'deep' or a list of layer names")
+    raise UnknownBlock(
+        f"by={by!r} is no selector: take 'top', 'bottom', 'random', 'shallow', 'deep' or a list of layer names"
+    )
 
 
 def _weigh(a: np.ndarray, weighting: Weighting, total: float, domain: str) -> np.ndarray:

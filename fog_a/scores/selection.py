@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fog_a.errors import BadArgument, BadScores, UnknownBlock
 from fog_a.files import write
 from fog_a.scores.files import read_json
+from fog_a.scores.lists import indices
 
 Weighting = Literal["normalized", "proportional", "equal"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,7 +34,7 @@ class Choice(BaseModel):
     low: Number | None = None
     high: Number | None = None
     probability: Number | None = None
-    """How often it is among the top K when the samples are drawn again."""
+    """How often it is among the top K (by="bottom": the bottom K) when the samples are drawn again."""
 
 
 class Selection(BaseModel):
@@ -55,7 +56,7 @@ class Selection(BaseModel):
     total: Weight = 0.5
     samples: dict[str, int] = {}
     certainty: dict[str, float] = {}
-    """Per domain: how often the samples, drawn again, have exactly these K layers on top (for by="top")."""
+    """Per domain, for by="top" or "bottom": how often the samples, drawn again, have exactly these K layers there."""
     signature: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
 
@@ -106,6 +107,19 @@ class Selection(BaseModel):
             )
         return {c.layer: c.weight for c in self.domains.get(domain, self.domains.get("all", ()))}
 
+    def indices(self, domain: str | None = None) -> dict[str, list[int]]:
+        """List path → the numbers of the chosen blocks in it: what tools take that skip, train or cache some layers.
+
+        Args:
+            domain: one domain's layers; None: all that are chosen.
+
+        Raises: BadArgument for a block that is no item of a list, or one execution of a module that runs several times.
+
+        >>> Selection.fixed(["single.3", "double.0", "single.1"]).indices()
+        {'single': [1, 3], 'double': [0]}
+        """
+        return indices(self.layers if domain is None else list(self.weights(domain)))
+
     def check(self, signature: Mapping[str, Any]) -> Self:
         """Refuse a model other than the one the scores were measured on. Raises BadScores.
 
@@ -129,14 +143,15 @@ class Selection(BaseModel):
     def explain(self) -> str:
         """Why each layer was chosen and how sure that is, one line each."""
         lines = []
+        end = "at the bottom" if self.by == "bottom" else "on top"
         for domain, choices in self.domains.items():
             n = self.samples.get(domain)
             of = f" of {n} samples" if n else ""
             sure = (
-                f"; just these on top in {self.certainty[domain]:.0%} of resamples" if domain in self.certainty else ""
+                f"; just these {end} in {self.certainty[domain]:.0%} of resamples" if domain in self.certainty else ""
             )
             lines.append(f"{domain}: {len(choices)} layers by {self.by} ({self.kind}{of}), λ {self.weighting}{sure}")
-            lines += [_why(c) for c in choices]
+            lines += [_why(c, end.split()[-1]) for c in choices]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -160,7 +175,7 @@ class Selection(BaseModel):
         return self.explain()
 
 
-def _why(c: Choice) -> str:
+def _why(c: Choice, end: str) -> str:
     line = f"  {c.layer} (layer {c.depth + 1}): λ = {c.weight:.4f}"
     if c.score is None:
         return line + ", named by hand"
@@ -170,7 +185,7 @@ def _why(c: Choice) -> str:
     if c.rank is not None:
         line += f", rank {c.rank}"
     if c.probability is not None:
-        line += f", among the top in {c.probability:.0%} of resamples"
+        line += f", among the {end} in {c.probability:.0%} of resamples"
         if c.probability < 0.8:
             line += " (not settled: measure more samples)"
     return line
