@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch import nn
 
 import fog_a
 from fog_a.attributing.cells import Cell, Cells
-from fog_a.errors import BadScores
+from fog_a.errors import BadScores, FogError
 
 
 def attribute(where: Path, batch: Any = None, flow: Any = None, **options: Any) -> fog_a.Scores:
@@ -113,10 +116,38 @@ def test_a_corrupt_cell_is_named_and_measured_again_when_removed(tmp_path: Path,
     assert attribute(tmp_path).values.tobytes() == whole.values.tobytes()
 
 
+def flips(count: int, where: Path) -> None:
+    """One flipped bit anywhere in a checkpoint, each file in turn: a FogError, or the very same scores."""
+    want = attribute(where).values.tobytes()
+    wholes, draw, refused = {path: path.read_bytes() for path in sorted(where.iterdir())}, random.Random(count), 0
+    for n in range(count):
+        path, whole = list(wholes.items())[n % len(wholes)]
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            assert attribute(where).values.tobytes() == want, f"{path.name}, byte {place}, bit {bit}"
+        except FogError:
+            refused += 1
+        for name, content in wholes.items():
+            name.write_bytes(content)
+    assert refused > 0.9 * count
+
+
+def test_a_flipped_bit_is_never_silent(tmp_path: Path) -> None:
+    flips(30, tmp_path)
+
+
+@pytest.mark.soak
+def test_thousands_of_flipped_bits_are_never_silent(tmp_path: Path) -> None:
+    flips(2000, tmp_path)
+
+
 def test_a_cell_executes_nothing(tmp_path: Path) -> None:
     attribute(tmp_path)
     cell = sorted(tmp_path.glob("*.npy"))[0]
-    np.save(cell, np.array([{"an": "object"}], dtype=object), allow_pickle=True)
+    content = io.BytesIO()
+    np.save(content, np.array([{"an": "object"}], dtype=object), allow_pickle=True)
+    cell.write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
     with pytest.raises(BadScores, match=r"is corrupt .*allow_pickle=False"):
         attribute(tmp_path)
 

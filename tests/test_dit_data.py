@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,27 @@ def test_a_bad_manifest_says_what_to_mend(tmp_path: Path, manifest: str, message
     folder = folder_of(tmp_path)
     (folder / "manifest.csv").write_text(manifest)
     with pytest.raises(BadManifest, match=message):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("path", ["../b0.wav", "x/../../b0.wav", "{parent}/b0.wav"])
+def test_a_manifest_names_no_file_outside_its_folder_unless_asked(tmp_path: Path, path: str) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "x").mkdir()
+    folder, path = folder_of(tmp_path / "inner"), path.format(parent=tmp_path)
+    shutil.copy(folder / "b0.wav", tmp_path / "b0.wav")
+    (folder / "manifest.csv").write_text(f"path,domain\na0.wav,one\na1.wav,one\n{path},two\nx/../b1.wav,two")
+    with pytest.raises(BadManifest, match=r"1 of 4 paths .* lead out of its folder: .*b0.wav\. .*outside=True"):
+        read_manifest(folder)
+    clips = read_manifest(folder, outside=True)
+    assert len(clips) == 4 and clips[2].file.samefile(tmp_path / "b0.wav")
+
+
+def test_links_to_one_file_are_one_clip(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    (folder / "link.wav").symlink_to(folder / "a0.wav")
+    (folder / "manifest.csv").write_text("path,domain\na0.wav,one\nlink.wav,one\nb0.wav,two\nb1.wav,two")
+    with pytest.raises(BadManifest, match=r"names link.wav more than once"):
         read_manifest(folder)
 
 

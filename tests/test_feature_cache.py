@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -121,6 +122,33 @@ def test_corrupt_file(tmp_path: Path, damage: str) -> None:
     inner = Moments()
     assert torch.equal(CachedTeacher(inner, tmp_path)(clips("a", "b", "c")), Moments()(clips("a", "b", "c")))
     assert inner.asked == 2
+
+
+def flips(count: int, tmp_path: Path) -> None:
+    """One flipped bit anywhere in a file, header and ids included: BadFeatures, or the very same features."""
+    CachedTeacher(Moments(), tmp_path)(clips("a", "b", "c"))
+    (path,) = files(tmp_path)
+    whole, want, draw, refused = path.read_bytes(), Moments()(clips("a", "b", "c")), random.Random(count), 0
+    for _ in range(count):
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        inner = Moments()
+        try:
+            got = CachedTeacher(inner, tmp_path)(clips("a", "b", "c"))
+        except BadFeatures:
+            refused += 1
+            continue
+        assert torch.equal(got, want) and not inner.asked, f"byte {place}, bit {bit}"
+    assert refused > 0.9 * count
+
+
+def test_a_flipped_bit_is_never_silent(tmp_path: Path) -> None:
+    flips(200, tmp_path)
+
+
+@pytest.mark.soak
+def test_thousands_of_flipped_bits_are_never_silent(tmp_path: Path) -> None:
+    flips(3000, tmp_path)
 
 
 def test_survives_a_kill(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Also when the model, the user's forward or the keyboard interrupts it at any poi
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -202,16 +203,16 @@ class Halt(Exception):
     """The model's own."""
 
 
-def breaking(module: nn.Module, at: int, error: type[BaseException]) -> Iterator[None]:
-    """Raise inside the module's forward at its `at`-th execution."""
+def breaking(module: nn.Module, at: int, error: type[BaseException], after: bool = False) -> Iterator[None]:
+    """Raise inside the module's forward at its `at`-th execution, or right after it."""
     calls = [0]
 
-    def count(m: nn.Module, args: Any) -> None:
+    def count(m: nn.Module, args: Any, out: Any = None) -> None:
         calls[0] += 1
         if calls[0] == at:
             raise error("from inside the model")
 
-    handle = module.register_forward_pre_hook(count)
+    handle = module.register_forward_hook(count) if after else module.register_forward_pre_hook(count)
     yield
     handle.remove()
 
@@ -242,6 +243,45 @@ def test_nothing_is_left_after_an_exception(name: str, at: int, where: str, erro
     if not issubclass(error, Exception):
         assert raised.type is error  # Ctrl-C is nobody's to translate
     same(before, state_of(net))
+
+
+def faults(count: int, seed: int) -> None:
+    """Errors before or after a module's forward, at a random execution of a random module, in a random probe."""
+    draw = random.Random(seed)
+    executions = {name: executed(name) for name in PROBES}
+    for _ in range(count):
+        name, error = draw.choice([*PROBES]), draw.choice([Halt, KeyboardInterrupt, torch.OutOfMemoryError])
+        where = draw.choice([*executions[name]])
+        net, x = messy(), tokens()
+        fault = breaking(net.get_submodule(where), draw.randint(1, executions[name][where]), error, draw.random() < 0.5)
+        next(fault)
+        before = state_of(net)
+        try:
+            PROBES[name](net, x)
+        except BaseException as raised:
+            assert caused_by(raised, error), (name, where)
+        else:  # out of memory in a forward that several ablations share: they are run alone instead
+            assert error is torch.OutOfMemoryError and name in ("attribute", "several"), (name, where)
+        same(before, state_of(net))
+
+
+def executed(name: str) -> Counter[str]:
+    """How often a probe executes each module."""
+    net, counts = messy(), Counter[str]()
+    for path, module in net.named_modules():
+        module.register_forward_pre_hook(lambda m, args, path=path: counts.update([path]))
+    PROBES[name](net, tokens())
+    return counts
+
+
+def test_nothing_is_left_after_faults_anywhere() -> None:
+    faults(40, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_nothing_is_left_after_two_thousand_faults(seed: int) -> None:
+    faults(500, seed)
 
 
 @pytest.mark.parametrize("error", [Halt, KeyboardInterrupt])

@@ -212,10 +212,10 @@ def _read(path: Path, cell: Cell) -> Values:
     data = path.read_bytes()
     content, digest = data[:-_DIGEST], data[-_DIGEST:]
     try:
+        if hashlib.sha256(content).digest() != digest:  # first: a reader may raise anything at a damaged header
+            raise ValueError("its checksum does not fit")
         stream = io.BytesIO(content)
         values = np.load(stream, allow_pickle=False)
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("its checksum does not fit")
         provenance = json.loads(stream.read())
     except (ValueError, EOFError, OSError) as error:
         raise BadScores(f"{path} is corrupt ({error}): remove it, and it is measured again") from error

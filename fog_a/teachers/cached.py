@@ -101,6 +101,9 @@ class CachedTeacher:
                 with safe_open(path, "pt") as file:
                     notes = file.metadata()
                     count, dim = file.get_slice("features").get_shape()
+                expected = notes.pop("checksum")
+                if checksum(*(f"{name}={notes[name]}" for name in sorted(notes))) != expected:
+                    raise ValueError("the checksum of its ids does not match")
                 ids, audio = json.loads(notes["ids"]), json.loads(notes["audio"])
                 if not len(ids) == len(audio) == count:
                     raise ValueError(f"{len(ids)} ids for {count} rows")
@@ -146,10 +149,11 @@ class CachedTeacher:
         notes = {
             "ids": json.dumps(ids),
             "audio": json.dumps(audio),
-            "crc32": f"{zlib.crc32(features.numpy().tobytes()):08x}",
+            "features": checksum(features),
             "teacher": self.name,
             "pool": self.pool,
         }
+        notes["checksum"] = checksum(*(f"{name}={notes[name]}" for name in sorted(notes)))
         write(path, save({"features": features}, notes))
         self._files[path] = features
         self._places.update({i: (path, row) for row, i in enumerate(ids)})
@@ -162,10 +166,10 @@ class CachedTeacher:
         if features is None:
             try:
                 with safe_open(path, "pt") as file:
-                    features, expected = file.get_tensor("features"), file.metadata()["crc32"]
+                    features, expected = file.get_tensor("features"), file.metadata()["features"]
             except (SafetensorError, OSError, KeyError) as e:
                 raise _corrupt(path, e) from e
-            if f"{zlib.crc32(features.contiguous().numpy().tobytes()):08x}" != expected:
+            if checksum(features) != expected:
                 raise _corrupt(path, "its checksum does not match")
             self._files[path] = features
         return features[row]
@@ -187,6 +191,18 @@ def key(teacher: Teacher) -> str:
     """The folder of a teacher's features: its name, pooling and, where it has weights, their fingerprint."""
     parts = [teacher.name, str(getattr(teacher, "pool", "mean")), str(getattr(teacher, "fingerprint", ""))]
     return "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts if part)
+
+
+def checksum(*contents: str | Tensor) -> str:
+    """Of texts, and of tensors with their dtype and shape: one changed bit changes it."""
+    code = 0
+    for content in contents:
+        if isinstance(content, Tensor):
+            code = zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), code)
+            code = zlib.crc32(content.contiguous().numpy().tobytes(), code)
+        else:
+            code = zlib.crc32(content.encode(), code)
+    return f"{code:08x}"
 
 
 def prints(samples: Samples) -> list[str]:

@@ -1,34 +1,42 @@
 """A folder of audio with a manifest.csv: path, domain and, if you like, source, text, split, seconds.
 
-Only `path` (relative to the folder) and `domain` are required; unknown columns are ignored. `split` is "test" for
-held-out clips and "train" or empty for the others; any other word keeps a clip out of both. Where no clip is marked
-"test", a fifth of each domain is held out, the same clips every time.
+Only `path` (relative to the folder, and inside it) and `domain` are required; unknown columns are ignored. `split` is
+"test" for held-out clips and "train" or empty for the others; any other word keeps a clip out of both. Where no clip is
+marked "test", a fifth of each domain is held out, the same clips every time.
+
+A manifest may have a million lines: each file is looked at once, and nothing is made of a line but its `Clip`.
 """
 
 from __future__ import annotations
 
 import csv
+import os
+import stat
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fog_a.errors import BadManifest
 
 REQUIRED = ("path", "domain")
+COLUMNS = (*REQUIRED, "source", "text", "split")
 HELD_OUT = 0.2
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """One line of a manifest. `id` is its path as written there; `file` is where it lies."""
 
     id: str
-    file: Path
+    folder: str
     domain: str
     source: str = ""
     text: str = ""
     split: str = ""
+
+    @property
+    def file(self) -> Path:
+        return Path(self.folder, self.id)
 
 
 def packaged() -> Path:
@@ -36,12 +44,17 @@ def packaged() -> Path:
     return Path(__file__).parent / "clips"
 
 
-def read_manifest(folder: str | Path | None = None) -> list[Clip]:
+def read_manifest(folder: str | Path | None = None, *, outside: bool = False) -> list[Clip]:
     """The clips of a folder (None: the packaged ones), each with split "train", "test" or another word.
 
+    Args:
+        folder: holds manifest.csv and the files that it names.
+        outside: take paths that lead out of the folder (absolute ones, or with ..) as well. A manifest from somebody
+            else could otherwise name any file of this machine.
+
     Raises:
-        BadManifest: no folder, no manifest, columns or lines missing, files missing, duplicates, or a domain with
-            nothing to train on or to hold out.
+        BadManifest: no folder, no manifest, columns or lines missing, files missing, outside the folder or named
+            twice, or a domain with nothing to train on or to hold out.
     """
     folder = packaged() if folder is None else Path(folder)
     table = folder / "manifest.csv"
@@ -50,17 +63,19 @@ def read_manifest(folder: str | Path | None = None) -> list[Clip]:
             f"expected a folder with manifest.csv, found none at {table}. Write one with the columns path, domain "
             "(and, if you like, source, text, split, seconds)"
         )
-    clips = [_clip(line, row, folder) for line, row in enumerate(_lines(table), start=2)]
+    clips = _clips(table)
+    if not outside:
+        _inside(clips, table)
     _check(clips, table)
     return _split(clips, table)
 
 
-def _lines(table: Path) -> list[dict[str, str]]:
-    """The manifest's lines; checks its header."""
+def _clips(table: Path) -> list[Clip]:
+    """The manifest's lines as clips; checks its header."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header, rows = list(reader.fieldnames or ()), list(reader)
+            reader = csv.reader(file)
+            header, rows = next(reader, []), [row for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadManifest(f"{table} is not CSV in UTF-8 ({error}); save it as such") from error
     missing = [column for column in REQUIRED if column not in header]
@@ -68,47 +83,68 @@ def _lines(table: Path) -> list[dict[str, str]]:
         raise BadManifest(f"{table} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
     if not rows:
         raise BadManifest(f"{table} has no clips; expected one line per file")
-    return rows
+    folder, places = str(table.parent), [header.index(column) if column in header else None for column in COLUMNS]
+    return [_clip(line, row, places, folder, table) for line, row in enumerate(rows, start=2)]
 
 
-def _clip(line: int, row: dict[str, str], folder: Path) -> Clip:
-    """One line as a clip."""
-    value = {key: (row.get(key) or "").strip() for key in ("path", "domain", "source", "text", "split")}
-    for column in REQUIRED:
-        if not value[column]:
-            raise BadManifest(f"{folder / 'manifest.csv'}, line {line}: {column} is empty; fill it or delete the line")
-    return Clip(
-        value["path"], folder / value["path"], value["domain"], value["source"], value["text"], value["split"].lower()
-    )
+def _clip(line: int, row: list[str], places: list[int | None], folder: str, table: Path) -> Clip:
+    """One line as a clip. `places`: where each of COLUMNS stands in the line."""
+    width = len(row)
+    path, domain, source, text, split = [row[n].strip() if n is not None and n < width else "" for n in places]
+    if not path or not domain:
+        column = "domain" if path else "path"
+        raise BadManifest(f"{table}, line {line}: {column} is empty; fill it or delete the line")
+    return Clip(path, folder, domain, source, text, split.lower())
+
+
+def _inside(clips: Sequence[Clip], table: Path) -> None:
+    """No path leads out of the manifest's folder."""
+    outside = [c.id for c in clips if os.path.normpath(c.id).startswith((os.sep, os.pardir + os.sep))]
+    if outside:
+        raise BadManifest(
+            f"{len(outside)} of {len(clips)} paths in {table} lead out of its folder: {_few(outside)}. Write paths "
+            "relative to the folder; where you trust them: read_manifest(folder, outside=True)"
+        )
 
 
 def _check(clips: Sequence[Clip], table: Path) -> None:
     """No file twice, none missing, none empty."""
-    seen: set[Path] = set()
-    twice = [c.id for c in clips if c.file.resolve() in seen or seen.add(c.file.resolve())]
+    seen: set[tuple[int, int]] = set()
+    twice, missing, empty = list[str](), list[str](), list[str]()
+    for clip in clips:
+        try:
+            file = os.stat(os.path.join(clip.folder, clip.id))
+        except (OSError, ValueError):  # not there, a name too long, links in a circle, a zero byte
+            missing.append(clip.id)
+            continue
+        if not stat.S_ISREG(file.st_mode):
+            missing.append(clip.id)
+        elif (file.st_dev, file.st_ino) in seen:
+            twice.append(clip.id)
+        elif not file.st_size:
+            empty.append(clip.id)
+        seen.add((file.st_dev, file.st_ino))
     if twice:
         raise BadManifest(f"{table} names {_few(twice)} more than once; delete the duplicates")
-    missing = [c.id for c in clips if not c.file.is_file()]
     if missing:
         raise BadManifest(
             f"{len(missing)} of {len(clips)} files in {table} are missing: {_few(missing)}. "
             "Paths are relative to the manifest's folder; put them there or delete their lines"
         )
-    empty = [c.id for c in clips if c.file.stat().st_size == 0]
     if empty:
         raise BadManifest(f"{len(empty)} files in {table} are empty: {_few(empty)}; delete their lines")
 
 
 def _split(clips: list[Clip], table: Path) -> list[Clip]:
     """Hold clips out where the manifest does not, and see that each domain has both kinds."""
+    domains = dict.fromkeys(c.domain for c in clips)
+    chosen: set[str] = set()
     if not any(c.split == "test" for c in clips):
-        chosen: set[str] = set()
-        for domain in dict.fromkeys(c.domain for c in clips):
+        for domain in domains:
             ids = sorted((c.id for c in clips if c.domain == domain), key=lambda i: (zlib.crc32(i.encode()), i))
             chosen.update(ids[: max(1, round(HELD_OUT * len(ids)))])
-        clips = [replace(c, split="test" if c.id in chosen else c.split) for c in clips]
-    clips = [replace(c, split=c.split or "train") for c in clips]
-    for domain in dict.fromkeys(c.domain for c in clips):
+    clips = [Clip(*c[:5], split="test" if c.id in chosen else c.split or "train") for c in clips]
+    for domain in domains:
         have = {c.split for c in clips if c.domain == domain}
         if not {"train", "test"} <= have:
             raise BadManifest(
