@@ -31,7 +31,7 @@ from fog_a.flows.samples import Samples
 from fog_a.teachers import CachedTeacher
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
-KINDS = ("plain", "one fixed layer, by hand", "AGREPA, k = 1", "AGREPA, k = 3")
+KINDS = ("plain", "one fixed layer, by hand", "AGREPA, k = 1", "AGREPA, k = 3, local", "AGREPA, k = 3")
 WIDTHS = {"speech": 1280, "sound": 768}
 
 
@@ -100,9 +100,8 @@ def setting(a: argparse.Namespace, kind: str, folder: str) -> tuple[Callable[[],
     teachers: dict[str, Any] = {d: CachedTeacher(Kept(w), folder, check=False) for d, w in WIDTHS.items()}
     reg: Any = None
     if kind.startswith("AGREPA"):
-        k = int(kind[-1])
-        names = [f"blocks.{i}" for i in range(k)]
-        reg = fog_a.AGREPA(flow, teachers, names, batch=batch)
+        names = [f"blocks.{i}" for i in range(int(kind[12]))]
+        reg = fog_a.AGREPA(flow, teachers, names, batch=batch, local=kind.endswith("local"))
     elif kind != "plain":
         reg = FixedLayer(model.net.blocks[a.layers // 3], a.dim, teachers, flow)
     reg = reg.to(a.device) if reg is not None else None
@@ -210,6 +209,8 @@ def main() -> None:
         for against in KINDS[:-1]:
             ratios = [x / y for x, y in zip(ours, times[against], strict=True)]
             report[f"AGREPA, k = 3 / {against}"] = statistics.median(ratios)
+        local = [x / y for x, y in zip(times["AGREPA, k = 3, local"], times["plain"], strict=True)]
+        report["AGREPA, k = 3, local / plain"] = statistics.median(local)
         _, flow, batch = runs["plain"]
         report |= probing(a, flow, batch, medians["plain"])
         report |= teaching(a, flow, batch, medians[KINDS[-1]], folder)

@@ -85,12 +85,14 @@ def part(batch: dict[str, Any], rank: int) -> dict[str, Any]:
     return {key: value[rows] for key, value in batch.items()}
 
 
-def gradients(rank: int | None, wrapped: bool = False, release: bool = False, accumulate: int = 1) -> list[list[float]]:
+def gradients(
+    rank: int | None, wrapped: bool = False, release: bool = False, accumulate: int = 1, local: bool = False
+) -> list[list[float]]:
     """Of the model and the heads after one step; rank None: one process with the joint batch."""
     batch = joint_batch()
     here = batch if rank is None else part(batch, rank)
     flow = a_flow()
-    reg: Any = (released.AGREPA if release else AGREPA)(flow, two_teachers(), CHOSEN, batch=batch)
+    reg: Any = (released.AGREPA if release else AGREPA)(flow, two_teachers(), CHOSEN, batch=batch, local=local)
     train: Any = Training(flow.module)
     inner = reg
     if rank is not None:
@@ -210,7 +212,8 @@ def sharded(rank: int, given: str) -> Any:
     here = part(batch, rank)
     net = flow.module
     assert isinstance(net, Net)
-    reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch) if given == "before" else None
+    before, local = given in ("before", "local"), given == "local"
+    reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch, local=local) if before else None
     for block in net.blocks:
         fully_shard(block)
     fully_shard(net)
@@ -224,8 +227,8 @@ def sharded(rank: int, given: str) -> Any:
     elif given == "after":
         reg = AGREPA(flow, two_teachers(), CHOSEN, batch=batch)
     assert reg is not None
-    loss = Training(net)(here)
     try:
+        loss = Training(net)(here)
         (loss + reg(here)).backward()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -241,6 +244,7 @@ def everything(rank: int) -> dict[str, Any]:
         "wrapped": gradients(rank, wrapped=True),
         "release": gradients(rank, release=True),
         "accumulated": gradients(rank, accumulate=2),
+        "local": gradients(rank, local=True),
         "warmup": warmup(rank),
         "warmup, wrapped": warmup(rank, wrapped=True),
         "around": around(rank),
@@ -250,4 +254,5 @@ def everything(rank: int) -> dict[str, Any]:
         "sharded before": sharded(rank, "after"),
         "sharded, looking": sharded(rank, "late"),
         "sharded, probing": sharded(rank, "probing"),
+        "sharded, local": sharded(rank, "local"),
     }

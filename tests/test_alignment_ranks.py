@@ -27,6 +27,7 @@ def close(a: list[list[float]], b: list[list[float]]) -> None:
         ("wrapped", {}),
         ("release", {"release": True}),
         ("accumulated", {"accumulate": 2}),
+        ("local", {"local": True}),
         ("sharded", {}),
         ("sharded before", {}),
     ],
@@ -73,3 +74,8 @@ def test_a_sharded_model_is_not_probed_while_it_trains(ranks: list[dict[str, Any
     for rank in ranks:
         assert rank["sharded, probing"].startswith("Unsupported: probing during training runs on one rank")
         assert "AGREPA(..., selection=Selection.load(path))" in rank["sharded, probing"]
+
+
+def test_a_sharded_model_is_not_aligned_locally(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["sharded, local"].startswith("Unsupported: local alignment of a sharded model (FSDP2)")

@@ -79,8 +79,9 @@ class Aligner:
         """Domain → the block that its SelfTeacher reads."""
         self._tried: set[str] = set()
 
-    def check_widths(self, batch: Any, blocks: Blocks, k: int) -> None:
-        """That there are k layers to choose among these blocks, and heads that fit them."""
+    def check_blocks(self, batch: Any, blocks: Blocks, k: int) -> None:
+        """That there are k layers to choose among these blocks, heads that fit them, and the local ones."""
+        self.listening.check(blocks.names)
         self.slots.check(slot_widths(measured_widths(self.flow, batch, blocks), k, None)[0])
 
     def listen(self, blocks: Blocks, selection: Selection) -> None:

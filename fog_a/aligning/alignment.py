@@ -9,7 +9,6 @@ domains are summed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from fog_a.aligning.aligner import Aligner
 from fog_a.aligning.course import Course, State
 from fog_a.aligning.heads import TimeHeads
-from fog_a.aligning.listening import Listening
+from fog_a.aligning.listening import Listening, Local
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import merged
@@ -34,8 +33,6 @@ from fog_a.ranks import Group, from_bytes, inside_ddp, to_bytes, world
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
-
-log = logging.getLogger("fog_a")
 
 
 class AGREPA(nn.Module):
@@ -57,6 +54,7 @@ class AGREPA(nn.Module):
         features: features(batch) → tensor or domain → tensor, asked at each call instead of the teachers.
         group: the process group that shares the joint batch; default: all ranks.
         probe: measures a few samples in the warm-up; default: Eq. 9 of every block. See `fog_a.aligning.warmup`.
+        local: True, or names of layers: there the term trains the layer's own parameters alone, not those before it.
         **options: the fields of `fog_a.aligning.recipe.Recipe`.
 
     Raises:
@@ -83,6 +81,7 @@ class AGREPA(nn.Module):
         features: Callable[[Any], Any] | None = None,
         group: Group = None,
         probe: Probe = contribution,
+        local: Local = False,
         **options: Unpack[RecipeOptions],
     ) -> None:
         super().__init__()
@@ -101,10 +100,11 @@ class AGREPA(nn.Module):
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
         self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
         by_time = any(isinstance(m, TimeHeads) for m in self.slots.modules())
-        self._listening = Listening(self.flow, clock=by_time or self.recipe.time_weight is not None)
+        self._listening = Listening(self.flow, clock=by_time or self.recipe.time_weight is not None, local=local)
         self._aligner = Aligner(self.flow, self.teachers, self.slots, self._listening, features)
         if self.selection is not None:
             self.slots.bind(self.selection, self.domains)
+            self._listening.check(self.selection.layers)
             if batch is not None:
                 self._listen(batch)
 
@@ -176,14 +176,13 @@ class AGREPA(nn.Module):
         state = self.state
         if state == "probing" and not self._course.calls:
             self._warmup.refuse_sharded()
-            self._aligner.check_widths(batch, self._warmup.blocks(batch), self.recipe.k)
+            self._aligner.check_blocks(batch, self._warmup.blocks(batch), self.recipe.k)
         if state == "aligning":
             with torch.autocast(term.device.type, enabled=False):
                 term = self._align(batch, samples, features, t)
         elif state != "over":
             self._aligner.try_out(batch, samples, features, t)
         if state == "finding":
-            log.info("fog_a: the chosen blocks are hooked; alignment starts with the next step (with batch=: at once)")
             self._listen(batch)
         self._listening.clear()
         self._advance(batch, samples)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ from fog_a.aligning.schedules import flow_times
 from fog_a.aligning.targets import TokensOfLayer
 from fog_a.blocks.block import Blocks, ResidualBlock, TapPoint
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.blocks.local import check_local, local
 from fog_a.blocks.tap import tap
-from fog_a.errors import BadScores, NoActivations, ShapeMismatch
+from fog_a.errors import BadScores, NoActivations, ShapeMismatch, UnknownBlock
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
+
+Local = bool | str | Collection[str]
+"""The layers that are aligned locally: all, or those of these names."""
 
 
 class Listening:
@@ -33,10 +37,12 @@ class Listening:
     Args:
         flow: what is trained.
         clock: whether the flow times are needed: then they are heard before there are blocks to listen to, and checked.
+        local: which layers' outputs train their own block alone.
     """
 
-    def __init__(self, flow: Flow, clock: bool = False) -> None:
+    def __init__(self, flow: Flow, clock: bool = False, local: Local = False) -> None:
         self.flow, self.clock = flow, clock
+        self.local = {local} if isinstance(local, str) else local if isinstance(local, bool) else frozenset(local)
         self.blocks: Blocks | None = None
         self.t: Tensor | None = None
         """The flow times of the last forward, where the adapter names by `t` the network's argument that holds them."""
@@ -46,16 +52,21 @@ class Listening:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a regularizer listens to the copy of its model, once it is opened there."""
-        return {"flow": self.flow, "clock": self.clock, "blocks": self.state()}
+        return {"flow": self.flow, "clock": self.clock, "local": self.local, "blocks": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["flow"])
+        self.__init__(state["flow"], local=state["local"])
         self.clock, self.blocks = state["clock"], self._blocks(state["blocks"])
 
     def open(self, blocks: Blocks | None = None) -> None:
-        """Listen to these blocks, or again to those of before. Without harm when open already."""
+        """Listen to these blocks, or again to those of before. Without harm when open already.
+
+        Raises Unsupported for a block that cannot be trained alone, and is to be.
+        """
         if blocks is not None:
             self.close()
+            for block in filter(self._alone, blocks):
+                check_local(block, named_modules(self.flow.module))
             self.blocks = blocks
         if self.blocks is not None and self._tap is None:
             self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
@@ -91,6 +102,18 @@ class Listening:
             return flow_times(times, count)
         return None if times is None or times.numel() not in (1, count) else times.float().reshape(-1).expand(count)
 
+    def check(self, names: Sequence[str]) -> None:
+        """That the local layers are among these. Raises UnknownBlock."""
+        unknown = [] if isinstance(self.local, bool) else sorted({*self.local} - {*names})
+        if unknown:
+            raise UnknownBlock(
+                f"local= names {unknown[0]!r}, and the layers to align are {', '.join(names)}. Type local=True for "
+                "all, or names of theirs"
+            )
+
+    def _alone(self, block: ResidualBlock) -> bool:
+        return self.local if isinstance(self.local, bool) else block.name in self.local
+
     def _tokens(self, block: ResidualBlock, samples: Samples) -> TokensOfLayer:
         if self._tap is None or block.name not in self._tap:
             raise NoActivations(
@@ -105,6 +128,8 @@ class Listening:
                 "re-entrant checkpointing: checkpoint(..., use_reentrant=False), or checkpoint each block alone. "
                 "Otherwise: the forward ran under no_grad, or every parameter up to this block is frozen"
             )
+        if self._alone(block):
+            h = local(h, block, named_modules(self.flow.module))
         tokens, mask = self.flow.tokens(h, block, samples)
         if tokens.ndim != 3 or len(tokens) != len(samples):
             raise ShapeMismatch(
@@ -133,7 +158,7 @@ class Listening:
         """Where to listen, JSON-able: a resumed run listens from its first forward on."""
         if self.blocks is None:
             return None
-        fields = ("name", "stack", "index", "form", "definition")
+        fields = ("name", "stack", "index", "form", "definition", "parts")
         return [
             {**{f: getattr(b, f) for f in fields}, "outputs": [dataclasses.asdict(s) for s in b.outputs]}
             for b in self.blocks
@@ -158,7 +183,8 @@ class Listening:
                     f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
                     f"{missing[0]!r}. Load it beside the model that it was trained with, or start AGREPA anew"
                 )
-            blocks.append(ResidualBlock(inputs=frozenset(), parts=(), **{**entry, "outputs": points}))
+            fields = {**entry, "outputs": points, "parts": tuple(entry["parts"])}
+            blocks.append(ResidualBlock(inputs=frozenset(), **fields))
         return Blocks(blocks, unwrapped(self.flow.module))
 
 

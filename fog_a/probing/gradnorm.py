@@ -10,16 +10,17 @@ measures that.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import named_modules
 from fog_a.blocks.interrupts import unbroken
+from fog_a.blocks.local import own_parameters
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadOutput, NoActivations, Unsupported
@@ -97,7 +98,7 @@ def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[
         modules = named_modules(blocks.model)
         summed = [b.name for b in blocks if any(point.plus is not None for point in b.outputs)]
         if wrt == "parameters":
-            groups = [list(_parameters(b, modules)) for b in blocks]
+            groups = [own_parameters(b, modules) for b in blocks]
         else:
             if summed:
                 raise Unsupported(
@@ -148,13 +149,6 @@ def _reentrant(loss: Tensor) -> bool:
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
     return False
-
-
-def _parameters(block: ResidualBlock, modules: dict[str, nn.Module]) -> Iterator[nn.Parameter]:
-    """What the block's update is made with, each once: its module's; a block without one: its parts'."""
-    name = block.name.split("@")[0]
-    parts = [modules[name]] if name in modules else [modules[part] for part in block.parts]
-    yield from {p: None for m in parts for p in m.parameters() if p.requires_grad}
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> float:
