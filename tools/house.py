@@ -36,7 +36,7 @@ LONGEST = 250
 """Lines of a file, in fog_a/ and in adapters/."""
 FUNCTION, P90 = 60, 22
 """Lines of a function's body: the longest, and the 90th percentile."""
-KEYWORDS = {"attribute": 15, "lasp": 9, "AGREPA": 6, "recipe": 14}
+KEYWORDS = {"attribute": 15, "lasp": 9, "AGREPA": 7, "recipe": 14}
 """Options of a call, without the model or flow, the batch and the teachers."""
 
 
