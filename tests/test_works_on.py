@@ -6,6 +6,8 @@ Each must give the blocks' own names and the scores of the plain model.
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,25 @@ def test_checkpointing_inside_a_gate_counts_the_recomputation_for_itself(reentra
     plain = net.head(net.blocks[2](net.blocks[0](net.stem(x))))
     plain.square().sum().backward()
     torch.testing.assert_close(got, x.grad)
+
+
+@pytest.mark.parametrize(("reentrant", "inside"), [(True, False), (True, True), (False, False), (None, False)])
+def test_a_backward_that_would_run_blocks_without_their_gate_is_warned_of(reentrant: bool | None, inside: bool) -> None:
+    net, x = Net() if reentrant is None else Checkpointed(), tokens().requires_grad_()
+    if reentrant is not None:
+        net.reentrant = reentrant  # type: ignore[assignment]
+    blocks = fog_a.find_blocks(net, x)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with fog_a.gate(blocks[1:2], 0):
+            y = net(x).square().sum()
+            if inside:
+                y.backward()
+    wanted = reentrant and not inside
+    said = [str(w.message) for w in heard if "re-entrant" in str(w.message)]
+    assert len(said) == bool(wanted), said
+    if wanted:
+        assert re.search(r"'blocks\.1' .* Call backward\(\) inside `with .*use_reentrant=False", said[0])
 
 
 def test_checkpoint_wrapper_modules() -> None:

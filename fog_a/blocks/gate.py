@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
 from fog_a.blocks.calls import Counter, hooked, named_modules
 from fog_a.blocks.interrupts import unbroken
+from fog_a.blocks.replays import Replays
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager
 from fog_a.errors import NotResidual, ShapeMismatch
@@ -56,10 +57,12 @@ class gate(contextlib.AbstractContextManager["gate"]):
         self.value = value
         self.fired: dict[str, int] = {b.name: 0 for b in blocks}
         self._counters: dict[tuple[str, int], Counter] = {}
+        self._replays = Replays()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> gate:
         modules = named_modules(self.blocks.model)
+        self._replays = Replays()
         with contextlib.ExitStack() as stack:
             stack.enter_context(unbroken())
             stack.enter_context(eager())
@@ -73,6 +76,8 @@ class gate(contextlib.AbstractContextManager["gate"]):
 
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
+        if exc[0] is None:
+            self._replays.warn()
 
     def _restart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Executions are counted anew in each forward, also after one that raised half-way."""
@@ -92,6 +97,7 @@ class gate(contextlib.AbstractContextManager["gate"]):
             if count.now != point.call:
                 return None
             self.fired[block.name] += 1
+            self._replays.see(block.name)
             gated = closed(point, block, kept, out, self.value)
             kept.clear()
             return gated
