@@ -28,7 +28,7 @@ FLOORS = [
     {"flows", "scores"},
     {"finding", "teachers"},
     {"attributing", "probing"},
-    {"aligning", "shell"},
+    {"aligning", "shell", "using"},
 ]
 LINES = 10_500
 """Of the whole of fog_a/."""

@@ -1,0 +1,1 @@
+"""What scores are for: layers taken out, guided by their absence, or taken from a cache."""

@@ -1,0 +1,200 @@
+"""Taking blocks out of a model for good, where that is the same as closing their gates.
+
+Closing a gate is exact in every model; taking the block out of its list is not: other blocks move up, and what goes by
+a number goes wrong. So the shorter model is run before it is handed out, and must have the bits of the closed gates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import named_modules, unwrapped
+from fog_a.blocks.gate import gate
+from fog_a.blocks.interrupts import unbroken
+from fog_a.blocks.untouched import preserved
+from fog_a.errors import BadArgument, UnknownBlock, Unsupported
+from fog_a.finding.blocks import find_blocks
+from fog_a.flows.bare import flow_of
+from fog_a.flows.case import Case
+from fog_a.flows.flow import Flow, Forward
+from fog_a.scores.lists import indices
+from fog_a.using.numbered import why_not
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What is left of a pruned model.
+
+    Attributes:
+        kept: old name → new name of every block that is still there, in order of execution.
+        dropped: the old names of the blocks that were taken out.
+        depth: list path → how many layers it has now: what the configuration of a fresh model needs.
+        state_dict: the weights under their new names: `fresh.load_state_dict(pruned.state_dict)`. They are the model's
+            own tensors, not copies. Of a flow, those of `flow.model`.
+    """
+
+    kept: Mapping[str, str]
+    dropped: tuple[str, ...]
+    depth: Mapping[str, int]
+    state_dict: Mapping[str, Tensor] = field(repr=False)
+
+
+@unbroken()
+def prune(
+    model: nn.Module | Flow, drop: Blocks | Sequence[str], batch: Any, *, forward: Forward | None = None
+) -> Pruned:
+    """Take blocks out of the model itself, after a check that its output has the bits of their closed gates.
+
+    Args:
+        model: any module whose blocks are items of `ModuleList`s (or `Sequential`s), or a flow. It is changed in place;
+            after an error it is as it was.
+        drop: names of blocks as `find_blocks` gives them, for example `select(scores, k, by="bottom").layers`.
+        batch: what the model takes; of a flow it is tried at each of its times.
+        forward: as in `attribute`.
+
+    Returns:
+        The old and new names, the depths, and a state dict that a fresh model of fewer layers loads.
+
+    Raises:
+        Unsupported: taking them out is not the same as closing them, with the reason; or the model is compiled,
+            wrapped or sharded. BadArgument: nothing or a whole list is dropped, or a name is no item of a list.
+        UnknownBlock: no block of this name.
+
+    A small loss now is no promise: after fine-tuning other choices may be better (TinyFusion, arXiv 2412.01199).
+
+    Example:
+        >>> import fog_a, torch
+        >>> def make(depth):
+        ...     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        ...     return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        >>> net = make(4)
+        >>> pruned = fog_a.prune(net, ["layers.1", "layers.2"], torch.randn(2, 5, 8))
+        >>> pruned.kept, pruned.depth
+        ({'layers.0': 'layers.0', 'layers.3': 'layers.1'}, {'layers': 2})
+        >>> make(pruned.depth["layers"]).load_state_dict(pruned.state_dict)
+        <All keys matched successfully>
+    """
+    flow = flow_of(model, forward)
+    _check_plain(flow)
+    cases = [Case(flow, batch, t) for t in flow.grid(None)]
+    net = cases[0].module
+    blocks = find_blocks(flow, batch)
+    chosen = drop if isinstance(drop, Blocks) else blocks.named(drop)
+    if not chosen or chosen.model is not net:
+        raise UnknownBlock("expected names of blocks of this model in drop=, at least one. find_blocks lists them")
+    lists = _kept(net, chosen)
+    _check_alone(blocks, chosen)
+    with preserved(*cases[0].modules):
+        for path, kept in lists.items():
+            if reason := why_not(net, path, kept, cases[0].run):
+                raise _refused(chosen, f"in {path or 'the model'} {reason}")
+        with gate(chosen, 0):
+            want = [case.run() for case in cases]
+        with _shortened(net, lists) as keep:
+            _check_same(chosen, cases, want)
+            keep()
+    root = flow.model if isinstance(flow.model, nn.Module) else net
+    return Pruned(
+        kept={b.name: _renamed(b.name, lists) for b in blocks if b.name not in chosen.names},
+        dropped=chosen.names,
+        depth={path: len(kept) for path, kept in lists.items()},
+        state_dict=root.state_dict(),
+    )
+
+
+def _check_plain(flow: Flow) -> None:
+    """Raises Unsupported for a model that is compiled, wrapped for many devices, or sharded."""
+    for root in {id(m): m for m in (flow.model, flow.module) if isinstance(m, nn.Module)}.values():
+        around = [m for m in root.modules() if unwrapped(m) is not m or m._compiled_call_impl is not None]
+        spread = [p for p in root.parameters() if type(p).__name__ == "DTensor" or p.is_meta]
+        if around or spread:
+            what = f"compiled or wrapped ({type(around[0]).__name__})" if around else "sharded, or on the meta device"
+            raise Unsupported(f"the model is {what}: prune the plain module first, then compile, wrap or shard it")
+
+
+def _kept(net: nn.Module, chosen: Blocks) -> dict[str, list[int]]:
+    """List path → the numbers that stay.
+
+    Raises:
+        BadArgument: a block that is no item of a list, or none is left of a list.
+    """
+    modules, lists = named_modules(net), {}
+    for path, numbers in indices(chosen.names).items():
+        parent = modules.get(path)
+        if not isinstance(parent, (nn.ModuleList, nn.Sequential)):
+            raise BadArgument(
+                f"{path!r} is a {type(parent).__name__}: expected blocks that are items of a ModuleList. "
+                "Close them by fog_a.gate(blocks, 0)"
+            )
+        lists[path] = [i for i in range(len(parent)) if i not in numbers]
+        if not lists[path]:
+            raise BadArgument(f"drop= names all {len(parent)} blocks of {path or 'the model'}: keep at least one")
+    return lists
+
+
+def _check_alone(blocks: Blocks, chosen: Blocks) -> None:
+    """Raises Unsupported for a block that gives out something else than its stream: that goes with the block."""
+    beside = {row.block or row.place: row.reason for row in blocks.coverage.of("beside")}
+    for block in chosen:
+        sources = [source for point in block.gate_points for source in point.give.values()]
+        aside = block.form == "stream" and None in sources and any(source is not None for source in sources)
+        if aside or block.name in beside:
+            reason = beside.get(block.name, "its parent adds it elsewhere")
+            raise _refused(chosen, f"{block.name} gives something beside its stream: {reason}")
+
+
+@contextlib.contextmanager
+def _shortened(net: nn.Module, lists: Mapping[str, list[int]]) -> Iterator[Any]:
+    """The model with these items of its lists alone; they come back afterwards unless `keep()` was called."""
+    modules = {path: named_modules(net)[path] for path in lists}
+    before = {path: dict(module._modules) for path, module in modules.items()}
+    done: list[bool] = []
+    try:
+        for path, module in modules.items():
+            items = list(before[path].values())
+            module._modules.clear()
+            module._modules.update({str(i): items[k] for i, k in enumerate(lists[path])})
+        yield lambda: done.append(True)
+    finally:
+        if not done:
+            for path, module in modules.items():
+                module._modules.clear()
+                module._modules.update(before[path])
+
+
+def _check_same(chosen: Blocks, cases: Sequence[Case], want: Sequence[Tensor]) -> None:
+    """Raises Unsupported where the shorter model does not run, or its output has other bits."""
+    for case, v in zip(cases, want, strict=True):
+        try:
+            got = case.run()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise _refused(chosen, f"the model does not run without them ({type(e).__name__}: {e})") from e
+        if got.shape != v.shape or not bool(((got == v) | (got.isnan() & v.isnan())).all()):
+            fixed = [b.name for b in chosen if b.definition == "branches"]
+            reason = f"; gate 0 keeps the shortcut of {fixed[0]}, which goes with the module" if fixed else ""
+            raise _refused(chosen, f"the output differs: the model goes by the number of its layers{reason}")
+
+
+def _refused(chosen: Blocks, reason: str) -> Unsupported:
+    return Unsupported(
+        f"taking out {', '.join(chosen.names)} is not the same as closing them: {reason}. The model is as it was; "
+        "fog_a.gate(blocks, 0) closes them exactly"
+    )
+
+
+def _renamed(name: str, lists: Mapping[str, list[int]]) -> str:
+    """The name after the lists were shortened; lists inside lists too."""
+    parts = name.split(".")
+    for path, kept in lists.items():
+        depth = len(path.split(".")) if path else 0
+        if len(parts) > depth and ".".join(name.split(".")[:depth]) == path:
+            number = parts[depth].split("@")[0]
+            if number.isdecimal() and int(number) in kept:
+                parts[depth] = parts[depth].replace(number, str(kept.index(int(number))), 1)
+    return ".".join(parts)
