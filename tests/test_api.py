@@ -30,9 +30,9 @@ MODULES = sorted(
 )
 
 PUBLIC = """
-    AGREPA BareFlow BiTC Blocks FirstOrder Flow FogError Inputs NNsight NoBlocksFound NotResidual ResidualBlock Samples
-    Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter attribute check find_blocks gate gradnorm lasp
-    output_of plot_scd plot_scores select tap wrap
+    AGREPA BareFlow BiTC Blocks FirstOrder Flow FogError Inputs NNsight NoBlocksFound NotResidual Pruned
+    ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter attribute check
+    find_blocks gate gradnorm lasp output_of plot_scd plot_scores prune select tap wrap
 """.split()
 
 
