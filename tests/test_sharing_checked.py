@@ -130,6 +130,30 @@ def test_a_decision_of_the_whole_batch_is_not_shared(kind: type[Net], why: str) 
     assert any(re.search(why, note) for note in scores.info["notes"]), scores.info["notes"]
 
 
+class Adaptive(Net):
+    """One block again and again until all samples are sure: how often depends on what is closed."""
+
+    def forward(self, x: Tensor, skip: int | None = None) -> Tensor:
+        h, sure, turn = self.stem(x), torch.zeros(len(x)), 0
+        while bool((sure < 1).any()) and turn < 9:
+            h = h if turn == skip else self.blocks[0](h)
+            sure, turn = sure + torch.sigmoid(self.head(h)).mean((1, 2)) * self.step, turn + 1
+        return self.head(h)
+
+
+@pytest.mark.parametrize("step", [0.3, 0.5, 0.7])
+def test_adaptive_depth(step: float) -> None:
+    """Each turn of the block closed alone, by hand; a closed turn may bring another one."""
+    net, x = Adaptive().eval(), tokens()
+    net.step = step  # type: ignore[assignment]
+    scores = fog_a.attribute(net, x, progress=False)
+    with torch.no_grad():
+        base = net(x).flatten(1)
+        hand = [(net(x, k).flatten(1) - base).norm(dim=1) / base.norm(dim=1) for k in range(len(scores.layers))]
+    assert scores.layers == tuple(f"blocks.0@{k}" for k in range(len(scores.layers))) and len(scores.layers) > 1
+    np.testing.assert_allclose(scores.values[:, 0], torch.stack(hand, 1), **CLOSE)
+
+
 def test_a_decision_for_each_token_is_shared() -> None:
     scores, loop = both(Router(), tokens())
     np.testing.assert_allclose(scores.values, loop, **CLOSE)
