@@ -9,6 +9,7 @@ from .blocks.block import ResidualBlock as ResidualBlock
 from .blocks.gate import gate as gate
 from .blocks.tap import tap as tap
 from .errors import FogError as FogError
+from .errors import Interrupted as Interrupted
 from .errors import NoBlocksFound as NoBlocksFound
 from .errors import NotResidual as NotResidual
 from .errors import ShapeMismatch as ShapeMismatch
@@ -24,6 +25,7 @@ from .probing.bitc import BiTC as BiTC
 from .probing.check import check as check
 from .probing.gradnorm import gradnorm as gradnorm
 from .probing.lasp import lasp as lasp
+from .scores.comparison import compare_scores as compare_scores
 from .scores.plots import plot_scd as plot_scd
 from .scores.plots import plot_scores as plot_scores
 from .scores.scores import Scores as Scores

@@ -19,6 +19,8 @@ FogError
 ├── ZeroVelocity        a BadOutput: v = 0 everywhere
 ├── Unsupported         a combination that is refused, with the reason
 └── MissingDependency   an optional package that is absent or does not import
+
+Interrupted, a KeyboardInterrupt and no FogError: Ctrl-C during a measurement, with what was measured before.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,6 +122,18 @@ def near(name: str, names: Iterable[str], n: int = 3) -> str:
     """
     matches = difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
     return f"; near: {', '.join(matches)}" if matches else ""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a measurement. `except KeyboardInterrupt` catches it; `except Exception` does not.
+
+    Attributes:
+        scores: the Scores of what was measured before; what was not reached is missing. None: nothing was finished.
+    """
+
+    def __init__(self, message: str, scores: Any = None) -> None:
+        super().__init__(message)
+        self.scores = scores
 
 
 def known_keywords(function: Callable[P, R]) -> Callable[P, R]:

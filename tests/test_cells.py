@@ -63,6 +63,36 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, calls: int) -> None:
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]  # no half-written file
 
 
+def test_what_was_measured_before_ctrl_c() -> None:
+    """Two times of five are finished: they are those of a whole run, the others are missing, and each says so."""
+    whole = broken(10**6)
+    want = measured(whole)
+    finding = whole.calls - 5 * 6
+    with pytest.raises(fog_a.Interrupted, match=r"after 2 finished cells .* With checkpoint=FOLDER") as stop:
+        measured(broken(finding + 2 * 6 + 3))
+    scores = stop.value.scores
+    assert scores.values[:, :2].tobytes() == want.values[:, :2].tobytes() and np.isnan(scores.values[:, 2:]).all()
+    assert scores.ids == want.ids and "interrupted after 2" in scores.table() and not isinstance(stop.value, Exception)
+
+
+def test_ctrl_c_before_the_first_cell(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="after 0 finished cells") as stop:
+        measured(broken(3))
+    assert stop.value.scores is None
+    with pytest.raises(fog_a.Interrupted, match=f"kept in {tmp_path}: the same call goes on"):
+        measured(broken(25), checkpoint=str(tmp_path))
+
+
+def test_ctrl_c_between_batches() -> None:
+    def batches() -> Any:
+        yield a_batch(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(fog_a.Interrupted) as stop:
+        fog_a.attribute(a_flow(), batches(), times=2, progress=False)
+    assert stop.value.scores.values.shape == (3, 2, 4) and not stop.value.scores.missing
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import os
@@ -84,6 +85,20 @@ def plain():
 
 def fails():
     raise ValueError("factory trouble")
+
+
+def sized(width, depth=2, *more, **options):
+    return Net()
+
+
+class Stopped(Net):
+    calls = 0
+
+    def forward(self, x):
+        Stopped.calls += 1
+        if Stopped.calls > 5:
+            raise KeyboardInterrupt
+        return super().forward(x)
 
 
 ready = Net()
@@ -437,3 +452,22 @@ def test_a_pickle_is_refused_without_advice_to_load_it(shell: Shell) -> None:
     done = shell("blocks", "--model", "nets:Net", "--batch", "evil.pt")
     assert done.code == 2 and "cannot be read without running code in it" in done.err
     assert "weights_only" not in done.err and "add_safe_globals" not in done.err
+
+
+def test_a_factory_that_needs_arguments(shell: Shell) -> None:
+    code, _, err = shell("blocks", "--model", "nets:sized", "--batch", "batch.pt")
+    assert code == 2 and "needs arguments (width)" in err and "def tiny(): return sized(width=…)" in err
+
+
+def test_an_interrupted_measurement_says_how_to_go_on(shell: Shell) -> None:
+    code, _, err = shell("attribute", "--model", "nets:Stopped", "--batch", "batch.pt", "--how", "loop")
+    assert code == 130 and "interrupted. With --checkpoint FOLDER" in err and "Traceback" not in err
+
+
+def test_a_refused_pickle_does_not_quote_torchs_advice(shell: Shell, tmp_path: Path) -> None:
+    torch.save({"x": argparse.Namespace()}, "odd.pt")
+    code, _, err = shell("blocks", "--model", "nets:Net", "--batch", "odd.pt")
+    assert code == 2 and "torch.save({'x': x, 't': t}, path)" in err
+    assert not any(word in err for word in ("weights_only", "add_safe_globals", "trusted"))
+    code, _, err = shell("attribute", "--model", "nets:Net", "--batch", "batch.pt", "--weights", "odd.pt")
+    assert code == 2 and "weights_only" not in err

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fog_a.aligning.alignment import AGREPA
-from fog_a.errors import BadFeatures, Unsupported
+from fog_a.attributing.watch import Watch
+from fog_a.errors import BadArgument, BadFeatures, Unsupported
+from fog_a.scores.comparison import compare_scores
 
 OPTIONS: dict[str, Any] = {"k": 2, "warmup": 4, "every": 2}
 
@@ -161,6 +163,47 @@ class TestLightning:
         with pytest.raises(Unsupported, match="another attribute 'ag_repa': rename that one"):
             callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), Other(), "fit")
 
+    def test_held_out_scores_as_training_goes_on(self, tmp_path: Path) -> None:
+        """Every two steps, logged, kept and saved; training has the bits that it has without."""
+        import lightning.pytorch as pl
+        from lightning.pytorch.loggers import CSVLogger
+
+        from fog_a.aligning.lightning import AttributionCallback
+
+        def fit(watched: bool) -> tuple[Any, Any]:
+            flow = a_flow()
+
+            class Training(pl.LightningModule):
+                def __init__(self) -> None:
+                    super().__init__()
+                    self.net = flow.module
+
+                def training_step(self, batch: Any, index: int) -> Tensor:
+                    return flow.loss(batch)
+
+                def configure_optimizers(self) -> torch.optim.Optimizer:
+                    return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+            callback = AttributionCallback(flow, [a_batch(4, seed=9)], every=2, out=tmp_path / "scores", times=2)
+            quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+            trainer = pl.Trainer(
+                max_steps=4, accelerator="cpu", logger=CSVLogger(str(tmp_path), version=f"{watched}"),
+                accumulate_grad_batches=2, callbacks=[callback] if watched else [], **quiet,
+            )  # fmt: skip
+            torch.manual_seed(0)
+            module = Training()
+            trainer.fit(module, DataLoader(rows(), batch_size=4, collate_fn=collate))
+            return module, callback.watch
+
+        plain, _ = fit(False)
+        module, watch = fit(True)
+        assert list(watch.history) == [2, 4] and watch.history[4].info["step"] == 4
+        assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["foga-2.json", "foga-4.json"]
+        header = next(tmp_path.rglob("True/metrics.csv")).read_text().splitlines()[0]
+        assert "contribution/speech/blocks.3" in header
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters(), strict=True))
+        assert compare_scores(watch.history).n == 4
+
 
 class TestTrainer:
     def trainer(self, folder: Path, steps: int) -> tuple[Any, AGREPA, Any]:
@@ -199,6 +242,23 @@ class TestTrainer:
             mine = [*flow.module.parameters(), *reg.parameters()]
             theirs = [*again.module.parameters(), *other.parameters()]
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    def test_held_out_scores_as_training_goes_on(self, tmp_path: Path) -> None:
+        from transformers import Trainer, TrainingArguments
+
+        from fog_a.aligning.transformers import AttributionCallback
+
+        flow = a_flow()
+        args = TrainingArguments(
+            str(tmp_path), max_steps=4, per_device_train_batch_size=4, remove_unused_columns=False, report_to=[],
+            use_cpu=True, disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        trainer = Trainer(Loss(flow), args, train_dataset=rows(), data_collator=collate)  # pyright: ignore[reportArgumentType]
+        callback = AttributionCallback(flow, a_batch(4, seed=9), every=2, log=trainer.log, times=2)
+        trainer.add_callback(callback)
+        trainer.train()
+        logged = [entry["step"] for entry in trainer.state.log_history if "contribution/sound/blocks.0" in entry]
+        assert logged == [2, 4] == list(callback.watch.history)
 
     @pytest.mark.parametrize("labels", [False, True])
     def test_accumulation_does_not_change_its_weight(self, tmp_path: Path, labels: bool) -> None:
@@ -252,3 +312,25 @@ class TestTrainer:
         _, _, trainer = self.trainer(tmp_path, 6)
         with pytest.raises(BadFeatures, match="saved without AG-REPA"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+class TestWatch:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"every": 0}, "every = 0: expected a number of optimizer steps, e.g. every=1000"),
+            ({"batch": iter([])}, r"got an iterator\. Type list\(batches\)"),
+        ],
+    )
+    def test_bad_input(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(BadArgument, match=message):
+            Watch(a_flow(), **{"batch": a_batch(2), **options})
+
+    def test_a_net_at_its_zero_initialisation_is_skipped(self) -> None:
+        flow = a_flow()
+        nn.init.zeros_(flow.module.out[1].weight)
+        nn.init.zeros_(flow.module.out[1].bias)
+        watch = Watch(flow, a_batch(2), every=5)
+        with pytest.warns(UserWarning, match="step 5 is not attributed: .*zero"):
+            assert watch(5) == {}
+        assert watch(6) == {} and not watch.history

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from fog_a.errors import MissingDependency, ShapeMismatch
 from fog_a.scores.canvas import edges
-from fog_a.scores.curves import plot_curves, plot_stability, plot_training
+from fog_a.scores.curves import plot_curves, plot_training
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
 from fog_a.scores.scores import Scores
+from fog_a.scores.stability import plot_stability
 
 LAYERS = tuple(f"blocks.{i}" for i in range(12))
 MEANS = 0.02 + 0.1 * np.exp(-np.arange(12) / 3)

@@ -471,3 +471,26 @@ def test_pandas_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependency, match=r"pip install 'fog-a\[pandas\]'; to_csv\(path\) needs nothing"):
         make().to_pandas()
+
+
+def test_metrics_are_scalars_for_a_logger() -> None:
+    scores = Scores([[[0.2, 0.1]], [[0.4, 0.3]]], LAYERS[:2], domains=("speech", "sound"), kind="contribution")
+    got = scores.metrics(k=1)
+    assert (
+        got[f"contribution/speech/{LAYERS[0]}"] == pytest.approx(0.2) and got["contribution/sound/top1_certainty"] == 1
+    )
+    assert all(type(value) is float for value in got.values())
+    lone = Scores([[[0.2, np.nan]]], LAYERS[:2]).metrics()
+    assert list(lone) == [f"contribution/{LAYERS[0]}", "contribution/top2_certainty"]  # no NaN for a logger
+
+
+def test_top_prints_rounded() -> None:
+    scores = Scores(np.tile([[[1 / 3, 2 / 3]]], (16, 1, 1)), LAYERS[:2])
+    assert repr(scores.top(2)) == f"1. {LAYERS[1]} 0.667 [0.667, 0.667]\n2. {LAYERS[0]} 0.333 [0.333, 0.333]"
+
+
+def test_a_notebook_shows_text_as_text() -> None:
+    html = Scores(np.ones((16, 1, 1)), ("<b>",), info={"notes": ["<i>"]})._repr_html_()
+    assert "&lt;b&gt;" in html and "! &lt;i&gt;" in html and "<b>" not in html
+    long = Scores(np.random.default_rng(0).random((16, 1, 20)), tuple(map(str, range(20))))._repr_html_()
+    assert "<details><summary>all 20 layers" in long

@@ -1,4 +1,4 @@
-"""AG-REPA in Lightning: the callback keeps the regularizer with the LightningModule.
+"""fog_a in Lightning: one callback aligns, another attributes held-out batches as training goes on.
 
     class Training(L.LightningModule):
         def training_step(self, batch, index):
@@ -17,6 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fog_a.aligning.alignment import AGREPA
+from fog_a.attributing.watch import Watch
 from fog_a.errors import Unsupported
 
 
@@ -51,3 +52,21 @@ class AlignmentCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.reg.close()
+
+
+class AttributionCallback(Callback):
+    """Attribute held-out batches every `every` optimizer steps, and log `scores.metrics()` by the module's loggers.
+
+    Args:
+        flow, batch, every, out, options: of `fog_a.attributing.watch.Watch`, which is `self.watch`.
+    """
+
+    def __init__(self, flow: Any, batch: Any, every: int = 1000, out: Any = None, **options: Any) -> None:
+        self.watch = Watch(flow, batch, every, out, **options)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = self.watch(trainer.global_step) if trainer.global_step else {}
+        if metrics:
+            pl_module.log_dict(metrics, batch_size=1)

@@ -1,9 +1,10 @@
-"""AG-REPA in the Hugging Face Trainer: `AlignedTrainer` for `Trainer`, or the mix-in beside a Trainer of your own.
+"""fog_a in the Hugging Face Trainer: AG-REPA by `AlignedTrainer`, held-out scores by `AttributionCallback`.
 
     trainer = AlignedTrainer(model, args, train_dataset=data, data_collator=collate, reg=reg)
 
-Its heads join the optimizer before the scheduler is made, `compute_loss` adds the term, checkpoints hold the state as
-`ag_repa.safetensors` beside the model's own files, and a resumed run reads it from there.
+For a Trainer of your own there is the mix-in `Aligned`. The heads join the optimizer before the scheduler is made,
+`compute_loss` adds the term, checkpoints hold the state as `ag_repa.safetensors` beside the model's own files, and a
+resumed run reads it from there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fog_a.aligning.alignment import AGREPA
+from fog_a.attributing.watch import Watch
 from fog_a.errors import BadFeatures
 from fog_a.files import write
 
@@ -47,6 +49,25 @@ class AlignmentCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.reg.close()
+
+
+class AttributionCallback(TrainerCallback):
+    """Attribute held-out batches every `every` optimizer steps.
+
+    Args:
+        flow, batch, every, out, options: of `fog_a.attributing.watch.Watch`, which is `self.watch`.
+        log: gets `scores.metrics()`; with `log=trainer.log` they go where the trainer's own scalars go.
+    """
+
+    def __init__(
+        self, flow: Any, batch: Any, every: int = 1000, out: Any = None, log: Any = None, **options: Any
+    ) -> None:
+        self.watch, self.log = Watch(flow, batch, every, out, **options), log
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metrics = self.watch(state.global_step)
+        if metrics and self.log is not None:
+            self.log(metrics)
 
 
 class Aligned:

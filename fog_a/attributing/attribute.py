@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import numbers
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from fog_a.attributing.measurement import Measurement
 from fog_a.attributing.nnsight import Envoys
+from fog_a.attributing.progress import cells_of, progress_bar
 from fog_a.attributing.ways import How, NNsight, Until, checked_how, stopping
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
@@ -69,7 +69,7 @@ def attribute(
             estimate; `NNsight()`, through nnsight.
         until: `"settled"` or `Settled(k, confidence, looks)`: draw batches until the top-k set holds.
         checkpoint: a directory for finished cells; the next run of the same call measures only the rest.
-        progress: a progress bar; None: on a terminal.
+        progress: a progress bar over all batches and times; None: on a terminal and in a notebook.
 
     Returns:
         Scores of kind "contribution", samples × times × layers, each ≥ 0, without a unit. Processes of
@@ -77,6 +77,7 @@ def attribute(
 
     Raises:
         NoBlocksFound, UnknownBlock, BadArgument, BadBatch, BadOutput, Unsupported.
+        Interrupted: Ctrl-C; a KeyboardInterrupt whose `scores` hold what was measured before.
 
     Example:
         >>> import fog_a, torch
@@ -92,23 +93,29 @@ def attribute(
     rule = stopping(until, batch)
     envoys = Envoys(model, how.remote) if isinstance(how, NNsight) else None
     flow = flow_of(model if envoys is None else envoys.model, forward, domains, mask)
-    run = Measurement(flow, blocks, level, flow.grid(times), closed, seed, how, checkpoint, _shown(progress), envoys)
+    grid, looks = flow.grid(times), None if rule is None else rule.looks
     verdicts = None
-    looks = None if rule is None else rule.looks
-    for look, part in enumerate(itertools.islice(each(batch), looks), start=1):
-        run.measure(part)
-        if rule is not None:
-            verdicts = run.scores().verdicts(rule.k, confidence=rule.confidence, look=look, max_looks=looks or look)
-            if all(verdicts.values()):
-                break
+    with progress_bar(cells_of(batch, len(grid), looks), progress) as bar:
+        run = Measurement(flow, blocks, level, grid, closed, seed, how, checkpoint, bar, envoys)
+        try:
+            for look, part in enumerate(itertools.islice(each(batch), looks), start=1):
+                run.measure(part)
+                if rule is not None:
+                    planned = {"confidence": rule.confidence, "look": look, "max_looks": looks or look}
+                    verdicts = run.scores().verdicts(rule.k, **planned)
+                    if all(verdicts.values()):
+                        break
+        except KeyboardInterrupt as stop:
+            raise run.interrupted() from stop
     run.warn()
     return run.scores(verdicts)
 
 
 def attribute_alone(flow: Flow, batch: Any, *, blocks: Blocks, t: float, seed: int) -> Scores:
     """The scores of one batch at one time, in this process alone: in training each process has a batch of its own."""
-    run = Measurement(flow, blocks, "layer", flow.grid([t]), 0.0, seed, "auto", None, False, alone=True)
-    run.measure(batch)
+    with progress_bar(None, False) as bar:
+        run = Measurement(flow, blocks, "layer", flow.grid([t]), 0.0, seed, "auto", None, bar, alone=True)
+        run.measure(batch)
     run.warn()
     return run.scores()
 
@@ -120,7 +127,3 @@ def _gate(gate: Any) -> float:
         f"expected gate= as one number in [0, 1], got {gate!r}. 0 removes a block, 1 changes nothing; for several type "
         "{g: attribute(..., gate=g) for g in gates}"
     )
-
-
-def _shown(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress

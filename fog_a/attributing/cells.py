@@ -96,14 +96,17 @@ class Cells:
                 "Give checkpoint= an empty directory, or remove this one"
             )
 
-    def collect(self, cells: list[Cell]) -> list[Values]:
+    def collect(self, cells: list[Cell], mine: dict[int, Values] | None = None) -> list[Values]:
         """All cells, in order; those of other processes come from them.
+
+        Args:
+            mine: gets the values of each cell of this process as it is finished.
 
         Raises:
             RankFailed: another process ended.
             BadScores: a file of the checkpoint is corrupt, or was measured from another velocity.
         """
-        mine: dict[int, Values] = {}
+        mine = {} if mine is None else mine
         failure: Exception | None = None
         try:
             for i, cell in enumerate(cells):

@@ -11,47 +11,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fog_a.attributing.cells import Cell, Cells, Values
 from fog_a.attributing.first_order import note, slopes
 from fog_a.attributing.nnsight import Envoys
 from fog_a.attributing.ratio import EPS, ratio, relative
+from fog_a.attributing.story import Story
 from fog_a.attributing.variants import layout_of, variants
 from fog_a.attributing.ways import FirstOrder, How
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadOutput, UnknownBlock, Unsupported, Untrained
+from fog_a.errors import BadOutput, Interrupted, UnknownBlock, Unsupported, Untrained
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
+from fog_a.flows.samples import Samples
 from fog_a.scores.scores import Scores
-
-
-@dataclass
-class Story:
-    """How the cells were measured, for `info`."""
-
-    strategies: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    noise: float = 0.0
-    floor: float = 0.0
-    """Scores up to here may be rounding."""
-
-    def add(self, strategy: str, notes: Sequence[str] = (), noise: float = 0.0, floor: float = 0.0) -> None:
-        """One cell's part."""
-        self.strategies.add(strategy)
-        self.notes += [n for n in notes if n not in self.notes]
-        self.noise, self.floor = max(self.noise, noise), max(self.floor, floor)
-
-    def merge(self, cells: Cells) -> None:
-        """The parts of all processes: the same story on each."""
-        for strategies, notes, noise, floor in cells.shared(
-            [sorted(self.strategies), self.notes, self.noise, self.floor]
-        ):
-            for strategy in strategies:
-                self.add(strategy, notes, noise, floor)
 
 
 @dataclass
@@ -66,7 +42,8 @@ class Measurement:
     seed: int
     how: How
     checkpoint: Any
-    progress: bool
+    bar: Any
+    """Its `update()` is called for each cell that is finished."""
     envoys: Envoys | None = None
     alone: bool = False
     """Leave the other processes of `torch.distributed` out: each has a batch of its own."""
@@ -75,35 +52,53 @@ class Measurement:
     """What tells this model's scores from another's, or from those of other weights."""
     side: Blocks | None = None
     cells: Cells | None = None
-    values: list[Values] = field(default_factory=list)  # one (S, J, L) for each batch
-    ids: list[str] = field(default_factory=list)
-    domains: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
+    parts: list[tuple[Values, Samples]] = field(default_factory=list)
+    """(S, J, L) of each batch, and its samples."""
+    current: tuple[int, Any, dict[int, Values]] = (0, None, {})
+    """The number of the batch that is measured, the batch, and its finished cells."""
     story: Story = field(default_factory=Story)
 
     def measure(self, batch: Any) -> None:
         """All ablations of one batch, at every time."""
         batch = batch if self.envoys is None else self.envoys.batch(batch)
-        number = len(self.values)
-        cases = [
-            Case(self.flow, batch, t, self.seed + 7919 * number + j, len(self.ids)) for j, t in enumerate(self.grid)
-        ]
+        number, start = len(self.parts), len(self.ids)
+        cases = [Case(self.flow, batch, t, self.seed + 7919 * number + j, start) for j, t in enumerate(self.grid)]
         if self.cells is None:
             self.cells = self._begin(cases[0])
         mark = cases[0].fingerprint
         self.cells.same_everywhere(f"{cases[0].layout}{mark}")
-        with tqdm(total=len(self.grid), disable=not self.progress, desc="FoG-A", leave=False) as bar:
-            todo = [
-                Cell(f"batch{number}_{mark[:12]}_time{j}", case, self._measuring(case, bar))
-                for j, case in enumerate(cases)
-            ]
-            columns = self.cells.collect(todo)
+        todo = [Cell(f"batch{number}_{mark[:12]}_time{j}", case, self._measuring(case)) for j, case in enumerate(cases)]
+        finished: dict[int, Values] = {}
+        self.current = (number, batch, finished)
+        columns = self.cells.collect(todo, finished)
         self.story.merge(self.cells)
-        self.values.append(np.stack(columns, axis=1))
+        self.parts.append(self._part(batch, columns))
+
+    def _part(self, batch: Any, columns: Sequence[Values]) -> tuple[Values, Samples]:
         samples = self.flow.samples_of(batch, (len(columns[0]),), len(self.ids))
-        self.ids += samples.ids
-        self.groups += samples.groups
-        self.domains += samples.domains
+        return np.stack(columns, axis=1), samples
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all samples so far."""
+        return [name for _, samples in self.parts for name in samples.ids]
+
+    def interrupted(self) -> Interrupted:
+        """What Ctrl-C leaves: the scores of all finished cells."""
+        number, batch, finished = self.current
+        done = len(self.parts) * len(self.grid)
+        if number == len(self.parts) and finished:
+            done += len(finished)
+            unreached = np.full_like(next(iter(finished.values())), np.nan)
+            columns = [finished.get(j, unreached) for j in range(len(self.grid))]
+            self.parts.append(self._part(batch, columns))
+        text = f"interrupted after {done} finished cells (a cell is one batch at one time)"
+        self.story.notes.append(text)
+        scores = self.scores() if self.parts else None
+        if self.checkpoint is not None:
+            return Interrupted(f"{text}. They are kept in {self.checkpoint}: the same call goes on from them", scores)
+        where = " They are in `.scores` of this fog_a.Interrupted (at a prompt: sys.last_value.scores)." if done else ""
+        return Interrupted(f"{text}.{where} With checkpoint=FOLDER the same call would go on from them", scores)
 
     def _begin(self, case: Case) -> Cells:
         self.blocks, self.side = self._chosen(case)
@@ -143,12 +138,12 @@ class Measurement:
             )
         return chosen, None
 
-    def _measuring(self, case: Case, bar: Any) -> Callable[[], tuple[Values, Tensor | None]]:
+    def _measuring(self, case: Case) -> Callable[[], tuple[Values, Tensor | None]]:
         def measure() -> tuple[Values, Tensor | None]:
             with preserved(*case.modules):
                 values, v = self._estimated(case) if isinstance(self.how, FirstOrder) else self._ablated(case)
             case.close()
-            bar.update()
+            self.bar.update()
             return values.astype(np.float32), v
 
         return measure
@@ -183,8 +178,9 @@ class Measurement:
         info = self._info()
         if verdicts is not None:
             info["settled"] = {d: dict(holds=bool(v), reason=v.reason, look=v.look) for d, v in verdicts.items()}
-        values = np.concatenate(self.values)
-        rows = {"domains": tuple(self.domains), "ids": tuple(self.ids), "groups": tuple(self.groups)}
+        values = np.concatenate([part for part, _ in self.parts])
+        names = ("ids", "domains", "groups")
+        rows = {name: tuple(x for _, samples in self.parts for x in getattr(samples, name)) for name in names}
         return Scores(values, self.blocks.names, axis, kind="contribution", info=info, **rows)
 
     def _info(self) -> dict[str, Any]:
@@ -211,7 +207,7 @@ class Measurement:
         if note := self.blocks.coverage.note:
             self.story.notes.append(note)
             print(f"fog_a: {note}", file=sys.stderr)
-        values = np.concatenate(self.values)
+        values = np.concatenate([part for part, _ in self.parts])
         lonely = np.asarray(np.isnan(values).all(axis=(1, 2)))  # samples whose v is zero where it counts
         if lonely.any() and not lonely.all():
             names = ", ".join(name for name, b in zip(self.ids, lonely, strict=True) if b)

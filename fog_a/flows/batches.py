@@ -55,9 +55,28 @@ def velocity_of(output: Any) -> Tensor:
     )
 
 
+def _several(batch: Any) -> bool:
+    alone = isinstance(batch, (Tensor, tuple, Mapping, Inputs, str))
+    return isinstance(batch, Iterable) and not alone
+
+
+def count_of(batch: Any) -> int | None:
+    """How many batches `each` gives; None where only the last one tells.
+
+    >>> count_of(torch.ones(3)), count_of([torch.ones(3)] * 2), count_of(iter([]))
+    (1, 2, None)
+    """
+    if not _several(batch):
+        return 1
+    try:
+        return len(batch)
+    except TypeError:  # an iterator, or a DataLoader of an IterableDataset
+        return None
+
+
 def each(batch: Any) -> Iterator[Any]:
     """The batches: a list, an iterator or a DataLoader is several, anything else is one."""
-    if isinstance(batch, (Tensor, tuple, Mapping, Inputs)) or not isinstance(batch, Iterable) or isinstance(batch, str):
+    if not _several(batch):
         yield batch
         return
     empty = True

@@ -5,12 +5,14 @@ Colors are Okabe and Ito's, told apart by all common kinds of color vision; heat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fog_a.errors import MissingDependency
+from fog_a.scores.image import png
 from fog_a.scores.statistics import FEW
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ Labels = Literal["number", "name"]
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, inches. Raises MissingDependency where matplotlib is absent."""
+    """An empty figure, inches; a notebook shows it without pyplot. Raises MissingDependency without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependency("pictures need matplotlib: pip install 'fog-a[plot]'") from error
-    return Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+    fig = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+    fig._repr_png_ = functools.partial(png, fig)  # type: ignore[attr-defined]
+    return fig
 
 
 def whole(ax: Axes) -> Figure:

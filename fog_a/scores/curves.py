@@ -10,8 +10,6 @@ import numpy as np
 from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import statistics
 from fog_a.scores.canvas import (
-    FAINT,
-    INK,
     PALETTE,
     UNIT,
     axis,
@@ -30,7 +28,6 @@ from fog_a.scores.canvas import (
 from fog_a.scores.ranking import Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Run = tuple[Sequence[float], Sequence[float]]
@@ -99,65 +96,6 @@ def _depth(domains: Sequence[Ranking], level: float) -> Figure:
     layer_ticks(ax, first.layers, "number")
     axis(ax, legend_of(first.layers, ax), UNIT.get(first.kind, ""))
     return fig
-
-
-def plot_stability(
-    history: Mapping[int, Ranked], *, domain: str | None = None, k: int = 3, against: int | None = None
-) -> Figure:
-    """Rank stability over checkpoints (the paper's Table 7).
-
-    Left: the rank of every layer that is ever among the best k. Right: how each checkpoint agrees with one of them:
-    overlap of the top k, Kendall's τ and Spearman's ρ over all layers.
-
-    Args:
-        history: training step → scores there, of the same layers.
-        domain: one domain, or None: all samples together.
-        against: the step to compare with; None: the last.
-
-    Raises: ShapeMismatch for fewer than two checkpoints, an unknown `against`, or other layers.
-    """
-    steps = sorted(history)
-    if len(steps) < 2:
-        raise ShapeMismatch(f"{len(steps)} checkpoint(s): stability needs scores at two steps or more")
-    last = steps[-1] if against is None else against
-    if last not in history:
-        raise ShapeMismatch(f"no scores at step {against}; there are steps {', '.join(map(str, steps))}")
-    ranked = {s: history[s].ranking(domain) for s in steps}
-    agreements = np.array([ranked[s].agreement(ranked[last], k) for s in steps])
-    fig = figure(9.6, 3.6)
-    left, right = fig.subplots(1, 2, width_ratios=[1.25, 1.0])
-    _ranks(left, list(ranked.values()), steps, k, domain)
-    names = (f"overlap of top {k}", "Kendall τ", "Spearman ρ")
-    for color, name, values in zip(PALETTE, names, agreements.T, strict=False):
-        right.plot(steps, values, color=color, linewidth=2.0, marker="o", markersize=4, label=name)
-    tidy(right)
-    right.set_ylim(min(0.0, float(np.nanmin(agreements))) - 0.05, 1.05)
-    right.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
-    title(right, f"agreement with step {last:,}")
-    step_axis(right)
-    return fig
-
-
-def _ranks(ax: Axes, checkpoints: Sequence[Ranking], steps: Sequence[int], k: int, domain: str | None) -> None:
-    """A line per layer that is ever among the best k; the band of the best k shaded."""
-    layers = checkpoints[0].layers
-    order = np.array([statistics.top(c.mean, len(layers)) for c in checkpoints])
-    rank = np.argsort(order, axis=1) + 1  # (checkpoints, L)
-    shown = [i for i in range(len(layers)) if (rank[:, i] <= k).any()]
-    ax.axhspan(0.5, k + 0.5, color=FAINT, alpha=0.45, linewidth=0)
-    for color, i in zip(PALETTE * len(shown), shown, strict=False):
-        ax.plot(steps, rank[:, i], color=color, linewidth=2.2, marker="o", markersize=6, markeredgecolor="white")
-        ax.annotate(
-            f"L{i + 1}", (steps[-1], rank[-1, i]), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9,
-            fontweight="bold", color=color, annotation_clip=False,
-        )  # fmt: skip
-    tidy(ax, grid=None)
-    lowest = int(rank[:, shown].max())
-    ax.set_ylim(lowest + 0.6, 0.4)
-    ax.set_yticks(sorted({1, k, lowest}))
-    title(ax, "rank of the layers" if domain is None else f"rank of the layers · {domain}", f"shaded: the best {k}")
-    step_axis(ax)
-    axis(ax, y="rank")
 
 
 def plot_training(

@@ -32,6 +32,7 @@ class Ranking:
         values: (n, J, L) float64: a mean over its samples for each group; NaN where there is no finite value.
         strata: one name per group within which groups are resampled, or None.
         samples: how many samples the groups hold.
+        groups: domain and name of each group.
     """
 
     domain: str
@@ -42,6 +43,7 @@ class Ranking:
     strata: tuple[str, ...] | None
     samples: int
     info: Mapping[str, Any]
+    groups: tuple[tuple[str, str], ...]
 
     @property
     def n(self) -> int:
@@ -91,7 +93,10 @@ class Ranking:
     def top(self, k: int = 3, *, level: float = 0.95) -> Top:
         """The k best layers. `.hint` speaks up where ranks k and k + 1 overlap, and where an interval is in doubt."""
         k, interval = self.check_k(k), self.interval(level)
-        best = [RankedLayer(self.layers[i], float(self.mean[i]), (interval[i, 0], interval[i, 1])) for i in self.order]
+        best = [
+            RankedLayer(self.layers[i], float(self.mean[i]), (float(interval[i, 0]), float(interval[i, 1])))
+            for i in self.order
+        ]
         hints = []
         if k < len(best) and best[k - 1].interval[0] <= best[k].interval[1]:
             hints.append(
@@ -121,6 +126,13 @@ class Ranking:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""
         check_layers(self.layers, other.layers)
         return statistics.agreement(self.mean, other.mean, self.check_k(k))
+
+    def metrics(self, k: int = 3) -> dict[str, float]:
+        """Scalars for a logger: each layer's mean, and how sure the top k is."""
+        prefix = self.kind if self.domain == "all" else f"{self.kind}/{self.domain}"
+        means = {f"{prefix}/{self.layers[i]}": float(self.mean[i]) for i in sorted(self.order)}
+        k = min(k, len(self.layers))
+        return {**means, f"{prefix}/top{k}_certainty": self.certainty(k)}
 
     def check_k(self, k: int) -> int:
         """k as an int. Raises ShapeMismatch where there is no such top."""

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 
 from fog_a.errors import BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
-from fog_a.scores import text as score_text
+from fog_a.scores.display import Displayed
 from fog_a.scores.joining import joined
 from fog_a.scores.lists import ranks
 from fog_a.scores.ranking import Ranking, check_scores, rankings
@@ -30,7 +30,6 @@ from fog_a.scores.top import Top
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
 
 
 class Doubtful(UserWarning):
@@ -38,7 +37,7 @@ class Doubtful(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores:
+class Scores(Displayed):
     """Per-sample scores of the layers of one model. Made by `attribute`, `lasp` and `gradnorm`.
 
     Attributes:
@@ -112,7 +111,8 @@ class Scores:
         if len(rows) < len(values):
             values = np.stack([finite_mean(values[r]) for r in rows.values()])
         strata = tuple(d for d, _ in rows) if domain is None else None
-        return Ranking(domain or "all", self.kind, self.layers, self.times, values, strata, len(part.ids), self.info)
+        about = (self.kind, self.layers, self.times, values, strata, len(part.ids), self.info, tuple(rows))
+        return Ranking(domain or "all", *about)
 
     def mean(self, domain: str | None = None) -> Float[Array, " L"]:
         """Mean score per layer over times, then samples: Eq. 9's expectation. NaN for a layer without a value."""
@@ -208,19 +208,6 @@ class Scores:
     def to_pandas(self) -> pandas.DataFrame:
         """A DataFrame in the columns of `to_csv`. Raises MissingDependency without pandas."""
         return score_files.frame(self.fields())
-
-    def plot(self, **options: Any) -> Figure:
-        """A matplotlib Figure: see `fog_a.plot_scores`, which takes the same options."""
-        from fog_a.scores.plots import plot_scores
-
-        return plot_scores(self, **options)
-
-    def table(self, k: int | None = None, *, level: float = 0.95) -> str:
-        """Means and intervals as text: the best k layers of each domain, or all layers in order of execution."""
-        return score_text.table(rankings(self), k, level)
-
-    def __repr__(self) -> str:
-        return score_text.summary(rankings(self))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scores):

@@ -13,9 +13,18 @@ class RankedLayer(NamedTuple):
     mean: float
     interval: tuple[float, float]
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"{self.layer} {self.mean:.3g} [{low:.3g}, {high:.3g}]"
+
 
 class Top(tuple[RankedLayer, ...]):
-    """The best layers, best first. `hint` says what the reader should doubt, or is None."""
+    """The best layers, best first. `hint` says what the reader should doubt, or is None.
+
+    >>> Top([RankedLayer("blocks.2", 0.31415, (0.25, 0.375)), RankedLayer("blocks.0", 0.2, (0.15, 0.25))])
+    1. blocks.2 0.314 [0.25, 0.375]
+    2. blocks.0 0.2 [0.15, 0.25]
+    """
 
     hint: str | None
 
@@ -23,6 +32,10 @@ class Top(tuple[RankedLayer, ...]):
         self = super().__new__(cls, ranked)
         self.hint = hint
         return self
+
+    def __repr__(self) -> str:
+        rows = [f"{rank}. {layer!r}" for rank, layer in enumerate(self, 1)]
+        return "\n".join([*rows, *([f"! {self.hint}"] if self.hint else [])])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -58,7 +59,23 @@ def made(spec: str, what: str) -> Any:
     value = named(spec, what)
     if isinstance(value, nn.Module | Flow | Tensor | Inputs | Mapping | tuple | list) or not callable(value):
         return value
+    if lacking := _required(value):
+        name = spec.partition(":")[2].rpartition(".")[2]
+        raise BadArgument(
+            f"{what} {spec!r} needs arguments ({', '.join(lacking)}), and fog-a calls it without any. Write a function "
+            f"that has none, e.g. def tiny(): return {name}({', '.join(f'{n}=…' for n in lacking)})"
+        )
     return value()
+
+
+def _required(factory: Any) -> list[str]:
+    """The arguments without which a factory cannot be called."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # built in: the call itself will tell
+        return []
+    open_ended = ("VAR_POSITIONAL", "VAR_KEYWORD")
+    return [p.name for p in parameters if p.default is p.empty and p.kind.name not in open_ended]
 
 
 def model(

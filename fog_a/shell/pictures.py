@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from fog_a.errors import BadArgument
 from fog_a.files import write
 from fog_a.scores.canvas import Labels
-from fog_a.scores.curves import plot_curves, plot_stability
+from fog_a.scores.curves import plot_curves
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
 from fog_a.scores.scores import Scores
+from fog_a.scores.stability import plot_stability
 from fog_a.shell.options import Picture
 
 if TYPE_CHECKING:

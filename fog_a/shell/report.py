@@ -6,8 +6,6 @@ the reader's light or dark setting and prints. All text is escaped.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from markupsafe import Markup
 from fog_a.errors import BadArgument
 from fog_a.scores.canvas import UNIT, kind_name
 from fog_a.scores.curves import plot_curves
+from fog_a.scores.image import inline, png
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
 from fog_a.scores.ranking import Ranking, rankings
 from fog_a.scores.scores import Scores
@@ -33,8 +32,6 @@ Picture = tuple[str, "Figure | bytes | str | os.PathLike[str]"]
 """A caption, and a Figure, PNG bytes or the path of a PNG."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
-DENSITY = 1.75
-"""Picture dots per CSS pixel: sharp on dense screens, text in pictures about as large as the page's."""
 
 FIGURE_1 = (
     "Left: how much of the teacher's information a layer holds. Right: how far the velocity moves without it. "
@@ -117,13 +114,10 @@ def picture(image: Figure | bytes | str | os.PathLike[str], caption: str) -> Ima
     elif isinstance(image, str | os.PathLike):
         data = Path(image).read_bytes()
     else:
-        buffer = io.BytesIO()
-        image.savefig(buffer, format="png")
-        data = buffer.getvalue()
+        data = png(image)
     if not data.startswith(PNG):
         raise BadArgument(f"the picture {caption!r} is no PNG: give a matplotlib Figure, PNG bytes or a PNG file")
-    width = round(int.from_bytes(data[16:20], "big") / DENSITY)
-    return Image(caption, base64.b64encode(data).decode("ascii"), width)
+    return Image(caption, *inline(data))
 
 
 def _numeric(cell: Any) -> bool:

@@ -11,15 +11,24 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from typer.core import TyperCommand
 
-from fog_a.errors import BadArgument, FogError, MissingDependency, Unsupported
+from fog_a.errors import BadArgument, FogError, Interrupted, MissingDependency, Unsupported
 
 
 class Once(TyperCommand):
-    """A command that refuses to take an option of a single value twice: the first would be dropped silently."""
+    """A command that refuses to take an option of a single value twice: the first would be dropped silently.
+
+    Ctrl-C ends it with a message: typer ends without one.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            _stopped(stop)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
@@ -90,9 +99,8 @@ def main(command: Callable[[list[str]], None], arguments: Sequence[str] | None =
         if error.__cause__ is not None and str(error.__cause__) not in str(error):
             print(f"  because of {type(error.__cause__).__name__}: {error.__cause__}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("fog-a: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        _stopped(stop)
     except Exception as error:
         if debug:
             raise
@@ -100,3 +108,10 @@ def main(command: Callable[[list[str]], None], arguments: Sequence[str] | None =
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         print(f"  at {frame.filename}:{frame.lineno}, in {frame.name}  (--debug shows the traceback)", file=sys.stderr)
         sys.exit(1)
+
+
+def _stopped(stop: KeyboardInterrupt) -> NoReturn:
+    """Exit after Ctrl-C, with how to go on."""
+    more = ". With --checkpoint FOLDER finished cells are kept, and the same command goes on from them"
+    print(f"fog-a: interrupted{more if isinstance(stop, Interrupted) else ''}", file=sys.stderr)
+    sys.exit(130)
