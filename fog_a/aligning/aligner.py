@@ -7,20 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.schedules import TimeWeight
 from fog_a.aligning.slots import Slots
-from fog_a.aligning.targets import Targets, cosines, shuffled, taught
+from fog_a.aligning.targets import Targets, TokensOfLayer, cosines, shuffled, taught
 from fog_a.aligning.width import measured_widths, self_blocks, slot_widths
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import rng
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
+from fog_a.flows.twin import twin
 from fog_a.ranks import Group, total
 from fog_a.scores.selection import Selection
+from fog_a.teachers.self_teacher import SelfTeacher
+
+
+def averages(teachers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Domain → the average of the model's weights that its SelfTeacher reads; such a domain needs flow times."""
+    readers = {domain: teacher for domain, teacher in teachers.items() if isinstance(teacher, SelfTeacher)}
+    return {domain: teacher.ema for domain, teacher in readers.items() if teacher.ema is not None}
 
 
 @dataclass
@@ -77,6 +85,7 @@ class Aligner:
         self.flow, self.teachers, self.slots, self.listening, self.features = flow, teachers, slots, listening, features
         self.block_of_teacher: dict[str, str] = {}
         """Domain → the block that its SelfTeacher reads."""
+        self._twins = {domain: twin(flow, copied) for domain, copied in averages(teachers).items()}
         self._tried: set[str] = set()
 
     def check_blocks(self, batch: Any, blocks: Blocks, k: int) -> None:
@@ -113,12 +122,13 @@ class Aligner:
         t: Tensor | None = None,
         time_weight: TimeWeight | None = None,
         group: Group = None,
+        seed: int = 0,
     ) -> Distances:
         """The distances of this rank's samples, from what the last forward left."""
         layers = self.listening.read(samples)
-        of_teachers = {domain: layers[name] for domain, name in self.block_of_teacher.items()}
-        targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
         times = self.listening.times(t, len(samples))
+        of_teachers = self._of_itself(layers, samples, times, seed)
+        targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
         zero, weights = self.slots.synchronized(group)
         out = Distances(zero, taught(self.teachers, samples))
         outputs = {d: list(self.slots.outputs(d, rows, layers, times, weights)) for d, rows in out.rows.items()}
@@ -138,6 +148,20 @@ class Aligner:
                     others = cosines(y.detach(), shuffled(goals[domain]), mask)
                     out.shuffled[f"{domain}/{layer}"] = others.mean()
         return out
+
+    def _of_itself(
+        self, layers: Mapping[str, TokensOfLayer], samples: Samples, t: Tensor | None, seed: int
+    ) -> dict[str, TokensOfLayer]:
+        """Domain → the tokens of the block that its SelfTeacher reads, in the model or in its average."""
+        tokens = {domain: layers[name] for domain, name in self.block_of_teacher.items()}
+        averaged: dict[int, TokensOfLayer] = {}
+        for domain, flow in self._twins.items():
+            teacher, block = self.teachers[domain], self.block_of_teacher[domain]
+            if id(teacher) not in averaged:
+                assert self.listening.blocks is not None and t is not None
+                averaged[id(teacher)] = teacher.tokens(flow, self.listening.blocks[block], samples, t, seed)
+            tokens[domain] = averaged[id(teacher)]
+        return tokens
 
     def _features_of(self, batch: Any, features: Any) -> Any:
         """Features in the teachers' place, or None."""

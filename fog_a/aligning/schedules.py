@@ -106,8 +106,8 @@ def flow_times(t: Tensor | None, count: int) -> Float[Tensor, "B"]:
     """
     if t is None:
         raise BadBatch(
-            "time_weight= and heads by flow time need this batch's flow times, and the adapter names no argument of "
-            "the network that holds them: type reg(batch, t=t)"
+            "time_weight=, heads by flow time and SelfTeacher(ema=) need this batch's flow times, and the adapter "
+            "names no argument of the network that holds them: type reg(batch, t=t)"
         )
     t = t.detach().float().reshape(-1)
     if t.numel() not in (1, count):

@@ -21,7 +21,7 @@ from fog_a.errors import BadBatch, BadFeatures, Unsupported
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import temporal_mean
 from fog_a.teachers.routing import by_domain, route, take
-from fog_a.teachers.weightless import SelfTeacher
+from fog_a.teachers.self_teacher import SelfTeacher
 
 TokensOfLayer = tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]
 """A layer's output as tokens, and which of them are real."""

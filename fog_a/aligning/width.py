@@ -13,7 +13,7 @@ from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
 from fog_a.flows.flow import Flow
-from fog_a.teachers.weightless import SelfTeacher
+from fog_a.teachers.self_teacher import SelfTeacher
 
 
 def head_sizes(

@@ -1,7 +1,8 @@
 """How adapters read a dict: what it must hold, what it tells of its samples, and a smaller dict of the same kind.
 
-Besides a model's own keys a batch may hold what no network takes and every adapter reads: `ids` and `domains` (one name
-per sample), `audio` (B, N), its `rate` in Hz and `audio_lengths`.
+Besides a model's own keys a batch may hold what no network takes and every adapter reads: `ids`, `domains` and `groups`
+(one name per sample), `audio` (B, N), its `rate` in Hz and `audio_lengths`, and `crops` (B, 2), start and end of each
+sample in its clip in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fog_a.errors import BadBatch
 from fog_a.flows.noise import content_ids
 from fog_a.flows.samples import Samples
 
-ABOUT = ("ids", "domains", "audio", "rate", "audio_lengths")
+ABOUT = ("ids", "domains", "groups", "crops", "audio", "rate", "audio_lengths")
 """Keys of a batch that tell of its samples and are not given to the network."""
 
 
@@ -79,6 +80,9 @@ def samples_from(
     ids = batch.get("ids")
     given = named(batch) if callable(named) else batch.get("domains", named or "all")
     domains = [given] * len(x1) if isinstance(given, str) else given
+    crops = None if batch.get("crops") is None else torch.as_tensor(batch["crops"], dtype=torch.float64).cpu()
+    if crops is not None and crops.shape != (len(x1), 2):
+        raise BadBatch(f"crops: expected start and end of each sample, ({len(x1)}, 2), got {tuple(crops.shape)}")
     for what, names in (("ids", ids), ("domains", domains), ("groups", batch.get("groups"))):
         if names is not None and len(names) != len(x1):
             raise BadBatch(f"one of {what} per sample: expected {len(x1)}, got {len(names)}")
@@ -91,6 +95,7 @@ def samples_from(
         lengths=batch.get("audio_lengths"),
         mask=mask,
         groups=tuple(map(str, batch.get("groups", ()))),
+        crops=crops,
     )
 
 

@@ -35,6 +35,7 @@ class Samples:
         rows: gives a smaller batch of the same kind, of the samples at these indices.
         groups: the clip, or whatever else is drawn at once, that each sample belongs to; its id where nothing is said.
             Several crops of one clip are one group: scores average them first and resample whole groups.
+        crops: start and end (B, 2) of each sample in its clip, in seconds; None: the samples are whole clips.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Samples:
     lengths: Tensor | None = None
     mask: Bool[Tensor, "B ..."] | None = None
     groups: tuple[str, ...] = ()
+    crops: Float[Tensor, "B 2"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", self.groups or self.ids)

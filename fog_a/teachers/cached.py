@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fog_a.errors import BadFeatures
+from fog_a.errors import BadFeatures, Unsupported
 from fog_a.files import write
 from fog_a.flows.samples import Samples
 from fog_a.teachers.routing import checked, take
+from fog_a.teachers.self_teacher import SelfTeacher
 from fog_a.teachers.teacher import Teacher
 
 
@@ -43,6 +44,7 @@ class CachedTeacher:
     Raises:
         BadFeatures: a file is corrupt (it says which to delete: only its features are computed again), features are
             missing and cannot be computed, or the teacher's output does not fit.
+        Unsupported: a SelfTeacher, whose features change as the model trains.
 
         cached = CachedTeacher(WhisperTeacher("openai/whisper-small"), "features")
         cached.fill(flow.samples(batch) for batch in loader)     # optional: all at once, resumable
@@ -52,6 +54,11 @@ class CachedTeacher:
     def __init__(
         self, teacher: Teacher | None, folder: str | Path, *, name: str | None = None, check: bool = True
     ) -> None:
+        if isinstance(teacher, SelfTeacher):
+            raise Unsupported(
+                "a SelfTeacher's features change with each training step, so they cannot be kept. Pass it to AGREPA "
+                "without CachedTeacher"
+            )
         self.teacher, self.check = teacher, check
         self.folder = Path(folder) / key(teacher) if teacher is not None else _only(Path(folder), name)
         if teacher is not None:

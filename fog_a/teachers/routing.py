@@ -66,6 +66,7 @@ def take(samples: Samples, rows: Sequence[int]) -> Samples:
         ids=tuple(samples.ids[i] for i in rows),
         domains=tuple(samples.domains[i] for i in rows),
         groups=tuple(samples.groups[i] for i in rows),
+        crops=None if samples.crops is None else samples.crops[rows],
         rows=lambda index: samples.rows([rows[i] for i in index]),
         audio=None if samples.audio is None else samples.audio[rows],
         lengths=None if samples.lengths is None else samples.lengths[rows],

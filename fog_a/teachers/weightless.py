@@ -1,61 +1,15 @@
-"""Teachers without weights: a deeper block of the same net, and the statistics of the log-mel spectrogram."""
+"""A teacher without weights: the statistics of the log-mel spectrogram."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.blocks.block import Blocks, ResidualBlock
-from fog_a.errors import NoBlocksFound, UnknownBlock, Unsupported
 from fog_a.flows.samples import Samples
-from fog_a.teachers.descriptors import temporal_mean
 from fog_a.teachers.waveforms import by_length, waveforms
-
-
-class SelfTeacher:
-    """A deeper block of the net that is being trained, with its gradient stopped (LayerSync; SPEC A12).
-
-    It reads no audio: `AGREPA` taps the block in the user's own forward and asks `features`. Its width is known then.
-
-    Args:
-        block: name or index of the block among the main ones; None: layer ⌈2L/3⌉ of L.
-        domain: the domain it is meant for, or None.
-    """
-
-    pool = "mean"
-
-    def __init__(self, block: str | int | None = None, *, domain: str | None = None) -> None:
-        self.block = block
-        self.domain = domain
-        self.name = f"self:{'two-thirds' if block is None else block}"
-        self.dim = 0  # until features() has seen the block
-
-    def block_of(self, blocks: Blocks) -> ResidualBlock:
-        """The block it reads. Raises UnknownBlock."""
-        if not len(blocks):
-            raise NoBlocksFound("SelfTeacher needs a model with residual blocks, got none: find_blocks(model, batch)")
-        if self.block is None:
-            return blocks[math.ceil(2 * len(blocks) / 3) - 1]
-        if isinstance(self.block, str):
-            return blocks[self.block]
-        if not -len(blocks) <= self.block < len(blocks):
-            raise UnknownBlock(f"SelfTeacher({self.block}) but there are {len(blocks)} blocks: 0..{len(blocks) - 1}")
-        return blocks[self.block]
-
-    def features(self, h: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B D"]:
-        """The temporal mean of the block's tokens over the real ones: float32, no gradient."""
-        z = temporal_mean(h.detach().float(), mask)
-        self.dim = z.shape[1]
-        return z
-
-    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
-        raise Unsupported(
-            "SelfTeacher reads a block in the net's own forward, not audio: type "
-            "AGREPA(flow, teachers=SelfTeacher(...)). For lasp and BiTC give a teacher that stands outside the net"
-        )
 
 
 class SpectralTeacher:

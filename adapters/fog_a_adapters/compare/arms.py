@@ -31,7 +31,7 @@ from fog_a.probing.lasp import lasp
 from fog_a.scores.scores import Scores
 from fog_a.scores.select import select
 from fog_a.scores.selection import Selection
-from fog_a.teachers.weightless import SelfTeacher
+from fog_a.teachers.self_teacher import SelfTeacher
 
 ARMS = ("base", "fixed", "shallow", "deep", "random", "lasp", "gradnorm", "foga")
 OTHER_K = {"foga-k2": 2, "foga-k4": 4}
