@@ -77,12 +77,23 @@ class Aligner:
         slots: the heads.
         listening: the tap on the layers.
         features: features(batch), asked instead of the teachers.
+        time_weight: how a sample's distance is weighted by its flow time.
+        group: the process group that shares the joint batch.
     """
 
     def __init__(
-        self, flow: Flow, teachers: Mapping[str, Any], slots: Slots, listening: Listening, features: Any = None
+        self,
+        flow: Flow,
+        teachers: Mapping[str, Any],
+        slots: Slots,
+        listening: Listening,
+        *,
+        features: Any = None,
+        time_weight: TimeWeight | None = None,
+        group: Group = None,
     ) -> None:
-        self.flow, self.teachers, self.slots, self.listening, self.features = flow, teachers, slots, listening, features
+        self.flow, self.teachers, self.slots, self.listening = flow, teachers, slots, listening
+        self.features, self.time_weight, self.group = features, time_weight, group
         self.block_of_teacher: dict[str, str] = {}
         """Domain → the block that its SelfTeacher reads."""
         self._twins = {domain: twin(flow, copied) for domain, copied in averages(teachers).items()}
@@ -120,28 +131,26 @@ class Aligner:
         *,
         features: Any = None,
         t: Tensor | None = None,
-        time_weight: TimeWeight | None = None,
-        group: Group = None,
         seed: int = 0,
     ) -> Distances:
-        """The distances of this rank's samples, from what the last forward left."""
+        """The distances of this rank's samples, from what the last forward left; `seed`: of a SelfTeacher's noise."""
         layers = self.listening.read(samples)
         times = self.listening.times(t, len(samples))
         of_teachers = self._of_itself(layers, samples, times, seed)
         targets = Targets(self.teachers, samples, self._features_of(batch, features), of_teachers)
-        zero, weights = self.slots.synchronized(group)
+        zero, weights = self.slots.synchronized(self.group)
         out = Distances(zero, taught(self.teachers, samples))
         outputs = {d: list(self.slots.outputs(d, rows, layers, times, weights)) for d, rows in out.rows.items()}
         tokens = {domain for domain, heads in outputs.items() if any(y.ndim == 3 for _, y, _ in heads)}
         goals = {domain: targets.of(domain, rows, frames=domain in tokens) for domain, rows in out.rows.items()}
         if self.slots.center is not None:
-            goals = self.slots.center(goals, group)
+            goals = self.slots.center(goals, self.group)
         for domain, rows in out.rows.items():
             for layer, y, mask in outputs[domain]:
                 cosine = cosines(y, goals[domain], mask)
                 distance = 1 - cosine
-                if time_weight is not None and times is not None:
-                    distance = distance * time_weight(times[rows])
+                if self.time_weight is not None and times is not None:
+                    distance = distance * self.time_weight(times[rows])
                 out.sums[domain] = out.sums.get(domain, zero) + selection.weights(domain)[layer] * distance.sum()
                 out.cosines[f"{domain}/{layer}"] = cosine.detach().mean()
                 if len(rows) > 1:

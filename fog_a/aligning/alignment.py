@@ -99,9 +99,11 @@ class AGREPA(nn.Module):
         candidates = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
         self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
-        by_time = self.recipe.time_weight is not None or any(isinstance(m, TimeHeads) for m in self.slots.modules())
-        self._listening = Listening(self.flow, clock=by_time or bool(averages(self.teachers)), local=local)
-        self._aligner = Aligner(self.flow, self.teachers, self.slots, self._listening, features)
+        weight, heads = self.recipe.time_weight, self.slots.modules()
+        clock = weight is not None or any(isinstance(m, TimeHeads) for m in heads) or bool(averages(self.teachers))
+        self._listening = Listening(self.flow, clock, local)
+        aligned = (self.flow, self.teachers, self.slots, self._listening)
+        self._aligner = Aligner(*aligned, features=features, time_weight=weight, group=group)
         if self.selection is not None:
             self.slots.bind(self.selection, self.domains)
             self._listening.check(self.selection.layers)
@@ -201,10 +203,8 @@ class AGREPA(nn.Module):
     def _align(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> Tensor:
         """This rank's part of Eq. 12, scaled so that the mean over ranks is the joint mean."""
         assert self.selection is not None
-        options: dict[str, Any] = {"time_weight": self.recipe.time_weight, "seed": self._course.calls}
-        far = self._aligner.distances(
-            batch, samples, self.selection, features=features, t=t, group=self._group, **options
-        )
+        seed = self._course.calls
+        far = self._aligner.distances(batch, samples, self.selection, features=features, t=t, seed=seed)
         sizes, count = far.joint_sizes(self.domains, len(samples), self._group)
         scale = self.weight * world(self._group)
         loss = far.zero + scale * self.reduce(far.sums, sizes, count) if far.sums else far.zero
