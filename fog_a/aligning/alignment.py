@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fog_a.aligning.aligner import Aligner, averages
-from fog_a.aligning.course import Course, State
+from fog_a.aligning.course import Course
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening, Local
+from fog_a.aligning.progress import Progress
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import merged
@@ -30,12 +31,11 @@ from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
 from fog_a.ranks import Group, from_bytes, inside_ddp, to_bytes, world
-from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_teachers
 
 
-class AGREPA(nn.Module):
+class AGREPA(Progress):
     """The alignment term of a training loss: `loss = flow.loss(batch) + reg(batch)`.
 
     Its parameters and its state dict are the heads and its own bookkeeping; neither the model nor the teachers are
@@ -109,45 +109,6 @@ class AGREPA(nn.Module):
             self._listening.check(self.selection.layers)
             if batch is not None:
                 self._listen(batch)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps so far."""
-        return self._course.step
-
-    @property
-    def selection(self) -> Selection | None:
-        """The layers that are aligned; None before the choice."""
-        return self._course.selection
-
-    @property
-    def state(self) -> State:
-        """What the next call does: see `fog_a.aligning.course`."""
-        return self._course.state_of(listening=self._listening.blocks is not None)
-
-    @property
-    def scores(self) -> Scores | None:
-        """What the probes have measured since the last choice; None when nothing."""
-        return self._warmup.scores({}) if self._warmup.rows else None
-
-    @property
-    def weight(self) -> float:
-        """The schedule's factor at the next call; 0 before the choice."""
-        return self._course.weight
-
-    def metrics(self) -> dict[str, float]:
-        """Scalars of the last call for any logger: the loss, the weight, probes so far, each layer's mean cosine.
-
-        `ag_repa/<domain>/<layer>/shuffled` is the cosine to other samples' features. Alignment learns of the samples
-        as far as the layer's cosine is above it.
-        """
-        values = {name: float(value) for name, value in self._last.items()}
-        probes = max(self._warmup.counts.values())
-        return {**values, "ag_repa/weight": self.weight, "ag_repa/probes": float(probes)}
-
-    def accumulate(self, calls: int) -> None:
-        """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
-        self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
 
     def open(self) -> None:
         """Listen again after `close`."""

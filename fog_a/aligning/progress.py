@@ -1,0 +1,65 @@
+"""How far a training with alignment is: its step, its choice, its state, and scalars for loggers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fog_a.aligning.course import Course, State
+from fog_a.aligning.listening import Listening
+from fog_a.aligning.recipe import Recipe
+from fog_a.aligning.warmup import Warmup
+from fog_a.scores.scores import Scores
+from fog_a.scores.selection import Selection
+
+
+class Progress(nn.Module):
+    """What `AGREPA` tells of its training.
+
+    Attributes:
+        recipe: the options of the run.
+    """
+
+    recipe: Recipe
+    _course: Course
+    _warmup: Warmup
+    _listening: Listening
+    _last: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return self._course.step
+
+    @property
+    def selection(self) -> Selection | None:
+        """The layers that are aligned; None before the choice."""
+        return self._course.selection
+
+    @property
+    def state(self) -> State:
+        """What the next call does: see `fog_a.aligning.course`."""
+        return self._course.state_of(listening=self._listening.blocks is not None)
+
+    @property
+    def scores(self) -> Scores | None:
+        """What the probes have measured since the last choice; None when nothing."""
+        return self._warmup.scores({}) if self._warmup.rows else None
+
+    @property
+    def weight(self) -> float:
+        """The schedule's factor at the next call; 0 before the choice."""
+        return self._course.weight
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last call for any logger: the loss, the weight, probes so far, each layer's mean cosine.
+
+        `ag_repa/<domain>/<layer>/shuffled` is the cosine to other samples' features. Alignment learns of the samples
+        as far as the layer's cosine is above it.
+        """
+        values = {name: float(value) for name, value in self._last.items()}
+        probes = max(self._warmup.counts.values())
+        return {**values, "ag_repa/weight": self.weight, "ag_repa/probes": float(probes)}
+
+    def accumulate(self, calls: int) -> None:
+        """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
+        self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
