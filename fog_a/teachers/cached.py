@@ -55,10 +55,7 @@ class CachedTeacher:
         self, teacher: Teacher | None, folder: str | Path, *, name: str | None = None, check: bool = True
     ) -> None:
         if isinstance(teacher, SelfTeacher):
-            raise Unsupported(
-                "a SelfTeacher's features change with each training step, so they cannot be kept. Pass it to AGREPA "
-                "without CachedTeacher"
-            )
+            raise Unsupported("a SelfTeacher's features change with each training step: pass it without CachedTeacher")
         self.teacher, self.check = teacher, check
         self.folder = Path(folder) / key(teacher) if teacher is not None else _only(Path(folder), name)
         if teacher is not None:
