@@ -194,6 +194,7 @@ class Measurement:
             "noise_floor": self.story.noise, "notes": list(self.story.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
             "signature": self.signature,
+            **({} if self.flow.network_time is None else {"network_time": self.flow.network_time}),
             "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         }  # fmt: skip
 
@@ -231,8 +232,11 @@ class Measurement:
     def _name_side_blocks(self) -> None:
         for stack, members in self.side.stacks.items() if self.side is not None else ():
             inputs = ", ".join(sorted({i for b in members for i in b.inputs})) or "nothing"
+            network = getattr(self.flow.override.forward, "name", None)  # of output_of
+            outside = network is not None and not stack.startswith(f"{network}.")
+            reason = f"are outside of {network}" if outside else f"depend only on {inputs}"
             self.story.notes.append(
-                f"{len(members)} blocks of {stack} depend only on {inputs}: left out. "
+                f"{len(members)} blocks of {stack} {reason}: left out. "
                 "To score them pass blocks=find_blocks(...) or their names"
             )
             print(f"fog_a: {self.story.notes[-1]}", file=sys.stderr)

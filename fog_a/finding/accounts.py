@@ -35,7 +35,10 @@ def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) ->
         if id(u) not in by_update and (m := next((m for m in made if _gives(flow, u, m)), None)):
             by_update[id(u)] = m
     seen = {u.sum for u in flow.updates if not target or flow.inputs[u.branch] & target}
-    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching & seen) for u in flow.updates]
+    calls = flow.trace.calls
+    whole = any(call.name == "" for call in calls[1:])  # what its caller adds, a skip to v, is no update of the network
+    own = [u for u in flow.updates if u.op.call or not whole]
+    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching & seen) for u in own]
     return (*rows, *(row for m in made for row in _beside(flow, m)))
 
 

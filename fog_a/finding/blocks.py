@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
-from fog_a.blocks.block import Blocks
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
@@ -21,7 +22,7 @@ from fog_a.finding.accounts import account
 from fog_a.finding.deaf import passing
 from fog_a.finding.finder import Finder
 from fog_a.finding.recording import record
-from fog_a.flows.bare import flow_of
+from fog_a.flows.bare import flow_of, output_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow as WrappedFlow
 from fog_a.flows.flow import Forward
@@ -72,8 +73,14 @@ def find_blocks(
             made = finder.blocks(level, include)
         if not made:
             raise NoBlocksFound(finder.seen(include))
-        blocks = Blocks([m.block for m in made], one.module)
+        blocks = Blocks(of_network([m.block for m in made], one.flow.override.forward), one.module)
         still = passing(blocks, finder.parts(made), one.run)
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Blocks(list(blocks), one.module, Coverage(rows, still))
+
+
+def of_network(blocks: Sequence[ResidualBlock], forward: Forward | None) -> list[ResidualBlock]:
+    """`output_of("net")` names the network: its stacks alone are main, where it has any."""
+    inside = [isinstance(forward, output_of) and b.main and b.name.startswith(f"{forward.name}.") for b in blocks]
+    return [replace(b, main=i) for b, i in zip(blocks, inside, strict=True)] if any(inside) else list(blocks)

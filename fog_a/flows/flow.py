@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -112,6 +113,16 @@ class Flow(abc.ABC):
     def flow_time(self, tau: Tensor) -> Tensor:
         """The t in [0, 1] of what the network's argument `t` holds; by default it holds t itself."""
         return tau
+
+    def clock(self, t: Float[Tensor, "B"]) -> Tensor:
+        """What the network is given for fog_a's t, the reverse of `flow_time`; by default t itself."""
+        return t
+
+    @property
+    def network_time(self) -> list[float] | None:
+        """What the network is given at noise (t = 0) and at data (t = 1), where that is not t itself."""
+        ends = self.clock(torch.tensor([0.0, 1.0], device="cpu")).double().reshape(-1).tolist()
+        return None if ends == [0.0, 1.0] or self.override.forward is not None else ends
 
     @property
     def modules(self) -> list[nn.Module]:

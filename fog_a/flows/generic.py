@@ -167,6 +167,10 @@ class GenericAdapter(Flow):
         """The t in [0, 1] of the time that the network was given."""
         return tau if self.convention.plain else self.convention.flow_time(tau)
 
+    def clock(self, t: Float[Tensor, "B"]) -> Tensor:
+        """What the network is given for t in [0, 1]: `time=`, or the path's own clock."""
+        return self.convention.clock(t)
+
     def _read(self, batch: Any) -> dict[str, Any]:
         batch = {self.data: batch} if isinstance(batch, Tensor) else batch
         require_keys(batch, (self.data,), f"the adapter of {type(self.module).__name__}", self._hint(batch))

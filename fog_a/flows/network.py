@@ -42,6 +42,15 @@ class NetworkCall:
             return
         if not callable(self.call):
             raise Unsupported(f"call is a function (net, x_t, t, cond) -> output, got {self.call!r}")
+        try:
+            inspect.signature(self.call).bind(None, None, None, None)
+        except TypeError as error:
+            raise Unsupported(
+                f"call is a function of four arguments, (net, x_t, t, cond), and does not take them: {error}. Type "
+                "call=lambda net, x_t, t, cond: net(x_t, t, **cond)"
+            ) from None
+        except ValueError:  # built in: it has no signature
+            pass
         if (self.x, self.t) != ("x_t", "t") or self.rename:
             raise Unsupported(
                 "call= says itself where x_t, t and the conditions go, so x=, t= and rename= contradict it. Type "
@@ -86,6 +95,13 @@ class NetworkCall:
             kwargs.pop(self.mask, None)
         try:
             return net(*args, **kwargs)
+        except RuntimeError as error:
+            if "indices" in str(error) and "Long" in str(error):
+                raise BadBatch(
+                    f"an embedding of {type(module).__name__} wants whole numbers and got others ({error}). If it is "
+                    "the time, type time=lambda t: (999 * (1 - t)).round().long(); if a condition, give it as integers"
+                ) from error
+            raise
         except (TypeError, AttributeError) as error:
             lacking = [name for name in names[len(args) :] if kwargs.get(name) is None]
             extra = [name for name in kwargs if name not in names]

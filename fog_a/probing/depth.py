@@ -78,6 +78,7 @@ class Depth:
     layers: tuple[str, ...]
     times: tuple[float, ...] | None
     signature: dict[str, Any]
+    network_time: list[float] | None = None
     z: Float[Tensor, "S J L D"] = field(default_factory=lambda: torch.empty(0))
     interface: Float[Tensor, "S E"] | None = None
     ids: tuple[str, ...] = ()
@@ -110,7 +111,7 @@ def read_depth(
     for number, item in enumerate(each(batch)):
         blocks = blocks_of(reading.flow, item, blocks)
         if depth is None:
-            depth = Depth(blocks.names, axis, signature(blocks.model, blocks))
+            depth = Depth(blocks.names, axis, signature(blocks.model, blocks), reading.flow.network_time)
         samples, z, interface = _batch(reading, item, blocks, grid, seed, len(depth.ids))
         here = _features_of(features, item, number)
         depth.single = not isinstance(here if here is not None else teachers, Mapping)

@@ -124,6 +124,7 @@ def storage(depth: Depth, lenses: Sequence[Lens], beside: Sequence[Control], inf
     info = {
         **info,
         "signature": depth.signature,
+        **({} if depth.network_time is None else {"network_time": depth.network_time}),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "head": {each.halves.key: each.info for each in lenses},
         "warnings": _doubts(lenses),

@@ -16,8 +16,6 @@ from fog_a.scores.canvas import (
     band,
     figure,
     kind_name,
-    layer_ticks,
-    legend_of,
     panel_name,
     small_print,
     spread_labels,
@@ -25,6 +23,7 @@ from fog_a.scores.canvas import (
     tidy,
     title,
 )
+from fog_a.scores.labels import layer_ticks, legend_of, time_label
 from fog_a.scores.ranking import Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def plot_curves(
         tidy(ax)
         ends.append([(scores.times[-1], mean[-1, i], f"L{i + 1}", c) for c, i in zip(colors, chosen, strict=True)])
         title(ax, panel_name(ranking), small_print(ranking))
-        axis(ax, "flow time t  (0: noise, 1: data)", UNIT.get(scores.kind, "") if ax is grid[0] else None)
+        axis(ax, time_label(ranking, lines=False), UNIT.get(scores.kind, "") if ax is grid[0] else None)
     for ax, labels in zip(grid, ends, strict=True):  # after all panels: labels keep the limits that all share
         spread_labels(ax, labels)
     return fig

@@ -14,6 +14,7 @@ import numpy as np
 from fog_a.errors import ShapeMismatch
 from fog_a.scores import canvas, statistics
 from fog_a.scores.canvas import INK, NAME, PALETTE, QUIET, SOFT, UNIT, Labels, axis, title
+from fog_a.scores.labels import layer_ticks, legend_of, time_label
 from fog_a.scores.ranking import Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def _bars(ax: Axes, ranking: Ranking, k: int, level: float, numbered: bool = Fal
 
 
 def _layer_axis(ax: Axes, layers: Sequence[str], labels: Labels, always: Sequence[int]) -> None:
-    canvas.layer_ticks(ax, layers, labels, always)
-    axis(ax, canvas.legend_of(layers, ax) if labels == "number" else "")
+    layer_ticks(ax, layers, labels, always)
+    axis(ax, legend_of(layers, ax) if labels == "number" else "")
 
 
 def plot_scores(
@@ -105,7 +106,7 @@ def plot_scores(
         _layer_axis(column[-1], layers, labels, best)
     axis(grid[0, 0], y=unit)
     if timed:
-        axis(grid[1, 0], y="flow time t")
+        axis(grid[1, 0], y=time_label(domains[0]))
     canvas.headline(fig, heading)
     return fig
 
@@ -154,7 +155,7 @@ def plot_scd(
     for side, column in enumerate(grid.T):
         _scd_column(list(column), [pair[side] for pair in pairs], labels, level)
         for ax in column if side == 0 and storage.times is not None else ():
-            axis(ax, y="flow time t")
+            axis(ax, y=time_label(pairs[0][0]))
     canvas.headline(fig, heading)
     return fig
 

@@ -18,13 +18,12 @@ from fog_a.scores.canvas import (
     axis,
     band,
     figure,
-    layer_ticks,
-    legend_of,
     spread_labels,
     step_axis,
     tidy,
     title,
 )
+from fog_a.scores.labels import layer_ticks, legend_of
 from fog_a.scores.ranking import Ranked
 from fog_a.scores.statistics import Array, top
 
