@@ -127,7 +127,7 @@ def test_pictures_say_which_way_the_networks_time_runs() -> None:
     stored = fog_a.lasp(
         fog_a.wrap(Net(), x="x_t", t="t", path="ddpm", target="eps", time=lambda t: 999 * (1 - t)),
         data(),
-        features=torch.randn(16, 4),
+        features=data()["x1"].mean(1),
         times=2,
     )
     assert np.allclose(stored.info["network_time"], [999, 0])

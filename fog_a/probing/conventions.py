@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.errors import Unsupported
+from fog_a.errors import BadBatch, Unsupported
 from fog_a.flows.convention import TARGETS, Convention, TimeFunction
 from fog_a.flows.generic import GenericAdapter, Prediction
 from fog_a.flows.paths import DDPM, Cosine, Linear, Path
@@ -111,7 +111,7 @@ class Fits:
         """A trial's fit, then that with every other target; none where the network does not take such times."""
         try:
             predictions = self._predictions(trial.convention)
-        except (RuntimeError, IndexError, TypeError):
+        except (RuntimeError, IndexError, TypeError, BadBatch):
             if not trial.changes:
                 raise
             return []
