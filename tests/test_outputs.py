@@ -68,6 +68,11 @@ def test_of_a_list_of_layers_the_last_is_measured() -> None:
     np.testing.assert_allclose(scores(net), scores(made(lambda v: v)), rtol=1e-5)
 
 
+def test_of_a_list_of_layers_of_several_widths_the_last_is_measured() -> None:
+    net = made(lambda v: [v[..., :3], v])
+    np.testing.assert_allclose(scores(net), scores(made(lambda v: v)), rtol=1e-5)
+
+
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Protocol
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
-from fog_a.finding.parts import parts
+from fog_a.finding.parts import Part, parts
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import left_open
 
@@ -23,7 +23,7 @@ class Closing(Protocol):
     @property
     def call(self) -> int | None: ...
     @property
-    def readers(self) -> tuple[int, ...]: ...
+    def parts(self) -> tuple[Part, ...]: ...
 
 
 def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) -> tuple[CoverageRow, ...]:
@@ -59,7 +59,7 @@ def _row(
 
 def _inside(flow: Flow, u: Update, m: Closing) -> bool:
     """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
-    if any(flow.trace.inside(u.op.call, c) for c in (m.call, *m.readers) if c is not None):
+    if any(flow.trace.inside(u.op.call, c) for c in (m.call, *(p.reader for p in m.parts)) if c is not None):
         return True
     bit = flow.forks[u.sum]
     return any(
@@ -68,12 +68,18 @@ def _inside(flow: Flow, u: Update, m: Closing) -> bool:
 
 
 def _gives(flow: Flow, u: Update, m: Closing) -> bool:
-    """Is the branch an output of the block that its gate closes?"""
+    """Is the branch what the block gives out beside its stream, closed by its gate?"""
     if m.call is None or u.owner < 0:
         return False
-    zeroed = {(point.order, path) for point in m.block.gate_points for path, source in point.give.items() if not source}
-    found = parts(flow, u) or []
-    return bool(found) and all((p.call, path) in zeroed for p in found for path in p.leaves)
+    found, calls, zeros = parts(flow, u) or [], flow.trace.calls, _replaced(flow, m, zeros=True)
+    return bool(found) and all(calls[p.call].outputs[path] in zeros for p in found for path in p.leaves)
+
+
+def _replaced(flow: Flow, m: Closing, zeros: bool = False) -> set[int]:
+    """The values in whose place the closed block gives others; `zeros`: nothing but zeros."""
+    points = m.block.gate_points
+    given = ((flow.trace.calls[point.order], path, source) for point in points for path, source in point.give.items())
+    return {call.outputs[path] for call, path, source in given if not (zeros and source)}
 
 
 def _reason(flow: Flow, levels: Levels, u: Update) -> str:
@@ -91,8 +97,7 @@ def _reason(flow: Flow, levels: Levels, u: Update) -> str:
 def _beside(flow: Flow, m: Closing) -> Iterator[CoverageRow]:
     if m.call is None:
         return
-    give = {path for point in m.block.gate_points for path in point.give if point.order == m.call}
-    for path in left_open(flow, m.call, give, m.updates):
+    for path in left_open(flow, m.call, _replaced(flow, m), m.updates):
         leaf = "".join(f"[{key!r}]" for key in path)
         reason = f"output {leaf} is read later: it stays when the block is closed"
         yield CoverageRow(

@@ -74,7 +74,7 @@ def find_blocks(
         if not made:
             raise NoBlocksFound(finder.seen(include))
         blocks = Blocks(of_network([m.block for m in made], one.flow.override.forward), one.module)
-        still = passing(blocks, finder.parts(made), one.run)
+        still = passing(blocks, finder.work(made), one.run)
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Blocks(list(blocks), one.module, Coverage(rows, still))

@@ -39,9 +39,14 @@ def coupled_sums(flow: Flow) -> dict[int, tuple[int, int, int]]:
 
 
 def chained(flow: Flow, u: Update) -> bool:
-    """Does the coupled stream go on from another update of it, or to one, made of another value?"""
-    others = [o for o in flow.updates if o.fork != u.fork]
-    return any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & flow.forks[u.sum] for o in others)
+    """Does the coupled stream go on from another update of it, made of another value, or to one, or meet one in a sum
+    (totals of several stages)?"""
+    mine, others = flow.forks[u.sum], 0
+    for o in flow.updates:
+        others |= flow.forks[o.sum] if o.fork != u.fork else 0
+        if o.fork != u.fork and (flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & mine):
+            return True
+    return any(trunk & mine and trunk & others for trunk in flow.trunk)
 
 
 def meets(flow: Flow, b: int, fork: int) -> bool:

@@ -6,7 +6,7 @@ With all gates closed the model runs twice, once with what the parts of the bloc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Counter, Key, hooked, named_modules
 from fog_a.blocks.gate import gate
-from fog_a.blocks.tree import leaves, replaced
+from fog_a.blocks.tree import LeafPath, leaves, replaced
 from fog_a.errors import NotResidual
 
 _MISFITS = (ArithmeticError, AssertionError, LookupError, NotResidual, RuntimeError, TypeError, ValueError)
 """What a model raises at values that it was not made for."""
 
-Parts = Mapping[str, Sequence[tuple[Key, int]]]
-"""Of each block, by name: the calls that do its work, each with how often that module runs in a forward."""
+Work = dict[str, dict[Key, dict[int, tuple[LeafPath, ...]]]]
+"""Of each block, by name: the modules that do its work, with how often they run; of each of their calls the outputs."""
 
 
-def passing(blocks: Blocks, parts: Parts, run: Callable[[], Tensor]) -> tuple[str, ...] | None:
+def passing(blocks: Blocks, work: Work, run: Callable[[], Tensor]) -> tuple[str, ...] | None:
     """The blocks whose parts still reach the output when all gates are closed; None: the model failed so."""
-    heard = {b.name: parts[b.name] for b in blocks if parts.get(b.name)}
+    heard = {b.name: work[b.name] for b in blocks if b.name in work}
     try:
         with gate(blocks, 0.0):
             still = run()
@@ -37,40 +37,46 @@ def passing(blocks: Blocks, parts: Parts, run: Callable[[], Tensor]) -> tuple[st
         return None
 
 
-def _passing(blocks: Blocks, parts: Parts, run: Callable[[], Tensor], still: Tensor) -> list[str]:
+def _passing(blocks: Blocks, work: Work, run: Callable[[], Tensor], still: Tensor) -> list[str]:
     """By halves, so that one block among many is named after a few forwards."""
-    if not parts or _deaf(blocks, parts, run, still):
+    if not work or _deaf(blocks, work, run, still):
         return []
-    names = list(parts)
+    names = list(work)
     if len(names) == 1:
         return names
     halves = names[: len(names) // 2], names[len(names) // 2 :]
-    return [name for half in halves for name in _passing(blocks, {n: parts[n] for n in half}, run, still)]
+    return [name for half in halves for name in _passing(blocks, {n: work[n] for n in half}, run, still)]
 
 
-def _deaf(blocks: Blocks, parts: Parts, run: Callable[[], Tensor], still: Tensor) -> bool:
-    calls = {key: times for part in parts.values() for key, times in part}
-    with _changed(blocks.model, calls), gate(blocks, 0.0):  # changed first: the gate then has the last word
+def _deaf(blocks: Blocks, work: Work, run: Callable[[], Tensor], still: Tensor) -> bool:
+    with _changed(blocks.model, work), gate(blocks, 0.0):  # changed first: the gate then has the last word
         v = run()
     return v.shape == still.shape and bool(((v == still) | (v.isnan() & still.isnan())).all())
 
 
 @contextlib.contextmanager
-def _changed(model: nn.Module, calls: Mapping[Key, int]) -> Iterator[None]:
-    """These calls give something else while this lasts."""
+def _changed(model: nn.Module, work: Work) -> Iterator[None]:
+    """These outputs are others while this lasts."""
     modules = named_modules(model)
+    outputs: dict[Key, dict[int, set[LeafPath]]] = {}
+    for key, call, paths in (
+        (k, c, p) for calls in work.values() for k, found in calls.items() for c, p in found.items()
+    ):
+        outputs.setdefault(key, {}).setdefault(call, set()).update(paths)
     with contextlib.ExitStack() as stack:
-        for name in dict.fromkeys(name for name, _ in calls):
-            wanted = {call for other, call in calls if other == name}
-            count = Counter(next(times for (other, _), times in calls.items() if other == name))
+        for (name, times), changes in outputs.items():
+            count = Counter(times)
 
             def after(
-                args: object, kwargs: object, out: object, wanted: set[int] = wanted, count: Counter = count
+                args: object,
+                kwargs: object,
+                out: object,
+                changes: Mapping[int, set[LeafPath]] = changes,
+                count: Counter = count,
             ) -> object:
-                if count.begin() not in wanted:
-                    return None
-                floats = {path: t for path, t in leaves(out) if t.is_floating_point()}
-                return replaced(out, {path: t * 1.25 + 0.125 for path, t in floats.items()})
+                paths = changes.get(count.begin(), set())
+                floats = {path: t for path, t in leaves(out) if path in paths and t.is_floating_point()}
+                return replaced(out, {path: t * 1.25 + 0.125 for path, t in floats.items()}) if floats else None
 
             stack.enter_context(hooked(modules[name], after=after))
         with torch.no_grad():

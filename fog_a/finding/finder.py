@@ -13,13 +13,14 @@ from torch import nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import NoBlocksFound, near
+from fog_a.finding.deaf import Work
 from fog_a.finding.gates import Gates
 from fog_a.finding.inputs import model_inputs
 from fog_a.finding.levels import Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
 from fog_a.finding.parts import Branch, Layer, Part
-from fog_a.finding.paths import Update
+from fog_a.finding.paths import Update, union
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
 from fog_a.finding.trace import Trace
@@ -27,12 +28,12 @@ from fog_a.finding.trace import Trace
 
 @dataclass(frozen=True)
 class Made:
-    """A block, the updates that it closes, the call that it is (None: the parent adds), the calls that do its work."""
+    """A block, the updates that it closes, the call that it is (None: the parent adds), the parts that do its work."""
 
     block: ResidualBlock
     updates: tuple[Update, ...]
     call: int | None
-    readers: tuple[int, ...]
+    parts: tuple[Part, ...]
 
 
 class Finder:
@@ -146,26 +147,34 @@ class Finder:
         return out
 
     def _made(self, call: int | None, branches: Sequence[Branch], **fields: Any) -> Made:
-        needs, readers = 0, dict.fromkeys(p.reader for b in branches for p in b.parts)
+        needs, parts = 0, tuple(dict.fromkeys(p for b in branches for p in b.parts))
         for b in branches:
             needs |= self.flow.inputs[b.update.branch]
         block = ResidualBlock(
             index=0,
             inputs=frozenset(n for i, n in enumerate(self.input_names) if needs >> i & 1),
-            parts=tuple(dict.fromkeys(self.trace.calls[c].name for c in readers)),
+            parts=tuple(dict.fromkeys(self.trace.calls[p.reader].name for p in parts)),
             main=not self.target or bool(needs & self.target),
             **fields,
         )
-        return Made(block, tuple(b.update for b in branches), call, tuple(readers))
+        return Made(block, tuple(b.update for b in branches), call, parts)
 
     def _called(self, call: int) -> str:
         me = self.trace.calls[call]
         return me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
 
-    def parts(self, made: Sequence[Made]) -> dict[str, list[tuple[tuple[str, int], int]]]:
-        """Of each block the calls that do its work, and how often those modules run."""
-        calls, times = self.trace.calls, self.trace.times
-        return {m.block.name: [((calls[c].name, calls[c].nth), times[calls[c].name]) for c in m.readers] for m in made}
+    def work(self, made: Sequence[Made]) -> Work:
+        """Of each block the calls that do its work, with their outputs that carry no stream."""
+        work: Work = {}
+        for m in made:
+            for p in m.parts:
+                call = self.trace.calls[p.reader]
+                streams = self.flow.sums | union(self.flow.trunk, call.inputs.values())
+                paths = (path for path, v in call.outputs.items() if not self.flow.trunk[v] & streams)
+                module = call.name, self.trace.times[call.name]
+                heard = work.setdefault(m.block.name, {}).setdefault(module, {})
+                heard[call.nth] = tuple(paths)
+        return work
 
     def seen(self, include: str | Sequence[str] | None) -> str:
         """The message for a model in which nothing was found."""

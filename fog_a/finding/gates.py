@@ -13,7 +13,7 @@ from fog_a.finding.operations import base, bending
 from fog_a.finding.parts import Branch, Layer, giving
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update
-from fog_a.finding.sides import sides
+from fog_a.finding.sides import beginnings, sides
 
 
 class Gates:
@@ -93,12 +93,12 @@ class Gates:
         return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
 
     def of_branches(self, branches: Sequence[Branch]) -> list[GatePoint]:
-        """A gate at each part, which gives zeros where it is closed."""
+        """A gate at each part, which gives zeros where it is closed, with what a total begins with."""
         give: dict[int, dict[Any, None]] = {}
         bent: set[int] = set()
         for b in branches:
             for p in b.parts:
-                give.setdefault(p.call, {}).update(dict.fromkeys(p.leaves))
+                give.setdefault(p.call, {}).update(dict.fromkeys([*p.leaves, *beginnings(self.flow, p.call, p.leaves)]))
                 outs = self.trace.calls[p.call].outputs
                 bent |= {p.call} if any(self._bent(outs[path], b.update) for path in p.leaves) else set()
         return [replace(self._point(c, leaves), scales=c not in bent) for c, leaves in sorted(give.items())]

@@ -50,7 +50,10 @@ class Levels:
         for child in self.calls[call].children:
             if child not in self.busy or child in taken:
                 continue
-            if self.is_layer(child):
+            if self._is_linked(child):
+                own = Layer(None, tuple(self.owned[child]), self.calls[child].start, self.calls[child].name)
+                layers += [own, *self.layers(child)]
+            elif self.is_layer(child):
                 singles.append(Layer(child, self.inner(child), self.calls[child].start))
             else:
                 layers += self.layers(child)
@@ -179,10 +182,18 @@ class Levels:
         others = any(not self.flow.trace.inside(c.id, call) for c in like)
         return self.flow.trace.times[me.name] > 1 and not others
 
+    def _is_linked(self, call: int) -> bool:
+        """Does it add updates, and then run another of its kind on their stream: the first of a linked list?"""
+        own = [b.update for b in self.owned.get(call, [])]
+        rest = (c for c in self._of_its_kind(call) if own and self.flow.trace.inside(c, call))
+        return any(not self._within(b.update, own) for c in rest for b in self.owned[c])
+
     def _is_nested(self, call: int) -> bool:
         inside = self.flow.trace.inside
-        like = (c for c in self.owned if self.calls[c].kind is self.calls[call].kind and c != call)
-        return any(inside(c, call) or inside(call, c) for c in like)
+        return any(inside(c, call) or inside(call, c) for c in self._of_its_kind(call))
+
+    def _of_its_kind(self, call: int) -> list[int]:
+        return [c for c in self.owned if self.calls[c].kind is self.calls[call].kind and c != call]
 
     def _has_layers_elsewhere(self, call: int) -> bool:
         """Are there layers like those in it outside all calls of its kind?"""

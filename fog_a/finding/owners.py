@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 
 from fog_a.finding.parts import zero_if
-from fog_a.finding.paths import Flow, Update, reached
+from fog_a.finding.paths import Flow, Update, reached, union
 
 
 def own(flow: Flow) -> dict[int, list[Update]]:
@@ -25,7 +25,11 @@ def own(flow: Flow) -> dict[int, list[Update]]:
     return {
         call: kept
         for call, updates in owned.items()
-        if (kept := [u for u in updates if forks[call, u.fork] == 1 or _leads_on(flow, u)])
+        if (
+            kept := [
+                u for u in updates if (forks[call, u.fork] == 1 and _lives(flow, u, updates)) or _leads_on(flow, u)
+            ]
+        )
     }
 
 
@@ -49,21 +53,33 @@ def _kept_inside(flow: Flow, u: Update, beside: list[Update]) -> bool:
     return True
 
 
+def _lives(flow: Flow, u: Update, beside: list[Update]) -> bool:
+    """Does the stream come into the owner, or go on from another of these? A sum of two linear maps, or one within a
+    gate (a GRU's `w(y) + u(r·x)`), may do neither: then it leads to no stream."""
+    if any(flow.bypass[u.stream] & flow.forks[o.sum] for o in beside if o is not u):
+        return True
+    return not u.projection and bool(
+        flow.trunk[u.stream] & union(flow.trunk, flow.trace.calls[u.owner].inputs.values())
+    )
+
+
 def _leads_on(flow: Flow, u: Update) -> bool:
     """Is the sum what the owner gives out, or the stream of a further update? Of several on one value, the steps of a
     recurrence (`w[:, t] + u(h)`) lead to none."""
     bit = flow.forks[u.sum]
-    ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates if w is not u)]
+    others = [w for w in flow.updates if w is not u]
+    ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in others)]
+    ends += [w.fork for w in others if w.order in flow.coupled]
     return any((flow.passed[v] | flow.bypass[v]) & bit for v in ends)
 
 
 def _goes_on(flow: Flow, u: Update) -> bool:
-    """Is the sum all that the calls around it, up to the owner, are for? Attention mixing in the first layer's values
-    adds deep inside a branch, and gives out more than that: no layer's update."""
+    """Do the calls around the sum, up to the owner, hand it on? Attention mixing in the first layer's values adds deep
+    inside a branch, and gives out something else: no layer's update."""
     bit = flow.forks[u.sum]
     inner = itertools.takewhile(lambda c: c != u.owner, flow.trace.ancestors(u.op.call))
-    outs = [v for c in inner for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit]
-    return all(flow.passed[v] & bit for v in outs)
+    outs = [[v for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit] for c in inner]
+    return all(any(flow.passed[v] & bit for v in values) for values in outs if values)
 
 
 def _owner(flow: Flow, u: Update) -> int:

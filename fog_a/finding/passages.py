@@ -122,6 +122,8 @@ class Replay:
             return None
         name, (p, c) = base(op.name), next(iter(held.items()))
         if v in self.flow.by_sum:
+            if self._inside(self.flow.by_sum[v].branch) is None:
+                raise _Conflict  # the sum of two inputs: the update is another call's
             return self._filled(self._fit(v, p, replace(c, updated=True)))
         if name in _KEEPS and self.values[p].shape == self.values[v].shape:
             return c

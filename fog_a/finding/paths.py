@@ -69,6 +69,11 @@ class Flow:
         return readers
 
     @functools.cached_property
+    def sums(self) -> int:
+        """The forks that are sums of updates: what has one on its trunk carries a stream."""
+        return union(self.forks, (u.sum for u in self.updates))
+
+    @functools.cached_property
     def line(self) -> set[int]:
         """The values from which the output is reached without going through the branch of an update."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
@@ -155,7 +160,7 @@ def shared(flow: Flow, op: Op, name: str) -> int:
     return twice
 
 
-def union(sets: list[int], values: Iterable[int]) -> int:
+def union(sets: list[int] | dict[int, int], values: Iterable[int]) -> int:
     out = 0
     for v in values:
         out |= sets[v]

@@ -27,6 +27,14 @@ def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collect
     return [p for p, v in fresh.items() if summed(flow, v, call)]
 
 
+def beginnings(flow: Flow, call: int, leaves: Collection[LeafPath]) -> list[LeafPath]:
+    """The output leaves of a part, beside those that are its update, that end in a sum and neither are an update of it
+    nor carry a stream: the total begins with them."""
+    outs, updates = flow.trace.calls[call].outputs, {(u.sum, u.branch) for u in flow.updates}
+    beside = [p for p in sides(flow, call, leaves, ()) if not flow.trunk[outs[p]] & flow.sums]
+    return [p for p in beside if updates.isdisjoint(summed(flow, outs[p], call))]
+
+
 def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
     """Where what is made of this value by linear steps, outside the call, ends in a sum on the way to the output:
     (sum, summand)."""
@@ -62,10 +70,11 @@ def _linear(flow: Flow, op: Op) -> bool:
     return name in (SCALE | LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
 
 
-def left_open(flow: Flow, call: int, closed: Collection[LeafPath], updates: Collection[Update]) -> list[LeafPath]:
-    """The output leaves of a layer that it makes itself, that are read later, and that stay when it is closed."""
+def left_open(flow: Flow, call: int, closed: Collection[int], updates: Collection[Update]) -> list[LeafPath]:
+    """The output leaves of a layer that it makes itself, that are read later, and that stay when these values are
+    closed."""
     me, trace = flow.trace.calls[call], flow.trace
     streams = {v for v in me.outputs.values() for u in updates if flow.passed[v] & flow.forks[u.sum]}
-    taken = {*me.inputs.values(), *streams, *(me.outputs[p] for p in closed if p in me.outputs)}
+    taken = {*me.inputs.values(), *streams, *closed}
     made = {p: v for p, v in me.outputs.items() if v not in taken and flow.bent[v] and trace.values[v].floating}
     return [p for p, v in made.items() if any(not trace.inside(op.call, call) for op in flow.readers.get(v, ()))]

@@ -226,6 +226,7 @@ def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Upd
     if not common or flow.trunk[s] & flow.any[b]:
         return None
     fork = flow.latest(common)
-    if not flow.both[b] & flow.forks[fork] or meets(flow, b, fork):
+    updated = any(flow.trunk[s] & flow.forks[u.sum] for u in flow.updates if u.sum > fork)  # it is another stream
+    if updated or not flow.both[b] & flow.forks[fork] or meets(flow, b, fork):
         return None
     return Update(op, out, s, b, fork, projection=True, order=order, roots=flow.forks[fork])

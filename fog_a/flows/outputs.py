@@ -14,8 +14,8 @@ from fog_a.flows.batches import velocity_of
 def measured(output: Any, rows: int | None) -> Tensor:
     """The tensor to measure, (B, …), of a batch of `rows` samples.
 
-    A list with one tensor per sample is laid in one, padded with zeros; of a list of layers' outputs of one shape the
-    last, which all layers reach, is taken; of anything else the first floating tensor.
+    A list with one tensor per sample is laid in one, padded with zeros; of a list of layers' outputs, all of as many
+    samples, the last, which all layers reach, is taken; of anything else the first floating tensor.
 
     Raises:
         BadOutput: no floating tensor, or one whose samples are on another axis than the first.
@@ -28,7 +28,7 @@ def measured(output: Any, rows: int | None) -> Tensor:
         shapes = {tuple(x.shape) for x in output}
         if len(output) == rows and any(shape[0] != rows for shape in shapes):
             return torch.nn.utils.rnn.pad_sequence(output, batch_first=True)
-        if len(shapes) == 1:
+        if len(shapes) == 1 or {shape[0] for shape in shapes} == {rows}:
             return output[-1]
     v = velocity_of(output)
     if rows is not None and rows > 1 and v.ndim > 1 and v.shape[0] != rows and rows in v.shape[1:]:

@@ -168,6 +168,22 @@ class Coder(nn.Module):
         return self.up(F.relu(self.down(x)))
 
 
+class GatedUnits(nn.Module):
+    """GTrXL: a GRU of stream and update in place of their sum. Its gates are sums of two linear maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.update = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        self.of_update, self.of_stream = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.candidate = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r, z, h = self.of_update(self.update(x)).chunk(3, -1)
+        a, b = self.of_stream(x).chunk(2, -1)
+        z = torch.sigmoid(z + b)
+        return (1 - z) * x + z * torch.tanh(h + self.candidate(torch.sigmoid(r + a) * x))
+
+
 def negative(name: str, make: Callable[[], nn.Module]) -> Case:
     return Case(name, make, ())
 
@@ -185,4 +201,5 @@ NEGATIVES = (
     negative("voting", lambda: Plain(Voting)),
     negative("positions", Positions),
     negative("coder", Coder),
+    negative("gru_gated", lambda: Plain(GatedUnits)),
 )

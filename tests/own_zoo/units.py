@@ -181,6 +181,27 @@ class SpaceThenBoth(Ends):
         return x
 
 
+class Link(Layer):
+    """A linked list: each layer holds the rest of the stack, and runs it on what it gives out."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.rest = Link(n - 1) if n > 1 else None
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        x = x if off == 0 else super().forward(x)
+        return x if self.rest is None else self.rest(x, None if off is None else off - 1)
+
+
+class LinkedList(Ends):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Link(3)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        return self.first(x, off)
+
+
 def of_stage(stage: int, layer: int, *parts: str) -> tuple[str, ...]:
     return tuple(f"stages.{stage}.layers.{layer}.{part}" for part in parts)
 
@@ -193,5 +214,10 @@ UNITS = (
     chain("read_and_think_once", lambda: ReadAndThink(1)),
     Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
     Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
+    Case(
+        "linked_list",
+        LinkedList,
+        tuple((f"first{rest}.attend", f"first{rest}.feed") for rest in ("", ".rest", ".rest.rest")),
+    ),
     Case("dilated", lambda: Dilations(Dilated), numbered("blocks", 3), lambda: torch.randn(2, WIDTH, 9)),
 )
