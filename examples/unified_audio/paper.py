@@ -25,7 +25,8 @@ import fog_a
 from fog_a.errors import FogError
 from fog_a.files import write, write_json
 from fog_a_adapters.compare.arms import KNOWN, check_arms
-from fog_a_adapters.compare.comparison import compare, read_json
+from fog_a_adapters.compare.comparison import compare
+from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.task import Plan, Task
 from fog_a_adapters.dit.audio.mel import RATE
 from fog_a_adapters.dit.model.flow import FlowMatching

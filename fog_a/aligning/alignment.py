@@ -98,7 +98,7 @@ class AGREPA(Progress):
         layers = None if self.selection is None else {d: list(self.selection.weights(d)) for d in self.domains}
         candidates = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
-        self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center)
+        self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center, layers)
         weight, heads = self.recipe.time_weight, self.slots.modules()
         clock = weight is not None or any(isinstance(m, TimeHeads) for m in heads) or bool(averages(self.teachers))
         self._listening = Listening(self.flow, clock, local)

@@ -37,7 +37,9 @@ class Slots(nn.Module):
         dims: per domain, the teacher's width.
         head: makes one head.
         center: whether the mean of a teacher's features over the training is taken away from them.
-        seed: a head's first values follow from seed, domain and slot alone; the caller's random numbers are left alone.
+        seed: a head's first values follow from seed, domain and its layer alone (its slot, where the layer is not known
+            yet); the caller's random numbers are left alone.
+        layers: per domain, the layers that the slots will serve, where they are known.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Slots(nn.Module):
         head: HeadFactory,
         seed: int,
         center: bool = False,
+        layers: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.widths = {domain: list(row) for domain, row in widths.items()}
@@ -55,7 +58,8 @@ class Slots(nn.Module):
         self.heads = nn.ModuleDict(
             {
                 _key(domain): nn.ModuleList(
-                    _made(head, width, dims[domain], f"{seed}/{domain}/{slot}") for slot, width in enumerate(row)
+                    _made(head, width, dims[domain], f"{seed}/{domain}/{layers[domain][slot] if layers else slot}")
+                    for slot, width in enumerate(row)
                 )
                 for domain, row in widths.items()
             }

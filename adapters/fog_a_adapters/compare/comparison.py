@@ -12,11 +12,10 @@ A killed run goes on where it was: everything finished is a JSON file in `out`, 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,20 @@ from fog_a.aligning.alignment import AGREPA
 from fog_a.blocks.untouched import rng
 from fog_a.errors import Unsupported
 from fog_a.files import write, write_json
+from fog_a.finding.blocks import find_blocks
 from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
 from fog_a.scores.scores import Scores
-from fog_a_adapters.compare.arms import PROBE_OF, check_arms, choose, options, probe, teachers_of
+from fog_a_adapters.compare.arms import check_arms, choose, expanded, options, parsed, probe, probes_of, teachers_of
+from fog_a_adapters.compare.benefits import benefits
+from fog_a_adapters.compare.files import claim, read_json
 from fog_a_adapters.compare.leg import Leg, Progress, Schedule
 from fog_a_adapters.compare.measures import flow_losses
-from fog_a_adapters.compare.tables import markdown, summary
+from fog_a_adapters.compare.tables import markdown, plain, summary
 from fog_a_adapters.compare.task import Plan, Task
+
+REPLICATE = 1_000_003
+"""What a replicate adds to the seed of what it draws anew: clips and noise of base, first values of the heads else."""
 
 
 def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, progress: bool = True) -> dict[str, Any]:
@@ -42,13 +47,15 @@ def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, pro
     Writes compare.json and compare.md to `out`, and returns what compare.json holds. Call it again after a kill.
 
     Raises:
-        Unsupported: arms that are not known, or a folder that holds another comparison.
+        Unsupported: arms that are not known or need more layers than the model has, or a folder that holds another
+            comparison.
         BadScores: a damaged checkpoint, with the file to delete.
         BadOutput: the loss is not finite; the model is untrained at the branch.
     """
     check_arms(plan.arms)
     out = Path(out)
-    _claim(out, task, plan)
+    plan = replace(plan, arms=expanded(plan.arms, _layers(task, plan.seeds[0]), plan.k))
+    claim(out, task, plan)
     results: list[dict[str, Any]] = []
     total = len(plan.seeds) * (plan.warmup + len(plan.arms) * plan.steps)
     with tqdm(total=total, desc="compare", unit="step", disable=not progress, mininterval=1.0) as bar:
@@ -56,6 +63,7 @@ def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, pro
             results += _Seed(task, plan, seed, out / f"seed{seed}", bar).results()
     report = {"task": task.name, "facts": dict(task.facts), "plan": asdict(plan), "results": results}
     report["summary"] = summary(results, plan.arms, level)
+    report["benefits"] = plain(benefits(results, out, level))
     write_json(out / "compare.json", report)
     write(out / "compare.md", markdown(report).encode())
     return report
@@ -88,7 +96,7 @@ class _Seed:
         with rng(self.seed):
             bitc = self._bitc(flow)
         terms = {} if bitc is None else {"bitc": bitc}
-        return Leg(flow, terms, self.schedule, self.plan.weight_decay, self.plan.precision)
+        return Leg(flow, terms, self.schedule, self.plan.weight_decay, self.plan.precision, self.plan.average)
 
     def _bitc(self, flow: Flow) -> BiTC | None:
         if not self.plan.bitc:
@@ -109,10 +117,10 @@ class _Seed:
 
     def _probes(self) -> dict[str, Scores]:
         """The scores at the branch, measured once."""
-        names = {"foga", *(PROBE_OF[a] for a in self.plan.arms if a in PROBE_OF)}
+        names = probes_of(self.plan.arms)
         scores: dict[str, Scores] = {}
         spent = read_json(self.folder / "probe-seconds.json") or {}
-        for name in sorted(names):
+        for name in names:
             path = self.folder / f"scores-{name}.json"
             if not path.exists():
                 leg = self._leg()
@@ -131,7 +139,7 @@ class _Seed:
 
     def _arm(self, arm: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Train an arm from the branch, or from where it was, and measure it."""
-        p, path = self.plan, self.folder / f"{arm}.pt"
+        p, path, again = self.plan, self.folder / f"{arm}.pt", parsed(arm)[1]
         chosen = choose(arm, scores, k=p.k, total=p.total, seed=self.seed, fixed=p.fixed)
         leg = self._leg()
         reg = None
@@ -140,7 +148,7 @@ class _Seed:
                 first = self.task.batch(self.seed, p.warmup)
                 more = {"k": p.k, "total": p.total, **options(arm, p.steps)}
                 taught = teachers_of(arm, self.task.teachers)
-                reg = AGREPA(leg.flow, taught, chosen, batch=first, seed=self.seed, **more)
+                reg = AGREPA(leg.flow, taught, chosen, batch=first, seed=self.seed + REPLICATE * again, **more)
         if path.exists():
             if reg is not None:
                 leg.add("reg", reg)
@@ -152,7 +160,7 @@ class _Seed:
             progress = Progress(p.warmup)
         self.bar.update(progress.step - p.warmup)
         leg.run(
-            self.task.batch, self.seed, self.last, progress, path,
+            self.task.batch, self.seed + REPLICATE * (again if chosen is None else 0), self.last, progress, path,
             look=lambda: self._look(arm, leg, progress.step), at=self.looks, tick=self._tick(arm),
         )  # fmt: skip
         result = self._measured(leg, progress) | {"arm": arm, "seed": self.seed, "seconds": progress.seconds}
@@ -174,11 +182,18 @@ class _Seed:
         """The held-out loss on the way; and, of base, which layers contribute by then."""
         if arm == "base" and self.plan.reprobe:
             self._probe("foga", leg).save(self.folder / f"scores-foga-step{step}.json")
-        return flow_losses(leg.flow, self.task.held_out, self.plan.draws)
+        return self._losses(leg)
+
+    def _losses(self, leg: Leg) -> dict[str, float]:
+        """Held-out loss per domain, on the averaged weights where the plan has them."""
+        with leg.averaged():
+            if self.task.losses is not None:
+                return self.task.losses(leg.flow, self.plan.draws)
+            return flow_losses(leg.flow, self.task.held_out, self.plan.draws)
 
     def _measured(self, leg: Leg, progress: Progress) -> dict[str, Any]:
         leg.model.eval()
-        losses = flow_losses(leg.flow, self.task.held_out, self.plan.draws)
+        losses = self._losses(leg)
         metrics = {f"loss/{d}": v for d, v in losses.items()} | {"loss": statistics.fmean(losses.values())}
         if self.task.distance is not None:
             far = self.task.distance(leg.flow)
@@ -211,23 +226,7 @@ class _Seed:
         return tick
 
 
-def _claim(out: Path, task: Task, plan: Plan) -> None:
-    """The folder is this comparison's, or becomes it."""
-    here = json.loads(json.dumps({"task": task.name, "facts": dict(task.facts), "plan": asdict(plan)}))
-    there = read_json(out / "plan.json")
-    if there is None:
-        write_json(out / "plan.json", here)
-        return
-    grown = {"seeds", "arms"}  # more of these may be asked for later
-    old, new = ({k: v for k, v in x["plan"].items() if k not in grown} for x in (there, here))
-    differ = [k for k in new if old.get(k) != new[k]]
-    differ += [k for k in ("task", "facts") if there[k] != here[k]]
-    if differ:
-        raise Unsupported(
-            f"{out} holds another comparison: {', '.join(differ)} differ. Give another folder, or delete this one"
-        )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _layers(task: Task, seed: int) -> int:
+    """How many layers the model has to choose from."""
+    flow = task.build(seed)
+    return len(find_blocks(flow, task.probe[0]).main)

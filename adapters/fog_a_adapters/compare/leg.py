@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,17 +65,19 @@ class Leg:
         schedule: learning rate by absolute step.
         weight_decay: of AdamW.
         precision: "bf16" runs forwards under autocast.
+        average: decay of the exponential average of the model's weights; 0: none is kept.
     """
 
     def __init__(
         self, flow: Flow, terms: Mapping[str, nn.Module], schedule: Schedule, weight_decay: float,
-        precision: Literal["no", "bf16"] = "no",
+        precision: Literal["no", "bf16"] = "no", average: float = 0.0,
     ) -> None:  # fmt: skip
-        self.flow, self.schedule, self.precision = flow, schedule, precision
+        self.flow, self.schedule, self.precision, self.decay = flow, schedule, precision, average
         self.model: nn.Module = flow.model if isinstance(flow.model, nn.Module) else flow.module
         self.device = next(self.model.parameters()).device
         # A shared CPU's wall clock measures its other users too.
         self.clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        self.mean = {n: p.detach().clone() for n, p in self.model.named_parameters()} if average else {}
         self.terms = {name: term.to(self.device) for name, term in terms.items()}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, weight_decay=weight_decay)
         for term in self.terms.values():
@@ -139,12 +142,26 @@ class Leg:
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
         self.optimizer.step()
+        weights = dict(self.model.named_parameters())
+        for name, mean in self.mean.items():
+            mean.lerp_(weights[name].detach(), 1 - self.decay)
         return loss.item()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights inside, if any are kept; with its last ones again afterwards."""
+        last = {n: p.detach().clone() for n, p in self.model.named_parameters()} if self.mean else {}
+        try:
+            self.model.load_state_dict(self.mean, strict=False)
+            yield
+        finally:
+            self.model.load_state_dict(last, strict=False)
 
     def save(self, path: Path, progress: Progress) -> None:
         """Write everything, whole or not at all. Raises NotWritten."""
         state = {
             "model": self.model.state_dict(),
+            "mean": self.mean,
             "terms": {name: term.state_dict() for name, term in self.terms.items()},
             "optimizer": self.optimizer.state_dict(),
             "step": progress.step,
@@ -157,6 +174,8 @@ class Leg:
         """The reverse of `save`; terms that the file does not know stay as they are."""
         state = read(path)
         self.model.load_state_dict(state["model"])
+        for name, mean in self.mean.items():
+            mean.copy_(state["mean"][name])
         for name, values in state["terms"].items():
             self.terms[name].load_state_dict(values)
         self.optimizer.load_state_dict(state["optimizer"])

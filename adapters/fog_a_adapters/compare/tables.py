@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fog_a_adapters.compare.benefits import markdown_lines
 from fog_a_adapters.compare.contrasts import Contrast, contrast, estimate, holm
 
 NAMES = {
@@ -54,6 +55,8 @@ def plain(value: Any) -> Any:
     """None for numbers that are not finite: what JSON can hold."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -73,6 +76,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     for metric in [m for m in NAMES if m in made["metrics"]]:
         lines += _metric(metric, made, plan["arms"])
+    lines += markdown_lines(report.get("benefits", {}), made["level"])
     lines += [
         "## Layers",
         "",

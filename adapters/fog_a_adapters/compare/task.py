@@ -22,6 +22,8 @@ class Task:
         probe: batches of training clips for choosing layers.
         teachers: domain → teacher, or one, as `AGREPA` takes them.
         distance: flow → Fréchet distance per domain, or None: not measured (an adapter has no sampler).
+        losses: (flow, draws) → held-out loss per domain; None: the model's own loss on `draws` noises and times of each
+            held-out batch.
         done: (arm, seed, trained flow) → further metrics, or None. It may write what it likes: samples, weights.
         facts: what the report tells of data and model.
     """
@@ -34,6 +36,7 @@ class Task:
     teachers: Any
     distance: Callable[[Flow], dict[str, float]] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    losses: Callable[[Flow, int], dict[str, float]] | None = None
     done: Callable[[str, int, Flow], dict[str, float]] | None = None
 
 
@@ -42,7 +45,7 @@ class Plan:
     """How they are compared; what an `out` folder was begun with, it must go on with.
 
     Attributes:
-        arms: "base" and others of `arms.KNOWN`.
+        arms: "base" and others; `fog_a_adapters.compare.arms` lists them.
         seeds: at least two for any interval, at least three to be taken seriously.
         warmup, steps: before and after the branch.
         k, total: layers per domain, and the sum λ of their weights.
@@ -53,6 +56,8 @@ class Plan:
         timing: pairs of steps for the time of a step; 0 leaves it out.
         precision: "bf16": forwards in training run under torch.autocast; weights stay in single precision.
         reprobe: measure FoG-A again at every look of the base arm: does the choice hold (Table 7)?
+        average: decay of an exponential average of the weights, on which the held-out loss is measured; 0: the last
+            weights.
         fixed: layer names for the arm "fixed"; None: the one a third of the way.
     """
 
@@ -70,4 +75,5 @@ class Plan:
     timing: int = 12
     precision: Literal["no", "bf16"] = "no"
     reprobe: bool = False
+    average: float = 0.0
     fixed: tuple[str, ...] | None = None
