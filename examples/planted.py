@@ -5,8 +5,8 @@
 
 A small flow (8 residual layers over tokens) learns clips that a hidden vector z makes; the teacher knows z. The update
 of each layer is multiplied by a fixed number, a new order of 0.1 … 1 for each seed: some layers contribute much and
-others little, wherever they stand. After a warm-up FoG-A is measured. Then the same net is trained without alignment, and
-with each layer aligned in turn, in two ways:
+others little, wherever they stand. After a warm-up FoG-A is measured. Then the same net is trained without alignment,
+and with each layer aligned in turn, in two ways:
 
     stream    φ(pool(h_k))                      Eq. 12: the loss reaches the updates 1 … k together
     local     φ(pool(sg(h_{k−1}) + f_k))        the loss reaches update k alone: AGREPA(local=True)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fog_a.scores.scores import Scores
-from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.contrasts import Estimate, estimate
+from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.tables import plain
 from unified_audio.clips import DOMAINS
 from unified_audio.evaluation import steps_to

@@ -208,10 +208,11 @@ def compare_command(
     steps: options.Steps = None,
     warmup: Annotated[int | None, typer.Option(help="steps before the branch, the same for all arms")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of seeds")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="base, fixed, shallow, deep, random, …; repeatable")] = None,
+    arms: options.Arms = None,
     k: Annotated[int | None, typer.Option("--k", help="how many layers are aligned per domain")] = None,
     layers: options.Layers = None,
     dim: options.Dim = None,
+    teacher: Annotated[str | None, typer.Option(help="of the bundled task: whisper:FOLDER; default: log-mel")] = None,
     task: Annotated[str | None, typer.Option(help="module:factory of a Task: another flow, its data, teachers")] = None,
 ) -> None:
     """Train with alignment of layers chosen by FoG-A, by other rules, and without; compare on held-out data."""
@@ -220,7 +221,7 @@ def compare_command(
     wanted = {"data": data, "out": out, "steps": steps, "warmup": warmup, "seeds": seeds, "k": k, "layers": layers}
     run = bundled("demo.bundled_task")
     other = None if task is None else arguments.made(task, "--task")
-    run(**chosen(run, {**wanted, "dim": dim, "arms": arm or None, "task": other}))
+    run(**chosen(run, {**wanted, "dim": dim, "arms": arms or None, "task": other, "teacher": teacher}))
 
 
 @app.command("adapters", cls=Once)

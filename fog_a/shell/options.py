@@ -80,4 +80,10 @@ Looks = Annotated[int | None, typer.Option(help="--until settled: at most so man
 Checkpoint = Annotated[Path | None, typer.Option(help="folder that keeps finished cells, to go on after a stop")]
 PictureOut = Annotated[Path | None, typer.Option(help="picture (.png, .svg, .pdf); default: beside the first file")]
 Kind = Annotated[Picture, typer.Option("--kind", help="auto: scd for storage + contribution, else scores")]
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arms", "--arm", help="with commas: each,each-local,foga,repa-4-8-12,foga-again, … (base is always run)"
+    ),
+]
 CompareOut = Annotated[Path | None, typer.Option(help="folder; a killed run goes on there")]

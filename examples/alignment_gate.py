@@ -1,0 +1,96 @@
+"""Does any alignment help? Whisper tiny.en on spoken digits, few clips and more: the gate before layers are compared.
+
+    python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
+    python examples/alignment_gate.py search  --whisper out/whisper --data ../shared/audio --out out/gate
+    python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/gate --clips 50
+
+docs/experiments/PLAN.md says what is looked for and what counts as no. A killed run goes on. The endpoint is the
+held-out flow loss of averaged weights at 32 stratified flow times, the same noise for every arm and seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fog_a.files import write_json
+from fog_a.flows.flow import Flow
+from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.dit.audio.tokens import STRIDE
+from fog_a_adapters.dit.demo.bundled_task import bundled_task
+from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
+from fog_a_adapters.dit.model.dit import DiTConfig
+
+FRAMES, BATCH, HELD_OUT, PROBED = 64, 8, 32, 4
+PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98)
+ARMS = {"search": ("base", "base-again", "fixed", "foga"), "confirm": ("base", "base-again", "each", "each-local")}
+SEEDS = {"search": 0, "confirm": 100}
+"""The first seed: what is searched on is never confirmed on."""
+
+
+def gate_task(data: Path, whisper: Path, clips: int | None, file: Path) -> Task:
+    """Speech alone; held out are the first frames of each test clip, as many as a training crop has."""
+    recipe, config = Recipe(size=BATCH, frames=FRAMES), DiTConfig.tiny(layers=6, dim=48)
+    options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
+    task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, frames_file=file, **options)
+    batches = [cropped(batch, FRAMES) for batch in task.held_out]
+    return replace(
+        task, held_out=batches, distance=None, probe=[task.batch(-1, i) for i in range(PROBED)],
+        losses=lambda flow, draws: stratified(flow, batches, draws),
+    )  # fmt: skip
+
+
+def cropped(batch: Any, frames: int) -> Any:
+    """The first frames of each clip of a batch, without its audio."""
+    most = {"mel": frames, "lengths": frames, "tokens": frames // STRIDE, "token_lengths": frames // STRIDE}
+    fewer = {key: value[:, : most[key]] for key, value in batch.items() if key in ("mel", "tokens")}
+    fewer |= {key: batch[key].clamp(max=most[key]) for key in ("lengths", "token_lengths")}
+    return {**{key: batch[key] for key in ("domain", "ids", "starts")}, **fewer}
+
+
+def stratified(flow: Flow, batches: Sequence[Any], draws: int) -> dict[str, float]:
+    """Held-out loss at the midpoints of `draws` strata of the flow time."""
+    times = [(j + 0.5) / draws for j in range(draws)]
+    return {"speech": statistics.fmean(held_out_losses(flow.model, batches, times).flatten().tolist())}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("stage", choices=sorted(ARMS))
+    parser.add_argument("--whisper", type=Path, required=True, help="folder that whisper_folder made")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
+    parser.add_argument("--out", type=Path, default=Path("out/gate"))
+    parser.add_argument("--clips", type=int, help="training clips; default: all")
+    parser.add_argument("--total", type=float, default=0.5, help="the weight λ")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="with commas, in place of the stage's own")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    task = gate_task(args.data, args.whisper, args.clips, args.out / "frames.safetensors")
+    arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
+    first = SEEDS[args.stage]
+    plan = replace(PLAN, arms=arms, seeds=tuple(range(first, first + args.seeds)), total=args.total)
+    name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}"
+    report = compare(task, plan, args.out / name)
+    write_json(args.out / f"{name}.json", small(report))
+    print((args.out / name / "compare.md").read_text(encoding="utf-8"))
+
+
+def small(report: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping: plan, each arm's loss at each seed, and what each layer's benefit goes with."""
+    loss: dict[str, dict[str, float]] = {}
+    for r in report["results"]:
+        loss.setdefault(r["arm"], {})[str(r["seed"])] = r["metrics"]["loss"]
+    kept = {key: report[key] for key in ("task", "facts", "plan", "benefits")}
+    return {**kept, "loss": loss, "summary": report["summary"]["metrics"]["loss"]}
+
+
+if __name__ == "__main__":
+    main()
