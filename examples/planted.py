@@ -8,8 +8,8 @@ of each layer is multiplied by a fixed number, a new order of 0.1 … 1 for each
 others little, wherever they stand. After a warm-up FoG-A is measured. Then the same net is trained without alignment,
 and with each layer aligned in turn, in two ways:
 
-    stream    φ(pool(h_k))                      Eq. 12: the loss reaches the updates 1 … k together
-    local     φ(pool(sg(h_{k−1}) + f_k))        the loss reaches update k alone: AGREPA(local=True)
+    stream    φ(pool(h_k))                                  Eq. 12: the loss reaches the updates 1 … k together
+    local     φ(pool(sg(h_{k−1}) + f_k(sg(h_{k−1}))))       the loss reaches update k alone: AGREPA(local=True)
 
 and on two amounts of data: new clips at every step (much), or the same few again and again (scarce). A layer's benefit
 is the held-out flow loss without alignment minus that with it. All trainings run side by side, as rows of one tensor.
@@ -52,6 +52,12 @@ class Heads(nn.Module):
         return self.last(F.gelu(self.first(z)))
 
 
+def alone(block: Block, h: Tensor, rows: Tensor) -> Tensor:
+    """These rows' tokens after the block, with a gradient to its own parameters alone."""
+    before, own = h[rows].detach(), {name: p[rows] for name, p in block.named_parameters()}
+    return torch.func.functional_call(block, own, (before,))
+
+
 def aligned(nets: Nets, s: Setting, x: Tensor, t: Tensor, seeds: int) -> tuple[Tensor, Tensor]:
     """v of every row, and of each aligned row the tokens that its head reads (rows: seed, way, layer)."""
     h = nets.enter(x, t)
@@ -61,7 +67,7 @@ def aligned(nets: Nets, s: Setting, x: Tensor, t: Tensor, seeds: int) -> tuple[T
         assert isinstance(block, Block)
         f = block.update(h)
         stream, local = rows[:, 0, k], rows[:, 1, k]
-        read.append(torch.stack([(h + f)[stream], h[local].detach() + f[local]], 1))
+        read.append(torch.stack([(h + f)[stream], alone(block, h, local)], 1))
         h = h + f
     return nets.leave(h), torch.stack(read, 2).flatten(0, 2)
 

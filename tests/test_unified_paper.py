@@ -199,8 +199,10 @@ def test_variants_are_foga_with_one_thing_changed(arm, done):
 
     scores = {"foga": fog_a.Scores.load(done / "compare" / "seed0" / "scores-foga.json")}
     own, plain = (choose(a, scores, k=1, total=0.5, seed=0) for a in (arm, "foga"))
-    told = fog_a.aligning.recipe.recipe(k=1, **options(arm, 100))
-    changed = told != fog_a.aligning.recipe.recipe(k=1) or teachers_of(arm, {"speech": 1}) != {"speech": 1}
+    more = options(arm, 100)
+    local = more.pop("local", False)
+    told = fog_a.aligning.recipe.recipe(k=1, **more)
+    changed = local or told != fog_a.aligning.recipe.recipe(k=1) or teachers_of(arm, {"speech": 1}) != {"speech": 1}
     assert arm in KNOWN
     if arm == "foga-equal":  # with one layer the weights are the same
         assert own.weights("speech") == plain.weights("speech")

