@@ -100,6 +100,7 @@ class Nets(nn.Module):
         self.blocks = nn.ModuleList(Block(seeds, k, s.width, scales[:, k]) for k in range(s.layers))
         self.outlet = Linear(seeds, 1, s.width, s.channels)
         self.register_buffer("place", torch.eye(s.tokens))
+        self.place: Tensor
 
     def enter(self, x: Float[Tensor, "N B T C"], t: Float[Tensor, "N B"]) -> Float[Tensor, "N B T D"]:
         """h_0, of the noisy clip, its flow time and the tokens' places."""

@@ -94,7 +94,7 @@ class Reader:
 
     def variables(self) -> dict[str, Tensor]:
         """version, specification, revision; then for each variable name, shape, type, bytes."""
-        self.number("I"), self.word(), self.number("I")
+        _ = self.number("I"), self.word(), self.number("I")
         made: dict[str, Tensor] = {}
         for _ in range(self.number("I")):
             name = self.word()
