@@ -11,6 +11,7 @@ held-out flow loss of averaged weights at 32 stratified flow times, the same noi
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 
-from fog_a.files import write_json
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
 from fog_a_adapters.dit.audio.tokens import STRIDE
@@ -28,17 +28,17 @@ from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
 from fog_a_adapters.dit.model.dit import DiTConfig
 
 FRAMES, BATCH, HELD_OUT, PROBED = 64, 8, 32, 4
-PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98)
+PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98, center=True)
 ARMS = {"search": ("base", "base-again", "fixed", "foga"), "confirm": ("base", "base-again", "each", "each-local")}
 SEEDS = {"search": 0, "confirm": 100}
 """The first seed: what is searched on is never confirmed on."""
 
 
-def gate_task(data: Path, whisper: Path, clips: int | None, file: Path) -> Task:
+def gate_task(data: Path, whisper: Path, clips: int | None) -> Task:
     """Speech alone; held out are the first frames of each test clip, as many as a training crop has."""
     recipe, config = Recipe(size=BATCH, frames=FRAMES), DiTConfig.tiny(layers=6, dim=48)
     options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
-    task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, frames_file=file, **options)
+    task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, **options)
     batches = [cropped(batch, FRAMES) for batch in task.held_out]
     return replace(
         task, held_out=batches, distance=None, probe=[task.batch(-1, i) for i in range(PROBED)],
@@ -51,7 +51,7 @@ def cropped(batch: Any, frames: int) -> Any:
     most = {"mel": frames, "lengths": frames, "tokens": frames // STRIDE, "token_lengths": frames // STRIDE}
     fewer = {key: value[:, : most[key]] for key, value in batch.items() if key in ("mel", "tokens")}
     fewer |= {key: batch[key].clamp(max=most[key]) for key in ("lengths", "token_lengths")}
-    return {**{key: batch[key] for key in ("domain", "ids", "starts")}, **fewer}
+    return {**{key: batch[key] for key in ("domain", "ids")}, **fewer}
 
 
 def stratified(flow: Flow, batches: Sequence[Any], draws: int) -> dict[str, float]:
@@ -73,13 +73,13 @@ def main() -> None:
     parser.add_argument("--arms", help="with commas, in place of the stage's own")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    task = gate_task(args.data, args.whisper, args.clips, args.out / "frames.safetensors")
+    task = gate_task(args.data, args.whisper, args.clips)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
     first = SEEDS[args.stage]
     plan = replace(PLAN, arms=arms, seeds=tuple(range(first, first + args.seeds)), total=args.total)
     name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}"
     report = compare(task, plan, args.out / name)
-    write_json(args.out / f"{name}.json", small(report))
+    (args.out / f"{name}.json").write_text(json.dumps(small(report)), encoding="utf-8")
     print((args.out / name / "compare.md").read_text(encoding="utf-8"))
 
 

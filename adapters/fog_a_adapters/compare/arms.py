@@ -123,7 +123,10 @@ def probes_of(arms: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({"foga", *wanted, *(("lasp", "gradnorm") if alone else ())}))
 
 
-def probe(name: str, flow: Flow, batches: Sequence[Any], teachers: Any, bitc: nn.Module | None, seed: int) -> Scores:
+def probe(
+    name: str, flow: Flow, batches: Sequence[Any], teachers: Any, bitc: nn.Module | None, seed: int, *,
+    center: bool = False,
+) -> Scores:  # fmt: skip
     """The scores that an arm chooses from: foga, lasp (through BiT-C's heads where the widths allow) or gradnorm."""
     if name == "foga":
         return attribute(flow, list(batches), seed=seed, progress=False)
@@ -131,10 +134,10 @@ def probe(name: str, flow: Flow, batches: Sequence[Any], teachers: Any, bitc: nn
         return gradnorm(flow, list(batches), seed=seed)
     if isinstance(bitc, BiTC):
         try:
-            return lasp(flow, list(batches), teachers, head=bitc, seed=seed, beside=())
+            return lasp(flow, list(batches), teachers, head=bitc, seed=seed, center=center, beside=())
         except ShapeMismatch:
             pass  # the interface is of another width than the layers: one ridge head is fitted instead
-    return lasp(flow, list(batches), teachers, seed=seed, beside=("probe",))
+    return lasp(flow, list(batches), teachers, seed=seed, center=center, beside=("probe",))
 
 
 def choose(

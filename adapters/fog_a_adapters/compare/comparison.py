@@ -135,7 +135,8 @@ class _Seed:
         return scores
 
     def _probe(self, name: str, leg: Leg) -> Scores:
-        return probe(name, leg.flow, self.task.probe, self.task.teachers, leg.terms.get("bitc"), self.seed)
+        t, bitc = self.task, leg.terms.get("bitc")
+        return probe(name, leg.flow, t.probe, t.teachers, bitc, self.seed, center=self.plan.center)
 
     def _arm(self, arm: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Train an arm from the branch, or from where it was, and measure it."""
@@ -146,7 +147,7 @@ class _Seed:
         if chosen is not None:
             with rng(self.seed):
                 first = self.task.batch(self.seed, p.warmup)
-                more = {"k": p.k, "total": p.total, **options(arm, p.steps)}
+                more = {"k": p.k, "total": p.total, "center": p.center, **options(arm, p.steps)}
                 taught = teachers_of(arm, self.task.teachers)
                 reg = AGREPA(leg.flow, taught, chosen, batch=first, seed=self.seed + REPLICATE * again, **more)
         if path.exists():

@@ -58,6 +58,7 @@ class Plan:
         reprobe: measure FoG-A again at every look of the base arm: does the choice hold (Table 7)?
         average: decay of an exponential average of the weights, on which the held-out loss is measured; 0: the last
             weights.
+        center: take the teachers' mean features away, in alignment and in LASP.
         fixed: layer names for the arm "fixed"; None: the one a third of the way.
     """
 
@@ -76,4 +77,5 @@ class Plan:
     precision: Literal["no", "bf16"] = "no"
     reprobe: bool = False
     average: float = 0.0
+    center: bool = False
     fixed: tuple[str, ...] | None = None

@@ -28,7 +28,7 @@ from fog_a_adapters.dit.model.flow import MelBatch
 class Item:
     """A decoded clip: mel (T, M), tokens (⌈T/2⌉,), the number of its domain, and its 16 kHz audio if kept.
 
-    `start` is the frame of the clip at which a crop begins.
+    `start` is the frame of the clip at which a crop begins; None: it is the whole clip.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Item:
     mel: Float[Tensor, "T M"]
     tokens: Int[Tensor, "N"]
     audio: Float[Tensor, "n"] | None = None
-    start: int = 0
+    start: int | None = None
 
     def crop(self, start: int, frames: int) -> Item:
         """The frames from `start` (a multiple of the token stride) on."""
@@ -45,7 +45,7 @@ class Item:
         tokens = self.tokens[start // STRIDE : -(-stop // STRIDE)]
         at, n = (round(i * HOP * RATE / MEL_RATE) for i in (start, stop - start))
         audio = None if self.audio is None else self.audio[at : at + n]
-        return Item(self.id, self.domain, self.mel[start:stop], tokens, audio, self.start + start)
+        return Item(self.id, self.domain, self.mel[start:stop], tokens, audio, (self.start or 0) + start)
 
 
 def collate(items: Sequence[Item]) -> MelBatch:
@@ -57,8 +57,10 @@ def collate(items: Sequence[Item]) -> MelBatch:
         token_lengths=torch.tensor([len(i.tokens) for i in items]),
         domain=torch.tensor([i.domain for i in items]),
         ids=[i.id for i in items],
-        starts=torch.tensor([i.start for i in items]),
     )
+    if any(i.start is not None for i in items):
+        spans = [(i.start or 0, (i.start or 0) + len(i.mel)) for i in items]
+        batch["crops"] = torch.tensor(spans, dtype=torch.float64) * HOP / MEL_RATE
     audio = [i.audio for i in items if i.audio is not None]
     if len(audio) == len(items):
         batch["audio"] = pad_sequence(audio, batch_first=True)

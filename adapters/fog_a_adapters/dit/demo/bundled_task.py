@@ -8,6 +8,7 @@ Whisper tiny.en for speech (`fog_a_adapters.dit.audio.whisper_folder` makes the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
+from fog_a.teachers.crops import CropTeacher
 from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.compare import Plan, Task, compare
-from fog_a_adapters.dit.audio.clip_frames import ClipFrames
 from fog_a_adapters.dit.audio.data import Corpus, Item, collate, load_corpus
 from fog_a_adapters.dit.audio.whisper_folder import teacher_from
 from fog_a_adapters.dit.demo.distance import SampleDistance
@@ -41,7 +42,7 @@ def bundled_task(
     teacher: str | None = None,
     domains: Sequence[str] | None = None,
     clips: int | None = None,
-    frames_file: Path | None = None,
+    frames: str | Path | None = None,
 ) -> Task:
     """The bundled DiT on the packaged clips, or on a folder with manifest.csv.
 
@@ -52,7 +53,7 @@ def bundled_task(
         held_out: at most so many held-out clips per domain.
         teacher: "whisper:FOLDER" (or "whisper": the folder that FOG_A_WHISPER names) for speech.
         domains, clips: only these domains, and at most so many training clips of each.
-        frames_file: keeps a teacher's frames of the clips between runs.
+        frames: folder that keeps Whisper's frames of whole clips between runs; default: in the folder of Whisper.
 
     Raises:
         Unsupported: another teacher. NoWeights: see `whisper_folder.teacher_from`. BadManifest: see `load_corpus`.
@@ -68,7 +69,7 @@ def bundled_task(
         model.start_at(corpus.mean_frame())
         return wrap(model)
 
-    taught = teachers or _teachers(teacher, corpus, frames_file)
+    taught = teachers or _teachers(teacher, corpus, frames)
     where = "the packaged clips" if data is None else str(data)
     return Task(
         name=f"bundled DiT, {sizes.layers} × {sizes.dim}",
@@ -86,7 +87,7 @@ def bundled_task(
     )
 
 
-def _teachers(name: str | None, corpus: Corpus, file: Path | None) -> dict[str, Any]:
+def _teachers(name: str | None, corpus: Corpus, frames: str | Path | None) -> dict[str, Any]:
     """Domain → teacher: Whisper for speech where it is named, log-mel statistics else."""
     taught: dict[str, Any] = {d: SpectralTeacher(domain=d) for d in corpus.domains}
     if name is None:
@@ -98,10 +99,11 @@ def _teachers(name: str | None, corpus: Corpus, file: Path | None) -> dict[str, 
         raise Unsupported(
             f"Whisper hears speech, and the clips are of {', '.join(corpus.domains)}: leave --teacher out"
         )
-    d = corpus.domains.index("speech")
-    train, test = ([i for i in items if i.domain == d] for items in (corpus.train, corpus.test))
-    whisper = teacher_from(folder or None)
-    return taught | {"speech": ClipFrames(whisper, [*train, *test], file, fitted=len(train), domain="speech")}
+    whisper, d = teacher_from(folder or None), corpus.domains.index("speech")
+    crops = CropTeacher(whisper, frames or Path(folder or os.environ["FOG_A_WHISPER"]) / "frames")
+    flow = wrap(FlowMatching(DiTConfig.tiny(layers=1, domains=corpus.domains)))
+    crops.fill(flow.samples(collate([i])) for i in [*corpus.train, *corpus.test] if i.domain == d)
+    return taught | {"speech": crops}
 
 
 def _probe(corpus: Corpus, frames: int) -> list[Any]:
@@ -133,14 +135,12 @@ def run(
         Unsupported: what is given as a task is none, or brings its own data and sizes.
     """
     if task is None:
-        file = None if teacher is None else Path(out) / "teacher-frames.safetensors"
-        config = DiTConfig.tiny(layers=layers or 8, dim=dim or 64)
-        task = bundled_task(data, config=config, teacher=teacher, frames_file=file)
+        task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64), teacher=teacher)
     elif not isinstance(task, Task):
         raise Unsupported(f"a task is a fog_a_adapters.compare.Task, or a factory of one; got {type(task).__name__}")
     elif any(x is not None for x in (data, layers, dim, teacher)):
         raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim, and --teacher too")
-    chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k)
+    chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k, center=teacher is not None)
     named = None if arms is None else [name for words in arms for name in words.split(",") if name]
     plan = chosen if named is None else replace(chosen, arms=tuple(dict.fromkeys(["base", *named])))
     report = compare(task, plan, out, progress=progress)

@@ -28,11 +28,11 @@ REFERENCE = 0.3
 
 
 class MelBatch(TypedDict):
-    """A batch of clips: a plain dict, so that any loop can move or save it. `audio` and `starts` may be absent.
+    """A batch of clips: a plain dict, so that any loop can move or save it. `audio` and `crops` may be absent.
 
     mel (B, T, M) float, normalised log-mel, zero after the end; lengths (B,) real frames; tokens (B, N) long;
     token_lengths (B,); domain (B,) long, index in `DiTConfig.domains`; ids, one string per clip;
-    starts (B,) the frame of its clip at which each begins; audio (B, n) float at `rate` Hz; audio_lengths (B,).
+    crops (B, 2) start and end in the clip, in seconds; audio (B, n) float at `rate` Hz; audio_lengths (B,).
     """
 
     mel: Tensor
@@ -41,7 +41,7 @@ class MelBatch(TypedDict):
     token_lengths: Tensor
     domain: Tensor
     ids: list[str]
-    starts: NotRequired[Tensor]
+    crops: NotRequired[Tensor]
     audio: NotRequired[Tensor]
     audio_lengths: NotRequired[Tensor]
     rate: NotRequired[int]
