@@ -32,6 +32,7 @@ from .scores.scores import Scores as Scores
 from .scores.select import select as select
 from .scores.selection import Selection as Selection
 from .teachers.teacher import Teacher as Teacher
+from .using.guidance import skip_guidance as skip_guidance
 from .using.prune import Pruned as Pruned
 from .using.prune import prune as prune
 

@@ -33,7 +33,7 @@ MODULES = sorted(
 PUBLIC = """
     AGREPA BareFlow BiTC Blocks FirstOrder Flow FogError Inputs Interrupted NNsight NoBlocksFound NotResidual Pruned
     ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter attribute check
-    compare_scores find_blocks gate gradnorm lasp output_of plot_scd plot_scores prune select tap wrap
+    compare_scores find_blocks gate gradnorm lasp output_of plot_scd plot_scores prune select skip_guidance tap wrap
 """.split()
 
 
