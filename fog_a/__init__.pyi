@@ -32,6 +32,9 @@ from .scores.scores import Scores as Scores
 from .scores.select import select as select
 from .scores.selection import Selection as Selection
 from .teachers.teacher import Teacher as Teacher
+from .using.cache import CacheSchedule as CacheSchedule
+from .using.cache import cache_schedule as cache_schedule
+from .using.drift import drift as drift
 from .using.guidance import skip_guidance as skip_guidance
 from .using.prune import Pruned as Pruned
 from .using.prune import prune as prune

@@ -31,9 +31,10 @@ MODULES = sorted(
 )
 
 PUBLIC = """
-    AGREPA BareFlow BiTC Blocks FirstOrder Flow FogError Inputs Interrupted NNsight NoBlocksFound NotResidual Pruned
-    ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter attribute check
-    compare_scores find_blocks gate gradnorm lasp output_of plot_scd plot_scores prune select skip_guidance tap wrap
+    AGREPA BareFlow BiTC Blocks CacheSchedule FirstOrder Flow FogError Inputs Interrupted NNsight NoBlocksFound
+    NotResidual Pruned ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter
+    attribute cache_schedule check compare_scores drift find_blocks gate gradnorm lasp output_of plot_scd
+    plot_scores prune select skip_guidance tap wrap
 """.split()
 
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 INK, SOFT, FAINT = "#1f2430", "#6b7280", "#d8dce3"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#444444")
 QUIET = "#b4c3d6"
-HEAT = {"contribution": "viridis", "storage": "cividis", "gradnorm": "viridis"}
+HEAT = {"storage": "cividis", "drift": "magma"}
 NAME = {"contribution": "contribution (FoG-A)", "storage": "storage (LASP)", "gradnorm": "gradient norm"}
 UNIT = {"contribution": "relative change of v", "storage": "cosine to the teacher", "gradnorm": "‖∂L/∂θ‖₂"}
+UNIT["drift"] = "change of the update since the step before"
 
 Labels = Literal["number", "name"]
 

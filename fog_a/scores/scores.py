@@ -47,7 +47,7 @@ class Scores(Displayed):
         times: flow times in [0, 1], or None: no time axis, J = 1.
         domains: one name per sample; "all" where none were given.
         ids: one name per sample.
-        kind: "contribution", "storage" or "gradnorm".
+        kind: "contribution", "storage", "gradnorm" or "drift".
         info: what is needed to repeat the measurement: seed, options, versions, the model's signature, notes, ….
         groups: what each sample belongs to, its id where nothing is said. Samples of one group (crops of one clip; the
             same clip twice) are not independent: they are averaged first and count once.
