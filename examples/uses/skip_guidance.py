@@ -1,7 +1,7 @@
 """Skip guidance on the bundled model: every layer, several scales and seeds, and whether its score says which is good.
 
-    python examples/skip_guidance.py            # three seeds, seven minutes of one core: out/skip_guidance.{json,png}
-    python examples/skip_guidance.py --seeds 1 --steps 20 --layers 3 --scales 1
+    python examples/uses/skip_guidance.py            # three seeds, seven minutes of one core: out/skip_guidance.png
+    python examples/uses/skip_guidance.py --seeds 1 --steps 20 --layers 3 --scales 1
 
 For each seed a small DiT is trained on the packaged clips and attributed on held-out clips. Then it samples their mels
 with each of its layers skipped in guidance. Reported is the Fréchet distance to the real clips, minus that without

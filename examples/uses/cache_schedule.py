@@ -1,7 +1,7 @@
 """Drift over t on the bundled model: what its blocks' updates do along a sampling run, and what a cache of them costs.
 
-    python examples/cache_schedule.py           # three seeds, about five minutes of one core: out/drift.{json,png}
-    python examples/cache_schedule.py --seeds 1 --steps 20 --layers 3
+    python examples/uses/cache_schedule.py           # three seeds, about five minutes of one core: out/drift.png
+    python examples/uses/cache_schedule.py --seeds 1 --steps 20 --layers 3
 
 For each seed a small DiT is trained on the packaged clips. A sampling run of half of the held-out clips gives the drift
 of each block. Schedules that compute a share of all block evaluations are replayed on the other half: by drift, and
