@@ -98,6 +98,57 @@ def test_include_reaches_every_level() -> None:
     )  # fmt: skip
 
 
+class Denoiser(nn.Module):
+    """a x − b net(x), twice: arithmetic around a whole network."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.net = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        for a in (0.9, 0.7):
+            x = a * x - 0.5 * self.net(x)
+        return x
+
+
+def test_arithmetic_around_a_network_of_closed_layers_is_not_open() -> None:
+    coverage = found(Denoiser(Chain())).coverage
+    assert coverage.summary == "14 updates: 12 closed by 6 blocks · 2 around networks of closed layers"
+    assert "around  (the model) (2 times)  arithmetic around a network" in str(coverage)
+    assert coverage.open == () and coverage.note == ""
+
+
+def test_around_a_network_that_ends_in_an_open_update_it_is_open() -> None:
+    class Ending(Chain):
+        def run(self, x: Tensor, off: int | None = None) -> Tensor:
+            x = super().run(x, off)
+            return x + torch.cos(x @ x.mT) @ x
+
+    coverage = found(Denoiser(Ending())).coverage
+    assert {row.place for row in coverage.open} == {"(the model)", "net"} and not coverage.of("around")
+
+
+class Twice(Chain):
+    """The parent adds each part in two executions."""
+
+    def __init__(self) -> None:
+        super().__init__(Mlp)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+            x = x + block(x)
+        return x
+
+
+def test_include_takes_the_names_it_gives() -> None:
+    net = Twice()
+    names = found(net).names
+    assert names[:2] == ("blocks.0@0", "blocks.0@1")
+    assert found(net, include=names).names == names
+    assert found(net, include="blocks.1@1").names == ("blocks.1@1",)
+
+
 class NormedByHand(Ends):
     """The parent norms what the part gives, by hand, before it adds it."""
 

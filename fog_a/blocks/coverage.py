@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["closed", "inside", "side", "open", "apart", "beside"]
+State = Literal["closed", "inside", "side", "around", "open", "apart", "beside"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class CoverageRow:
     Attributes:
         place: the module in whose forward it is added; of what is beside a stream, the block.
         state: `"closed"` by the block; `"inside"` the branch of one; closed by a block of a `"side"` stack, which does
-            not depend on x_t; `"open"`: no gate reaches it; `"apart"`: no layer's, not on the way to the output;
-            `"beside"`: no update, but given out beside the stream, and it stays when the block is closed.
+            not depend on x_t; `"around"` a network whose layers are closed (`a x - b net(x)`); `"open"`: no gate
+            reaches it; `"apart"`: no layer's, not on the way to the output; `"beside"`: no update, but given out
+            beside the stream, and it stays when the block is closed.
         block: the name of the block that closes or holds it, or "".
         reason: why it is open or stays.
     """
@@ -64,7 +65,8 @@ class Coverage:
         return len(self.rows)
 
     def __str__(self) -> str:
-        return "\n".join([self.summary, *self._lines("open"), *self._lines("beside"), *self._passing()])
+        shown: tuple[State, ...] = ("open", "around", "beside")
+        return "\n".join([self.summary, *(line for state in shown for line in self._lines(state)), *self._passing()])
 
     @property
     def summary(self) -> str:
@@ -76,6 +78,7 @@ class Coverage:
             f"{n['closed']} closed by {blocks} block{'s' * (blocks != 1)}",
             f"{n['inside']} inside them" if n["inside"] else "",
             f"{n['side']} of a side stack ({side})" if n["side"] else "",
+            f"{n['around']} around networks of closed layers" if n["around"] else "",
             f"{n['apart']} apart from the way to the output" if n["apart"] else "",
             f"{n['open']} open" if n["open"] else "",
         ]

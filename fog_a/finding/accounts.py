@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from fog_a.blocks.block import ResidualBlock
@@ -10,7 +11,7 @@ from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
 from fog_a.finding.parts import Part, parts
 from fog_a.finding.paths import Flow, Update
-from fog_a.finding.sides import left_open
+from fog_a.finding.sides import left_open, summed
 
 
 class Closing(Protocol):
@@ -31,15 +32,45 @@ def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) ->
     the inputs that may be x_t; what does not depend on them is on no way to the output that counts."""
     by_update = {id(u): m for m in reversed(made) for u in m.updates}
     reaching = flow.ancestors()
+    given = {pair: m for m in reversed(made) for pair in _given(flow, m)}
     for u in flow.updates:  # what a block gives beside its stream, added by the parent
-        if id(u) not in by_update and (m := next((m for m in made if _gives(flow, u, m)), None)):
+        if id(u) not in by_update and (m := given.get((u.sum, u.branch))):
             by_update[id(u)] = m
     seen = {u.sum for u in flow.updates if not target or flow.inputs[u.branch] & target}
     calls = flow.trace.calls
     whole = any(call.name == "" for call in calls[1:])  # what its caller adds, a skip to v, is no update of the network
     own = [u for u in flow.updates if u.op.call or not whole]
-    rows = [_row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching & seen) for u in own]
+    rows: list[CoverageRow] = []
+    closed = {v: True for m in made for v in _replaced(flow, m)}  # and the sums so far
+    for u in own:
+        row = _row(flow, levels, u, made, by_update.get(id(u)), u.sum in reaching & seen)
+        if row.state == "open" and _around(flow, u, made, closed):
+            row = replace(row, state="around", reason="arithmetic around a network, whose layers are closed one by one")
+        closed[u.sum] = row.state != "open"
+        rows.append(row)
     return (*rows, *(row for m in made for row in _beside(flow, m)))
+
+
+def _around(flow: Flow, u: Update, made: Sequence[Closing], closed: Mapping[int, bool]) -> bool:
+    """Does the branch come from what gates close, by steps outside all blocks (`a x - b net(x)`)?"""
+    todo, seen, found = [u.branch], set[int](), False
+    blocks = [c for m in made for c in (m.call, *(p.reader for p in m.parts)) if c is not None]
+    while todo:
+        v = todo.pop()
+        op = flow.trace.values[v].op
+        if v in seen or v == u.fork or op is None or not flow.any[v] & flow.forks[u.fork]:
+            continue
+        seen.add(v)
+        if not closed.get(v, True) or any(flow.trace.inside(op.call, c) for c in blocks if v not in closed):
+            return False
+        found = found or v in closed
+        todo += () if v in closed else op.reads
+    return found
+
+
+def _within(flow: Flow, o: Update, u: Update) -> bool:
+    """Does `o` lie between the fork and the branch of `u`?"""
+    return u.fork < o.sum <= u.branch and bool(flow.any[u.branch] & flow.forks[o.sum])
 
 
 def _row(
@@ -61,18 +92,14 @@ def _inside(flow: Flow, u: Update, m: Closing) -> bool:
     """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
     if any(flow.trace.inside(u.op.call, c) for c in (m.call, *(p.reader for p in m.parts)) if c is not None):
         return True
-    bit = flow.forks[u.sum]
-    return any(
-        w.fork < u.sum <= w.branch and flow.any[w.branch] & bit and not flow.trunk[w.stream] & bit for w in m.updates
-    )
+    return any(_within(flow, u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
 
 
-def _gives(flow: Flow, u: Update, m: Closing) -> bool:
-    """Is the branch what the block gives out beside its stream, closed by its gate?"""
-    if m.call is None or u.owner < 0:
-        return False
-    found, calls, zeros = parts(flow, u) or [], flow.trace.calls, _replaced(flow, m, zeros=True)
-    return bool(found) and all(calls[p.call].outputs[path] in zeros for p in found for path in p.leaves)
+def _given(flow: Flow, m: Closing) -> list[tuple[int, int]]:
+    """The sums, with the summand, that end in what the block gives out beside its stream and its gate closes."""
+    if m.call is None:
+        return []
+    return [pair for v in _replaced(flow, m, zeros=True) for pair in summed(flow, v, m.call)]
 
 
 def _replaced(flow: Flow, m: Closing, zeros: bool = False) -> set[int]:

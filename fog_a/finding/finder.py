@@ -68,7 +68,8 @@ class Finder:
         if include is None:
             return self._placed(made if level == "layer" else fine)
         globs = [include] if isinstance(include, str) else list(include)
-        every = {m.block.name: m for m in reversed([*made, *fine, *self._elsewhere(layers)])}
+        named = [*self._placed(made), *self._placed(fine), *self._elsewhere(layers)]
+        every = {m.block.name: m for m in reversed(named)}
         matches = {g: [name for name in every if fnmatch.fnmatchcase(name, g)] for g in globs}
         chosen = [m for name, m in every.items() if any(name in names for names in matches.values())]
         if chosen and (idle := [g for g, names in matches.items() if not names]):
