@@ -153,7 +153,7 @@ def plot(made: Mapping[str, Any]) -> Figure:
             ax.legend(fontsize=8.5, frameon=False, loc="lower left" if data == "much" else "upper left")
         row[0].set_ylabel("benefit: loss of base − aligned")
     grid[1, 0].set_xlabel("depth of the aligned layer")
-    grid[1, 1].set_xlabel(f"rank of the aligned layer by FoG-A  ({rank.shape[1]}: contributes most)")
+    grid[1, 1].set_xlabel(f"rank of the aligned layer by FoG-A  ({len(made['much']['foga'][0])}: contributes most)")
     return fig
 
 

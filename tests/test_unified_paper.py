@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,3 +211,32 @@ def test_variants_are_foga_with_one_thing_changed(arm, done):
         assert len(own.weights("speech")) == 2 and not changed
     elif arm != "foga-k4":
         assert own.weights("speech") == plain.weights("speech") and changed
+
+
+def test_tables_4_and_5_are_of_other_systems(tmp_path, monkeypatch):
+    """Each system's arms, paired by seed; a system whose package is absent has no row but a reason."""
+    from unified_audio import other_systems as others
+
+    flow = SimpleNamespace(build=lambda seed: None)
+
+    def task(name):
+        if name == "cosyvoice":
+            raise ImportError("No module named 'cosyvoice'")
+        return flow
+
+    losses = {"base": [2.0, 3.0], "shallow": [1.5, 2.5], "foga": [1.0, 2.5]}
+    results = [{"arm": a, "seed": s, "metrics": {"loss": x}} for a, xs in losses.items() for s, x in enumerate(xs)]
+    monkeypatch.setattr(others.compare_flows, "task", task)
+    monkeypatch.setattr(others, "compare", lambda task, plan, out: {"results": results[::-1]})
+    found, absent = others.other_systems(tmp_path, 2)
+    assert found == {"F5-TTS": losses, "Voicebox": losses} and list(absent) == ["CosyVoice"]
+    four, five = others.other_tables({"this DiT": {"base": [1.0, 1.0]}, **found}, absent)
+    assert [row[0] for row in four.rows] == ["F5-TTS", "Voicebox"] and four.rows[0][3].mean == -0.75
+    assert [row[0] for row in five.rows] == ["this DiT", "F5-TTS", "Voicebox"] and five.rows[0][2:] == [None] * 3
+    assert five.rows[1][4].mean == -0.25 and "CosyVoice was not run (ImportError: No module named" in five.note
+
+
+def test_digits_are_spelled_before_words_are_compared():
+    from unified_audio.evaluation import word_errors
+
+    assert word_errors(["eight zero five"], ["8, 05."]).rate == 0

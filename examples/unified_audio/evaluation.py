@@ -26,6 +26,7 @@ from fog_a_adapters.dit.audio.mel import RATE, optional
 from fog_a_adapters.dit.demo.distance import MelEmbedding
 
 BOOTSTRAPS = 2000
+DIGITS = "zero one two three four five six seven eight nine".split()
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class WordErrors:
 
 
 def words(text: str) -> str:
-    """A transcript as it is compared: lower case, no punctuation, single spaces.
+    """A transcript as it is compared: lower case, no punctuation, digits spelled, single spaces.
 
-    >>> words("Eight,  ZERO-five!")
-    'eight zero five'
+    >>> words("Eight,  ZERO-five!"), words("8, 0, 57.")
+    ('eight zero five', 'eight zero five seven')
     """
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower()))
+    spelled = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text.lower())
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", spelled))
 
 
 def word_errors(said: Sequence[str], heard: Sequence[str], *, level: float = 0.95, seed: int = 0) -> WordErrors:

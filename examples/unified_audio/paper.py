@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 import fog_a
 from fog_a.errors import FogError
 from fog_a.files import write, write_json
-from fog_a_adapters.compare.arms import KNOWN, check_arms
+from fog_a_adapters.compare.arms import KNOWN, check_arms, repa_arms
 from fog_a_adapters.compare.comparison import compare
 from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.task import Plan, Task
@@ -39,6 +39,7 @@ from unified_audio.evaluation import MelWindows, held_out_errors
 from unified_audio.fusion import Configuration, Dual
 from unified_audio.items import Reader
 from unified_audio.language_model import LanguageConfig, LanguageStage
+from unified_audio.other_systems import losses_of, other_systems, other_tables
 from unified_audio.paper_page import paper_page, sounds
 from unified_audio.paper_tables import as_json, markdown, paper_tables
 from unified_audio.protocol import STATISTICS, Judges, Size, judged, protocol
@@ -52,6 +53,8 @@ from unified_audio.weights import Weights
 
 HEARD_WORDS = 200
 """A recognizer is trained where transcripts have at most so many different words, and there are as many clips."""
+MORE = ("base-again", "foga-again", "each", "each-local")
+"""Arms that are run by default besides `arms.KNOWN` and REPA's depths."""
 LOOKS = 5
 """How often the held-out loss is measured on the way, and FoG-A of base again."""
 
@@ -62,17 +65,20 @@ class Paper:
     Args:
         data: a corpus; a folder with manifest.csv; None: the packaged clips.
         configuration: "A", one stream of tokens, or "B", two, joined as `dual` says.
+        others: run the tiny F5-TTS, Voicebox and CosyVoice of Tables 4 and 5 too.
     """
 
     def __init__(
         self, out: str | Path, data: Corpus | str | Path | None = None, *, scale: Scale | None = None,
-        arms: Sequence[str] = KNOWN, seeds: int = 3, weights: Weights | None = None, cpu: bool = False,
-        configuration: Configuration = "A", dual: Dual = "interleave",
+        arms: Sequence[str] | None = None, seeds: int = 3, weights: Weights | None = None, cpu: bool = False,
+        configuration: Configuration = "A", dual: Dual = "interleave", others: bool = False,
     ) -> None:  # fmt: skip
-        check_arms(arms)
-        self.out, self.scale, self.arms, self.seeds, self.cpu = Path(out), scale or Scale.small(), arms, seeds, cpu
+        self.out, self.scale, self.seeds, self.cpu = Path(out), scale or Scale.small(), seeds, cpu
+        self.arms = arms or (*KNOWN, *repa_arms(self.scale.model.layers), *MORE)
+        check_arms(self.arms)
         self.configuration, self.weights = configuration, weights or Weights()
         self.dual: Dual = dual
+        self.others = others
         self.data = "the packaged clips" if data is None else "a corpus" if isinstance(data, Corpus) else str(data)
         self.corpus = (data if isinstance(data, Corpus) else from_manifest(data)).held_out()
         self.device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
@@ -94,7 +100,8 @@ class Paper:
         result = self._timed("phases I and II", lambda: compare(task, plan, self.out / "compare"))
         self._timed("synthesis", lambda: self._sounds(reader, language, task))
         self._ceiling(task, judges)
-        self._written(task, result)
+        others = self._timed("other systems", self._others)
+        self._written(task, result, others)
         return self.out / "index.html"
 
     def _timed(self, name: str, work: Callable[[], Any]) -> Any:
@@ -192,10 +199,21 @@ class Paper:
             found["recognizer on all test clips"] = asdict(held_out_errors(judges.recognizer, test))
         write_json(self.out / "real.json", found)
 
-    def _written(self, task: Task, result: dict[str, Any]) -> None:
+    def _others(self) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """The losses of Tables 4 and 5, and why a system was not run."""
+        if not self.others:
+            return None
+        return other_systems(self.out / "others", self.seeds)
+
+    def _written(
+        self, task: Task, result: dict[str, Any], others: tuple[dict[str, Any], dict[str, str]] | None
+    ) -> None:
         """The paper's tables, and the page: tables, sounds, and seed 0's scores with the SCD figure."""
         folder = self.out / "compare"
         tables = paper_tables(result, folder)
+        if others is not None:
+            losses = {"this DiT": losses_of(result), **others[0]}
+            tables = sorted([*tables, *other_tables(losses, others[1])], key=lambda t: t.number)
         write(self.out / "tables.md", markdown(tables).encode())
         write_json(self.out / "tables.json", as_json(tables))
         paths = [folder / "seed0" / f"scores-{n}.json" for n in ("foga", "lasp")]
@@ -227,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     parser.add_argument("--warmup", type=int, help="steps of phase I; default: the scale's")
     parser.add_argument("--steps", type=int, help="steps of each arm in phase II; default: the scale's")
-    parser.add_argument("--arms", default=",".join(KNOWN), help="some of these, with commas (default: %(default)s)")
+    parser.add_argument("--arms", help=f"some of these, with commas: {', '.join(KNOWN)}, repa-2, … (default: all)")
+    parser.add_argument("--alone", action="store_true", help="leave Tables 4 and 5 out: F5-TTS, Voicebox, CosyVoice")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--configuration", choices=("A", "B"), default="A", help="one stream of tokens, or two")
     parser.add_argument("--dual", choices=("interleave", "fuse"), default="interleave", help="how B joins its streams")
@@ -249,9 +268,9 @@ def _asked(args: argparse.Namespace) -> Paper:
     changes = {n: v for n in ("warmup", "steps") if (v := getattr(args, n)) is not None}
     scale = replace(SCALES[args.scale](), **changes)
     paper = Paper(
-        args.out, args.data, scale=scale, arms=tuple(args.arms.split(",")), seeds=args.seeds,
+        args.out, args.data, scale=scale, arms=tuple(args.arms.split(",")) if args.arms else None, seeds=args.seeds,
         weights=Weights(**{name: getattr(args, name) for name in _parts()}), cpu=args.cpu,
-        configuration=args.configuration, dual=args.dual,
+        configuration=args.configuration, dual=args.dual, others=not args.alone,
     )  # fmt: skip
     if args.hours:
         known = args.out / "hours.json"

@@ -1,12 +1,12 @@
-"""The paper's tables of layers, arms and costs (1–3, 6–12), filled from a comparison of any size.
+"""The paper's tables of layers, arms and costs, filled from a comparison of any size; 4 and 5: `other_systems`.
 
     1  where teachers' features are stored, and what contributes    7  does the choice hold while training goes on?
     2  which layers to align, by place                              8  choosing anew        9  heads by flow time
     3  which layers to align, by probe                             10  how many, which weights   11  heads
     6  steps, and the cost of the probe, to a loss                 12  whose features
 
-A number is a mean over seeds with half its 95 % Student interval. Tables 4 and 5 are about other people's trained
-models. An arm that was not run has no row; the note says which.
+A number is a mean over seeds with half its 95 % Student interval. An arm that was not run has no row; the note says
+which.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from unified_audio.evaluation import steps_to
 Cell = Estimate | str | int | None
 METRICS = {"loss": "flow loss", "frechet/speech": "Fréchet, speech", "frechet/sound": "Fréchet, sound", "wer": "WER"}
 BY_ARMS = {
-    2: ("Which layers to align, by place", ("base", "fixed", "shallow", "deep", "foga")),
+    2: ("Which layers to align, by place", ("base", "base-again", "fixed", "shallow", "deep", "foga", "foga-again")),
     3: ("Which layers to align, by probe", ("random", "lasp", "gradnorm", "foga")),
     8: ("Choosing anew while training goes on", ("foga", "foga-refresh")),
     9: ("Heads by flow time", ("foga", "foga-times")),
     10: ("How many layers, weighted how", ("foga-k2", "foga-equal", "foga", "foga-k4")),
     11: ("Heads", ("foga", "foga-conv1d", "foga-conv2d")),
-    12: ("Whose features: the teacher's, or deeper ones of its own", ("foga", "foga-self")),
+    12: ("Whose features: the teacher's, or deeper ones of its own", ("fixed", "fixed-self", "foga", "foga-self")),
 }
 """Number → title, and the arms that are its rows."""
 COUNTED = "L1:3 is the first layer, in three seeds."
@@ -144,6 +144,7 @@ class _Run:
     def by_arms(self, number: int) -> PaperTable:
         """Tables whose rows are arms."""
         title, arms = BY_ARMS[number]
+        arms = (*arms, *(a for a in self.arms if number == 2 and a.startswith("repa-")))
         columns, more = ["arm", *(METRICS[m] for m in self.metrics)], _more(number)
         rows: list[list[Cell]] = []
         for arm in (a for a in arms if a in self.arms):
