@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gate"))
     parser.add_argument("--clips", type=int, help="training clips; default: all")
     parser.add_argument("--total", type=float, default=0.5, help="the weight λ")
+    parser.add_argument("--steps", type=int, default=PLAN.steps, help="after the branch")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", help="with commas, in place of the stage's own")
     args = parser.parse_args()
@@ -77,7 +78,8 @@ def main() -> None:
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
     first = SEEDS[args.stage]
     plan = replace(PLAN, arms=arms, seeds=tuple(range(first, first + args.seeds)), total=args.total)
-    name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}"
+    plan = replace(plan, steps=args.steps)
+    name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}" + f"-{args.steps}" * (args.steps != PLAN.steps)
     report = compare(task, plan, args.out / name)
     (args.out / f"{name}.json").write_text(json.dumps(small(report)), encoding="utf-8")
     print((args.out / name / "compare.md").read_text(encoding="utf-8"))
