@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import NotResidual
+from fog_a.finding import clean
 
 
 def found(net: nn.Module, **options: Any) -> fog_a.Blocks:
@@ -82,7 +83,9 @@ class Behind(Chain):
         return super().run(x, off) * (1 + self.blocks[1].last.mean().sigmoid())
 
 
-def test_a_block_that_is_not_deaf_is_named() -> None:
+@pytest.mark.parametrize("worth", [0, clean.WORTH])
+def test_a_block_that_is_not_deaf_is_named(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clean, "WORTH", worth)  # 0: its calls can be skipped, and that is tried first
     net = Behind()
     blocks = found(net)
     assert blocks.coverage.passing == ("blocks.1",)

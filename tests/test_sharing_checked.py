@@ -205,6 +205,29 @@ def test_a_velocity_that_moves_from_run_to_run_is_refused_or_restored() -> None:
         np.testing.assert_allclose(scores.values, fog_a.attribute(plain, x + 0.1, progress=False).values, **CLOSE)
 
 
+class Clock:
+    """State that no module holds."""
+
+    ticks = 0
+
+
+class Late(Net):
+    """Another velocity from its seventh run on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        Clock.ticks += 1
+        return super().forward(x + (Clock.ticks > 6))
+
+
+@pytest.mark.parametrize("how", ["loop", fog_a.Shared(rows=3)])
+def test_a_velocity_that_moved_meanwhile_is_refused_however_ablations_are_run(how: Any) -> None:
+    net, x = Late(), tokens()
+    blocks = fog_a.find_blocks(Net(), x)
+    Clock.ticks = 0
+    with pytest.raises(Unsupported, match="gave another velocity after the ablations"):
+        fog_a.attribute(net, x, blocks=list(blocks.names), how=how, progress=False)
+
+
 @pytest.mark.parametrize("options", [{"forward": lambda m, b: m(3 * b)}, {"domains": ["a", "b", "c"]}])
 def test_a_checkpoint_of_another_forward(tmp_path: Path, options: dict[str, Any]) -> None:
     net, x = Net(), tokens()

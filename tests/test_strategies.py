@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from trap_nets import CLEAR, HARD
 
 import fog_a
 from fog_a.errors import FogError, Unsupported
+from fog_a.finding import clean
 
 ROUNDING = 2e-5
 """How far fan-out may be from the loop, relative: a matmul on more rows may round its last bit otherwise."""
@@ -48,6 +50,29 @@ def test_prefix_is_bit_equal_to_one_at_a_time(spec: Spec) -> None:
     prefix = attribute(net.module, net.batch, "prefix")
     assert prefix.info["strategy"] == "prefix" and prefix.layers == loop.layers
     np.testing.assert_array_equal(prefix.values, loop.values)
+
+
+@random_nets
+@given(nets())
+def test_what_finding_showed_is_not_run_again(spec: Spec) -> None:
+    """With the forward that blocks are found in as the clean run: the same coverage, the loop's bits."""
+    net, loop = scored(spec)
+    plain = fog_a.find_blocks(net.module, net.batch).coverage
+    with mock.patch.object(clean, "WORTH", 0):  # else nets of this size are simply run
+        kept = fog_a.find_blocks(net.module, net.batch).coverage
+        prefix = attribute(net.module, net.batch, "prefix")
+    assert kept.passing == plain.passing and kept.rows == plain.rows
+    assert prefix.info["strategy"] == "prefix"
+    np.testing.assert_array_equal(prefix.values, loop.values)
+
+
+@pytest.mark.parametrize("samples", [3, 2000])
+def test_a_first_call_runs_no_block_oftener_than_it_must(samples: int) -> None:
+    """Finding and the clean run are one forward, where blocks take longer to run than to skip."""
+    net, x = SmallNet(depth=6), tokens(samples)
+    once = rows(lambda: net(x), [[*net.blocks]])[0]
+    counted = rows(lambda: fog_a.attribute(net, x, progress=False), [[*net.blocks]])[0]
+    assert (counted * 6 == once * 21) == (samples == 2000)
 
 
 @random_nets

@@ -50,25 +50,30 @@ class Decisions(TorchDispatchMode):
         self._marked |= {_memory(x) for _, x in leaves(out)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func.overloadpacket
-        decides = packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
-        self.seen = self.seen or decides
+        deciding = decides(func)
+        self.seen = self.seen or deciding
         out = func(*args, **(kwargs or {}))
         if self.follow:
-            self._follow(func, decides, args, kwargs or {}, out)
+            self._follow(func, deciding, args, kwargs or {}, out)
         return out
 
-    def _follow(self, func: Any, decides: bool, args: Any, kwargs: Any, out: Any) -> None:
+    def _follow(self, func: Any, deciding: bool, args: Any, kwargs: Any, out: Any) -> None:
         depends = any(_memory(x) in self._marked for _, x in leaves((args, kwargs)))
         fresh = {_memory(x) for _, x in leaves(out)}
         if not depends:
             self._marked -= fresh  # memory that was freed and is used again
             return
         self._marked |= fresh
-        if decides and func.overloadpacket in READS:
+        if deciding and func.overloadpacket in READS:
             self.reads = True
-        elif decides:
+        elif deciding:
             self.picks.append(_among(func, args, kwargs))
+
+
+def decides(func: Any) -> bool:
+    """Whether an operation may decide something by all values of a tensor."""
+    packet = func.overloadpacket
+    return packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
 
 
 def _memory(x: Tensor) -> int:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from fog_a.attributing.axes import Axis, alike, axis_of
 from fog_a.attributing.footprint import Footprint
-from fog_a.attributing.sighting import Sighting, look
+from fog_a.attributing.sighting import Sighting, look, recall
 from fog_a.blocks.block import Blocks, GatePoint
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.tree import LeafPath, leaves
+from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case
 
 Table = dict[Key, dict[LeafPath, Axis]]
@@ -61,7 +62,7 @@ class Layout:
         return ablations * between + at_once * inside
 
 
-def layout_of(case: Case, blocks: Blocks) -> tuple[Layout, Tensor | None]:
+def layout_of(case: Case, blocks: Blocks, discovery: Discovery | None = None) -> tuple[Layout, Tensor | None]:
     """The layout of this case, and the base velocity where it was measured just now.
 
     It is remembered by what it was measured on: the blocks, how the model is run, the shapes and types of its batch.
@@ -70,7 +71,7 @@ def layout_of(case: Case, blocks: Blocks) -> tuple[Layout, Tensor | None]:
     key = (blocks.names, case.key)
     if key in table and table[key].problem is None:
         return table[key], None
-    layout, base = measure(case, blocks)
+    layout, base = measure(case, blocks, discovery)
     table[key] = layout
     while len(table) > _REMEMBERED:
         del table[next(iter(table))]
@@ -98,10 +99,10 @@ def weigh(layout: Layout, case: Case, blocks: Blocks) -> None:
     layout.bytes = used.peak, used.outside + 2 * layout.elements * v.element_size()
 
 
-def measure(case: Case, blocks: Blocks) -> tuple[Layout, Tensor]:
+def measure(case: Case, blocks: Blocks, discovery: Discovery | None = None) -> tuple[Layout, Tensor]:
     """The layout of this case, and the base velocity that was seen on the way."""
     calls = gate_points(blocks)
-    base = look(case, calls)
+    base = look(case, calls) if discovery is None else recall(discovery, calls)
     layout = Layout(samples=len(base.v), elements=max((s.elements for s in calls.values()), default=0))
     layout.problem = _refusal(case, blocks, base) or _fit(layout, case, calls, base)
     return layout, base.v
@@ -147,7 +148,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
 
 def _cuts(base: Sighting, n: int) -> Iterator[tuple[Cut, int]]:
     """Which arguments to cut, and to how many rows: all that have n, then all but one of them."""
-    candidates = [p for p, x in base.entrance if x.ndim and x.shape[0] == n]
+    candidates = [p for p, shape in base.entrance.items() if shape and shape[0] == n]
     for rows in (1, 2 * n) if n > 1 else (2,):
         for paths in [candidates, *([p for p in candidates if p != left] for left in candidates)]:
             yield dict.fromkeys(paths, rows), rows

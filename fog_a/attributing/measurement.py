@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from fog_a.attributing.cells import Cell, Cells, Values
+from fog_a.attributing.choice import Choice, chosen
 from fog_a.attributing.first_order import note, slopes
 from fog_a.attributing.nnsight import Envoys
 from fog_a.attributing.ratio import EPS, ratio, relative
 from fog_a.attributing.story import Story
 from fog_a.attributing.variants import layout_of, variants
-from fog_a.attributing.ways import FirstOrder, How
+from fog_a.attributing.ways import FirstOrder, How, Shared
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadOutput, Interrupted, UnknownBlock, Unsupported, Untrained
-from fog_a.finding.blocks import find_blocks
+from fog_a.errors import BadOutput, Interrupted, Unsupported, Untrained
 from fog_a.flows.batches import signature
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
@@ -50,7 +50,7 @@ class Measurement:
     blocks: Blocks = field(init=False)
     signature: dict[str, Any] = field(init=False)
     """What tells this model's scores from another's, or from those of other weights."""
-    side: Blocks | None = None
+    choice: Choice = field(init=False)
     cells: Cells | None = None
     parts: list[tuple[Values, Samples]] = field(default_factory=list)
     """(S, J, L) of each batch, and its samples."""
@@ -101,7 +101,9 @@ class Measurement:
         return Interrupted(f"{text}.{where} With checkpoint=FOLDER the same call would go on from them", scores)
 
     def _begin(self, case: Case) -> Cells:
-        self.blocks, self.side = self._chosen(case)
+        room = self.how.bytes if isinstance(self.how, Shared) else None
+        self.choice = chosen(case, self.wanted, self.level, room)
+        self.blocks = self.choice.blocks
         sharded = self._sharded
         self.signature = signature(self.blocks.model, self.blocks)
         if not sharded:
@@ -120,24 +122,6 @@ class Measurement:
         """FSDP2's parameters are spread: all processes must run the same ablations, one at a time."""
         return any(type(p).__name__ == "DTensor" for m in self.blocks.model.modules() for p in m._parameters.values())
 
-    def _chosen(self, case: Case) -> tuple[Blocks, Blocks | None]:
-        """The blocks to score, and those that are left out because they do not see x_t."""
-        if self.wanted is None:
-            blocks = find_blocks(case.flow, case.batch, level=self.level)
-            rest = [b for b in blocks if not b.main]
-            return blocks.main, Blocks(rest, blocks.model) if rest else None
-        if isinstance(self.wanted, Blocks):
-            chosen = self.wanted
-            if chosen.model is not case.module:
-                raise UnknownBlock("the blocks in blocks= are of another model object. Use find_blocks(model, batch)")
-        else:
-            chosen = find_blocks(case.flow, case.batch, level=self.level).named(self.wanted)
-        if not len(chosen):
-            raise UnknownBlock(
-                "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
-            )
-        return chosen, None
-
     def _measuring(self, case: Case) -> Callable[[], tuple[Values, Tensor | None]]:
         def measure() -> tuple[Values, Tensor | None]:
             with preserved(*case.modules):
@@ -153,7 +137,8 @@ class Measurement:
         if self.envoys is not None:
             run = self.envoys.variants(case, self.blocks, self.gate)
         else:
-            run = variants(case, self.blocks, self.gate, "loop" if self._sharded else self.how)
+            discovery = self.choice.shown(case)
+            run = variants(case, self.blocks, self.gate, "loop" if self._sharded else self.how, discovery)
         v = run.base
         keep = case.keep(v)
         scores = [ratio(v_k, v, keep) for v_k in run.ablated]
@@ -204,10 +189,9 @@ class Measurement:
         Raises:
             BadOutput: no ablation is finite. Untrained: none changes anything.
         """
-        self._name_side_blocks()
-        if note := self.blocks.coverage.note:
-            self.story.notes.append(note)
-            print(f"fog_a: {note}", file=sys.stderr)
+        for left in self.choice.notes:
+            self.story.notes.append(left)
+            print(f"fog_a: {left}", file=sys.stderr)
         values = np.concatenate([part for part, _ in self.parts])
         lonely = np.asarray(np.isnan(values).all(axis=(1, 2)))  # samples whose v is zero where it counts
         if lonely.any() and not lonely.all():
@@ -228,18 +212,6 @@ class Measurement:
                 "all scores are zero: no block changes the velocity. The model is untrained: its gates or output "
                 "projections are still at their zero initialisation, so every block is the identity. Train it first"
             )
-
-    def _name_side_blocks(self) -> None:
-        for stack, members in self.side.stacks.items() if self.side is not None else ():
-            inputs = ", ".join(sorted({i for b in members for i in b.inputs})) or "nothing"
-            network = getattr(self.flow.override.forward, "name", None)  # of output_of
-            outside = network is not None and not stack.startswith(f"{network}.")
-            reason = f"are outside of {network}" if outside else f"depend only on {inputs}"
-            self.story.notes.append(
-                f"{len(members)} blocks of {stack} {reason}: left out. "
-                "To score them pass blocks=find_blocks(...) or their names"
-            )
-            print(f"fog_a: {self.story.notes[-1]}", file=sys.stderr)
 
     def _warned(self, text: str) -> None:
         self.story.notes.append(text)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.attributing.decisions import Decisions
+from fog_a.attributing.decisions import Decisions, decides
 from fog_a.blocks.block import GatePoint
 from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
+from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case
 
 Place = tuple[Key, str, LeafPath]
@@ -28,8 +29,8 @@ class Sighting:
 
     decisions: Decisions
     v: Tensor = field(default_factory=lambda: torch.empty(0))
-    entrance: list[tuple[LeafPath, Tensor]] = field(default_factory=list)
-    """The tensors that the network is called with."""
+    entrance: dict[LeafPath, tuple[int, ...]] = field(default_factory=dict)
+    """The shapes of the tensors that the network is called with."""
     out: Any = None
     """What the network gave out."""
     runs: int = 0
@@ -74,7 +75,7 @@ def look(
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         seen.runs += 1
         arguments = tree(args, kwargs) if rows is None else _cut(rows, tree(args, kwargs))
-        seen.entrance = list(leaves(arguments))
+        seen.entrance = {path: tuple(x.shape) for path, x in leaves(arguments) if not x.is_nested}
         states.append(rng_state())
         return arguments["args"], arguments["kwargs"]
 
@@ -98,6 +99,25 @@ def look(
         stack.enter_context(hooked(case.module, before=enter, after=leave))
         stack.enter_context(at_calls(named_modules(case.module), calls, before, after))
         seen.v = case.run().clone()
+    return seen
+
+
+def recall(discovery: Discovery, calls: Mapping[Key, GatePoint]) -> Sighting:
+    """What the forward showed in which the blocks were found: no further run."""
+    trace, values = discovery.trace, discovery.trace.values
+    seen = Sighting(Decisions(), discovery.v, out=trace.out, runs=trace.times.get("", 0), drew=trace.drew)
+    seen.decisions.seen = any(map(decides, trace.functions))
+    for call in trace.calls[1:]:
+        sides = {"in": call.inputs, "out": call.outputs}
+        if not call.name:
+            seen.entrance = {path: values[v].shape for path, v in call.inputs.items() if not values[v].nested}
+        if (key := (call.name, call.nth)) not in calls:
+            continue
+        seen.times[key] += 1
+        for side, path, v in ((side, path, v) for side, inner in sides.items() for path, v in inner.items()):
+            seen.nested = seen.nested or values[v].nested
+            if not values[v].nested:
+                seen.shapes[key, side, path] = values[v].shape
     return seen
 
 

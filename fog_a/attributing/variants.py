@@ -25,14 +25,19 @@ from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import gate_points
 from fog_a.blocks.gate import check_acted, gate
+from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadArgument, NotResidual, Unsupported
+from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case, fingerprint, per_sample
 
 LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
 TILE = 65536
 """On a CPU, a block's call on many more elements than this waits for memory."""
+DEEP = 40
+"""With so many blocks below that size, a fan-out saves more than the few forwards that check it cost."""
 FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, NotResidual)
 """What a model may raise on a larger batch than its own."""
 
@@ -53,8 +58,10 @@ class Variants:
     """How far v moves when nothing is ablated, under the same arithmetic, relative to its norm."""
 
 
-def variants(case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto") -> Variants:
-    """Run the base and every ablation of one case.
+def variants(
+    case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto", discovery: Discovery | None = None
+) -> Variants:
+    """Run the base and every ablation of one case. `discovery`: the forward of this case in which blocks were found.
 
     Raises:
         Unsupported: sharing was asked for, and this model, batch and budget allow none.
@@ -64,9 +71,9 @@ def variants(case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto") 
     for strategy in _order(case, blocks, how):
         try:
             if strategy == "fanout":
-                run = _fanned(case, blocks, value, budget)
+                run = _fanned(case, blocks, value, budget, discovery)
             elif strategy == "prefix":
-                run = _prefixed(case, blocks, value, budget)
+                run = _prefixed(case, blocks, value, budget, discovery)
             else:
                 run = _looped(case, blocks, value)
         except Unshared as problem:
@@ -97,7 +104,8 @@ def _order(case: Case, blocks: Blocks, how: How) -> list[str]:
         return ["loop"]
     size = max((s.elements for b in blocks for s in b.gate_points), default=0)
     asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
-    shared = ["fanout", "prefix"] if asked or _on_gpu(case) or size < LAUNCH_BOUND else ["prefix"]
+    small = size < LAUNCH_BOUND or (size < TILE and len(blocks) >= DEEP)
+    shared = ["fanout", "prefix"] if asked or _on_gpu(case) or small else ["prefix"]
     return shared if isinstance(how, Shared) else [*shared, "loop"]
 
 
@@ -105,39 +113,47 @@ def _on_gpu(case: Case) -> bool:
     return any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
 
 
-def _prefixed(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variants:
-    _keep_memory()
-    run = Prefix(case, blocks)
-    v = run.base()
-    if run.random is not None:
-        raise Unshared(f"the model draws random numbers in eval mode (in {run.random})")
-    if run.problem is not None:
-        raise Unshared(run.problem)
+def _prefixed(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
+    keep_memory()
+    run = _begun(case, blocks, discovery)
+    v = run.v
+    if run.clean.random is not None:
+        raise Unshared(f"the model draws random numbers in eval mode (in {run.clean.random})")
+    if run.clean.problem is not None:
+        raise Unshared(run.clean.problem)
     if budget.rows is not None and budget.rows < len(v):
         raise BadArgument(
             f"expected room for the batch's {len(v)} samples, got rows={budget.rows}. "
             "Allow more, or give smaller batches"
         )
-    if budget.bytes is not None and run.bytes > budget.bytes:
-        raise Unshared(f"the kept outputs of its blocks take {run.bytes} bytes, more than memory={budget.bytes}")
-    if not run.faithful(v):
+    if budget.bytes is not None and run.clean.bytes > budget.bytes:
+        raise Unshared(f"the kept outputs of its blocks take {run.clean.bytes} bytes, more than memory={budget.bytes}")
+    if not run.faithful():
         raise Unshared("a block leaves something behind, beside its output, that later ones use")
-    return Variants(v, "prefix", (run.variant(block, value) for block in blocks))
+
+    def ablated() -> Iterator[Tensor]:
+        for block in blocks:
+            yield run.variant(block, value)
+        if not (run.again() and run.clean.steady):
+            check_steady(case, v)
+
+    return Variants(v, "prefix", ablated())
 
 
-def _keep_memory() -> None:
-    """Let malloc keep what a forward frees for the next one, as it does once a large piece of memory was freed.
+def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
+    """The clean run, which is the discovery's forward where that kept what is needed and its v is a plain run's."""
+    if discovery is not None and discovery.clean is not None and set(gate_points(blocks)) <= set(discovery.clean.kept):
+        run = Prefix(case, blocks, discovery.clean, discovery.v)
+        if run.faithful():
+            return run
+    return Prefix(case, blocks)
 
-    Else the pages are given back and fetched again: 1,500 faults a run, 5 % of the time. This piece is never touched.
-    """
-    torch.UntypedStorage(2**25 - 2**14)
 
-
-def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared) -> Variants:
+def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
     if budget.rows is not None and budget.rows < 2 * case.rows:
         raise Unshared("")  # room for the batch alone: no need to know where its samples are
-    _keep_memory()
-    layout, plain = layout_of(case, blocks)
+    keep_memory()
+    layout, plain = layout_of(case, blocks, discovery)
     if layout.problem is not None:
         raise Unshared(layout.problem)
     tile = None if _on_gpu(case) else TILE

@@ -8,24 +8,46 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.calls import gate_points, named_modules
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.interrupts import unbroken
-from fog_a.blocks.untouched import preserved
+from fog_a.blocks.untouched import keep_memory, preserved
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.accounts import account
-from fog_a.finding.deaf import passing
+from fog_a.finding.clean import Clean
+from fog_a.finding.deaf import Work, passing
 from fog_a.finding.finder import Finder
-from fog_a.finding.recording import record
+from fog_a.finding.recording import record, uncollected
+from fog_a.finding.trace import Trace
 from fog_a.flows.bare import flow_of, output_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow as WrappedFlow
 from fog_a.flows.flow import Forward
+
+ROOM = 2**28
+"""Bytes that may be kept of the forward in which blocks are found."""
+
+
+@dataclass
+class Discovery:
+    """What finding gave: the blocks, and all that its one forward showed of the case.
+
+    Attributes:
+        v: the velocity of that forward.
+        clean: its repeated units, where they could be kept.
+    """
+
+    case: Case
+    blocks: Blocks
+    trace: Trace
+    v: Tensor
+    clean: Clean | None
 
 
 @unbroken()
@@ -60,24 +82,53 @@ def find_blocks(
         >>> fog_a.find_blocks(net, torch.randn(2, 5, 8)).names
         ('layers.0', 'layers.1', 'layers.2')
     """
+    return discover(Case(flow_of(model, forward), batch), level, include).blocks
+
+
+def discover(
+    case: Case,
+    level: Literal["layer", "branch"] = "layer",
+    include: str | Sequence[str] | None = None,
+    room: int = ROOM,
+) -> Discovery:
+    """The blocks of a case, and the forward that they were found in. `room`: bytes that may be kept of it."""
     if level not in ("layer", "branch"):
         raise BadBatch(f"expected level='layer' or 'branch', got {level!r}")
-    one = Case(flow_of(model, forward), batch)
-    with preserved(*one.modules), warnings.catch_warnings():
+    keep_memory()
+    with preserved(*case.modules), uncollected(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing without grad, nested tensors: of no concern here
-        trace = record(one.module, one.run)
-        finder = Finder(one.module, trace)
+        trace, clean = record(case.module, case.run, room)
+        v = trace.result.clone()
+        finder = Finder(case.module, trace)
         made = finder.blocks(level, include)
         if not made:
-            finder = Finder(one.module, trace, linear=True)
+            finder = Finder(case.module, trace, linear=True)
             made = finder.blocks(level, include)
         if not made:
             raise NoBlocksFound(finder.seen(include))
-        blocks = Blocks(of_network([m.block for m in made], one.flow.override.forward), one.module)
-        still = passing(blocks, finder.work(made), one.run)
+        blocks = Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
+        work = finder.work(made)
+        still = () if clean and _sealed(case, blocks, work, clean, v) else passing(blocks, work, case.run)
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
-    return Blocks(list(blocks), one.module, Coverage(rows, still))
+    return Discovery(case, Blocks(list(blocks), case.module, Coverage(rows, still)), trace, v, clean)
+
+
+def _sealed(case: Case, blocks: Blocks, work: Work, clean: Clean, v: Tensor) -> bool:
+    """Whether all parts work inside calls that can be skipped altogether: v comes out without anything computed there,
+    so nothing passes but what these calls give out, and that is what a closed gate replaces."""
+    calls = gate_points(blocks)
+    inside = all(
+        times == 1 and any(f"{name}.".startswith(f"{point.module}.") for point in block.gate_points)
+        for block in blocks
+        for name, times in work.get(block.name, {})
+    )
+    return (
+        inside
+        and all(point.times == 1 for point in calls.values())
+        and clean.seals(calls.values())
+        and clean.check(named_modules(case.module), calls, case.run, v)
+    )
 
 
 def of_network(blocks: Sequence[ResidualBlock], forward: Forward | None) -> list[ResidualBlock]:

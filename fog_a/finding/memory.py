@@ -21,6 +21,9 @@ class _Layout(NamedTuple):
     dtype: object
 
 
+_Place = tuple[int, _Layout] | None
+
+
 class _Reading(NamedTuple):
     """The value that a layout was last known to hold, and how many writes into the storage that value has seen."""
 
@@ -74,11 +77,11 @@ class Memory:
         place = _place(t)
         if place is None:
             ref, value = self._without_storage.get(id(t), (None, -1))
-            return value if ref is not None and ref() is t else self._hold(t, None)
+            return value if ref is not None and ref() is t else self._hold(t, None, None)
         address, layout = place
         storage = self._storages.get(address)
         if storage is None or not storage.alive:
-            return self._hold(t, None)
+            return self._hold(t, None, place)
         reading = storage.readings.get(layout)
         if reading is None:  # an unknown view: it holds what the first one did, and all writes
             first = next(iter(storage.readings.values()))
@@ -94,14 +97,15 @@ class Memory:
 
     def make(self, t: Tensor, op: Op, arguments: Iterable[Tensor]) -> int:
         """`op` returned this tensor: a view of one of its arguments, or new memory."""
-        address = _address(t)
-        if address is not None and all(_address(x) != address for x in arguments):
-            self._storages.pop(address, None)  # whatever was known of this address is gone
-        return self._hold(t, op)
+        place = _place(t)
+        if place is not None and all(_address(x) != place[0] for x in arguments):
+            self._storages.pop(place[0], None)  # whatever was known of this address is gone
+        return self._hold(t, op, place)
 
     def write(self, t: Tensor, op: Op) -> int:
         """`op` wrote into this tensor: all its aliases fall behind by one write."""
-        value, place = self._hold(t, op), _place(t)
+        place = _place(t)
+        value = self._hold(t, op, place)
         if place is not None:
             address, layout = place
             storage = self._storages[address]
@@ -116,14 +120,14 @@ class Memory:
         if whole:  # the last write over all of it hides what came before
             reads = reads[reads.index(whole[-1]) :]
         op = Op(None, "alias", (), {}, tuple(reads), (), self.trace.running[-1])
-        value = self._hold(t, op)
+        value = self._hold(t, op, _place(t))
         op.makes = (value,)
         self.trace.write_down(op)
         return value
 
-    def _hold(self, t: Tensor, op: Op | None) -> int:
+    def _hold(self, t: Tensor, op: Op | None, place: _Place) -> int:
         """A new value, which `t` holds from now on; without `op` it came from outside the forward."""
-        value, place = self.trace.add(t, op), _place(t)
+        value = self.trace.add(t, op)
         if place is None:
             self._without_storage[id(t)] = (weakref.ref(t), value)
             return value
@@ -135,7 +139,7 @@ class Memory:
         return value
 
 
-def _place(t: Tensor) -> tuple[int, _Layout] | None:
+def _place(t: Tensor) -> _Place:
     """The address of the storage that a tensor looks at, and how it looks at it; None if it has no plain storage."""
     address = _address(t)
     if address is None:

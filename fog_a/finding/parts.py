@@ -133,7 +133,7 @@ def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
         if op is not None and mixing(base(op.name)):
             able |= beside & set(trace.ancestors(op.call))
     able -= set(trace.ancestors(u.op.call))
-    return max((trace.calls[c] for c in able), key=lambda c: (c.parameters, c.id), default=point)
+    return max((trace.calls[c] for c in able), key=lambda c: (trace.parameters(c.id), c.id), default=point)
 
 
 def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fog_a.blocks.calls import watch
-from fog_a.blocks.tree import leaves
+from fog_a.blocks.calls import named_modules, watch
+from fog_a.blocks.tree import leaves, replaced
+from fog_a.blocks.untouched import rng_state
+from fog_a.finding.clean import Clean, worth_keeping
 from fog_a.finding.memory import Memory
 from fog_a.finding.operations import written
 from fog_a.finding.trace import Call, Op, Ref, Trace
@@ -21,16 +25,20 @@ _BLANK = frozenset(
     "new_zeros new_ones new_empty new_full new_empty_strided".split()
 )
 _FUSED = {"addmm": "mm", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
+_SIMPLE = {int, float, bool, type(None), torch.dtype, torch.device, str}
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and sums: to us it is one operation
 
 
 class Recorder(TorchDispatchMode):
-    """Fills a Trace while it is active."""
+    """Fills a Trace while it is active, and a `Clean` at the calls of these units."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], units: Collection[str] = ()) -> None:
         super().__init__()
-        self.trace = Trace(calls=[Call(0, "", nn.Module, -1, 0, 0)])
+        self.trace = Trace(calls=[Call(0, "", nn.Module, -1, 0)], modules=modules)
         self.memory = Memory(self.trace)
+        self.units = units
+        self.clean = Clean()
+        self._states: list[Any] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -42,22 +50,31 @@ class Recorder(TorchDispatchMode):
         trace = self.trace
         nth = trace.times.get(name, 0)
         trace.times[name] = nth + 1
-        parameters = sum(p.numel() for p in module.parameters())
-        call = Call(len(trace.calls), name, type(module), trace.running[-1], nth, parameters, len(trace.ops))
+        call = Call(len(trace.calls), name, type(module), trace.running[-1], nth, len(trace.ops))
         call.opaque = isinstance(module, _OPAQUE)
         call.inputs = {path: self.memory.value_of(t) for path, t in leaves({"args": args, "kwargs": kwargs})}
         trace.calls.append(call)
         trace.calls[call.parent].children.append(call.id)
         trace.running.append(call.id)
+        with torch._C._DisableTorchDispatch():  # what is done here is no operation of the model
+            if not name:
+                self._states.append(rng_state())
+            if name in self.units and self.clean.running is None and worth_keeping(args, kwargs):
+                self.clean.open((name, nth), args, kwargs)
 
     def leave(self, name: str, module: nn.Module, out: Any) -> None:
         trace = self.trace
         while len(trace.running) > 1 and trace.calls[trace.running[-1]].name != name:
             trace.running.pop()  # a call that raised and was caught by the model never left
         call = trace.calls[trace.running[-1]]
-        call.outputs = {
-            path: self.memory.value_of(t) for path, t in leaves(out)
-        }  # what was written into them, it wrote
+        with torch._C._DisableTorchDispatch():
+            if self.clean.running == (name, call.nth):
+                self.clean.end((name, call.nth), out)
+            if not name:  # a copy: a model that writes into its batch gives the batch out, which is restored
+                trace.drew = self._states.pop() != rng_state() or trace.drew
+                trace.out = replaced(out, {path: t.clone() for path, t in leaves(out)})
+        # what was written into them, it wrote
+        call.outputs = {path: self.memory.value_of(t) for path, t in leaves(out)}
         call.last = len(trace.calls) - 1
         trace.running.pop()
         if call.opaque:
@@ -78,13 +95,17 @@ class Recorder(TorchDispatchMode):
         reads, arguments = list[int](), list[Tensor]()
         name = func.overloadpacket.__name__
         writes = written(func, args, kwargs)
-        frozen_args = tuple(self._frozen(a, reads, arguments) for a in args)
+        frozen_args = tuple([self._frozen(a, reads, arguments) for a in args])
         frozen_kwargs = {k: self._frozen(a, reads, arguments) for k, a in kwargs.items()}
         out = func(*args, **kwargs)
-        if name.rstrip("_") in _BLANK:
+        if self.clean.record is not None:
+            with torch._C._DisableTorchDispatch():
+                self.clean.record.note(func, args, kwargs, writes, out)
+        plain = name.rstrip("_")
+        if plain in _BLANK:
             reads = []
         op = Op(func, name, frozen_args, frozen_kwargs, tuple(dict.fromkeys(reads)), (), self.trace.running[-1])
-        if name.rstrip("_") in _FUSED and len(args) > 2 and args[0].numel() == _size(out):
+        if plain in _FUSED and len(args) > 2 and args[0].numel() == _size(out):
             op = self._split(op, name, out)
         made = []
         for t in writes:
@@ -93,6 +114,7 @@ class Recorder(TorchDispatchMode):
         for _, t in leaves(out):
             if not any(t is w for w in writes):
                 made.append(self.memory.make(t, op, arguments))
+        self.trace.functions.add(func)
         if made:
             op.makes = tuple(made)
             pieces = len(func._schema.returns) == 1  # a list of pieces (chunk, split, unbind) is as many ways on
@@ -111,6 +133,8 @@ class Recorder(TorchDispatchMode):
         return Op(op.func, "add", (h, Ref(product)), {}, (h.value, product), (), op.call)
 
     def _frozen(self, arg: Any, reads: list[int], arguments: list[Tensor]) -> Any:
+        if type(arg) in _SIMPLE:
+            return arg
         if isinstance(arg, Tensor):
             value = self.memory.value_of(arg)
             reads.append(value)
@@ -127,13 +151,44 @@ def _size(out: Any) -> int:
     return out.numel() if isinstance(out, Tensor) else -1
 
 
-def record(model: nn.Module, run: Callable[[], Any]) -> Trace:
-    """Run `run()` once and write down what happened inside `model`."""
-    recorder = Recorder()
+def record(model: nn.Module, run: Callable[[], Any], room: int = 0) -> tuple[Trace, Clean | None]:
+    """Run `run()` once and write down what happened inside `model`.
+
+    Args:
+        room: keep the clean run of the model's repeated units where it takes no more than so many bytes.
+    """
+    modules = named_modules(model)
+    units = frozenset(name for name in modules if _is_unit(name)) if room and _plain(model) else frozenset[str]()
+    recorder = Recorder(modules, units)
+    trace, clean = recorder.trace, recorder.clean
     with torch.no_grad(), watch(model, recorder.enter, recorder.leave), recorder:
-        recorder.trace.result = run()
-        found = next((t for _, t in leaves(recorder.trace.result) if t.is_floating_point()), None)
-        recorder.trace.output = None if found is None else recorder.memory.value_of(found)
-        recorder.trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(recorder.trace.result)}
-    recorder.trace.calls[0].last = len(recorder.trace.calls) - 1
-    return recorder.trace
+        trace.result = run()
+        found = next((t for _, t in leaves(trace.result) if t.is_floating_point()), None)
+        trace.output = None if found is None else recorder.memory.value_of(found)
+        trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(trace.result)}
+    trace.calls[0].last = len(trace.calls) - 1
+    usable = clean.kept and not clean.running and not clean.overwritten and clean.bytes <= room
+    return trace, clean if usable else None
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: a trace is a hundred thousand objects that all stay, and is searched again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _is_unit(name: str) -> bool:
+    """Is it an entry of a list of modules, and that list in none? `blocks.3`, but not `blocks.3.ff.0`."""
+    *above, last = name.split(".")
+    return last.isdigit() and not any(key.isdigit() for key in above)
+
+
+def _plain(model: nn.Module) -> bool:
+    """Whether its parameters are torch's own, not spread over processes, say."""
+    return all(type(p) is nn.Parameter for p in model.parameters())

@@ -7,12 +7,12 @@ boolean ones that say how elements are moved about (indices, masks).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fog_a.blocks.tree import LeafPath
 
@@ -47,6 +47,7 @@ class Value:
     stride: tuple[int, ...] = ()
     offset: int = 0
     readers: int = 0
+    nested: bool = False
 
 
 @dataclass(slots=True)
@@ -58,7 +59,6 @@ class Call:
     kind: type
     parent: int
     nth: int
-    parameters: int
     start: int = 0
     last: int = -1
     """The last call below it; -1: it never came to its end."""
@@ -75,6 +75,7 @@ class Trace:
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
     overwritten: set[int] = field(default_factory=set)
@@ -82,14 +83,22 @@ class Trace:
     """The calls that run now, from the outside inwards."""
     result: Any = None
     output: int | None = None
+    out: Any = None
+    """What the model's own call gave out, the last time."""
+    drew: bool = False
+    """Whether it drew random numbers."""
+    functions: set[Any] = field(default_factory=set)
+    """Every operation that ran, also those that make no tensor."""
 
     def add(self, t: Tensor, op: Op | None) -> int:
         """A new value, of this tensor's shape and layout."""
-        plain = t.layout == torch.strided and not t.is_nested
-        layout = (t.stride(), int(t.storage_offset())) if plain else ((), 0)
-        continuous = t.is_floating_point() or t.is_complex()
-        shape = (t.numel(),) if t.is_nested else tuple(t.shape)
-        self.values.append(Value(op, shape, t.is_floating_point(), continuous, *layout))
+        floating, nested = t.is_floating_point(), t.is_nested
+        continuous = floating or t.is_complex()
+        if t.layout == torch.strided and not nested:
+            value = Value(op, tuple(t.shape), floating, continuous, t.stride(), int(t.storage_offset()))
+        else:
+            value = Value(op, (t.numel(),) if nested else tuple(t.shape), floating, continuous, nested=nested)
+        self.values.append(value)
         return len(self.values) - 1
 
     def write_down(self, op: Op, ways: int = 1) -> None:
@@ -97,6 +106,10 @@ class Trace:
         for v in op.reads:
             self.values[v].readers += ways
         self.ops.append(op)
+
+    def parameters(self, call: int) -> int:
+        """How many parameters the called module has."""
+        return sum(p.numel() for p in self.modules[self.calls[call].name].parameters())
 
     def ancestors(self, call: int) -> Iterator[int]:
         """The call itself and all around it, outwards."""

@@ -28,6 +28,16 @@ class Diverged(Exception):
     """A call did other operations than in the clean run."""
 
 
+class Numbers:
+    """An answer without a tensor: what was read off tensors."""
+
+    def __init__(self, out: Any) -> None:
+        self.out = out
+
+    def __call__(self, args: Any, kwargs: Any) -> Any:
+        return self.out
+
+
 class Held:
     """An answer with tensors that outlive the call that made them."""
 
@@ -53,20 +63,30 @@ class Record(TorchDispatchMode):
         """Tensors from outside the call that it wrote into."""
         self._own: set[int] = set()
 
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing that was computed inside can reach others, but by what the call gave out."""
+        return not self.written and not any(isinstance(answer, (Held, Numbers)) for _, answer in self.answers)
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # a probe compiles nothing; torch's guard against it would cost an import and time at every call
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        changed = written(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        changed = written(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self.note(func, args, kwargs, changed, out)
+        return out
+
+    def note(self, func: Any, args: Any, kwargs: Any, changed: list[Tensor], out: Any) -> None:
+        """An operation has run, which wrote into `changed` and gave `out`."""
         self.written += [t for t in changed if t.untyped_storage()._cdata not in self._own]
-        out = func(*args, **(kwargs or {}))
-        self.answers.append((func, self._answer(func, out, args, kwargs or {})))
+        self.answers.append((func, self._answer(func, out, args, kwargs)))
         fresh = {path: x for path, x in leaves(out) if not any(x is t for t in changed)}
         self.made.append({path: weakref.ref(x) for path, x in fresh.items()})
         given = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
         self._own |= {x.untyped_storage()._cdata for x in fresh.values()} - given
-        return out
 
     def escape(self, out: Any) -> None:
         """What is held when the call has ended, beside what it gave out (a cache it filled), is given back as it is
@@ -90,7 +110,7 @@ class Record(TorchDispatchMode):
             return self.scratch.like(out)
         made = {path: self.scratch.like(x) for path, x in leaves(out)}
         if not made:
-            return lambda args, kwargs: out  # a number read off a tensor
+            return Numbers(out)
         out = replaced(out, dict.fromkeys(made))
         return lambda args, kwargs: replaced(out, {path: x.detach() for path, x in made.items()})
 

@@ -1,0 +1,182 @@
+"""The clean run: what some module calls gave out, and how their operations are answered when they are skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fog_a.blocks.block import GatePoint
+from fog_a.blocks.calls import Key, at_calls, tree
+from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
+from fog_a.blocks.untouched import rng_state
+from fog_a.finding.skipping import Answer, Diverged, Record, Scratch, Skip
+
+WORTH = 32768
+"""A call on fewer elements is run in less time than it is skipped in, and so it is on a GPU."""
+_MISFITS = (Diverged, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+
+
+class Clean:
+    """Open it around the clean run, with `begin` and `end` at the calls, and around runs with `skip` and `resume`.
+
+    Attributes:
+        kept: what each call gave out.
+        random: the first module that drew random numbers, or None.
+        problem: why the calls cannot be skipped, or None.
+        first: the first call, and what it was called with.
+        steady: whether the first call was called with the same in the last run that skipped all.
+        faithful: the calls that were skipped in a run which gave the clean velocity.
+    """
+
+    def __init__(self, copies: bool = False) -> None:
+        self.kept: dict[Key, Any] = {}
+        self.random: str | None = None
+        self.problem: str | None = None
+        self.faithful: frozenset[Key] = frozenset()
+        self.first: tuple[Key, dict[LeafPath, Tensor]] | None = None
+        self.steady = True
+        self.copies = copies
+        self._sealed: set[Key] = set()
+        self._answers: dict[Key, list[Answer]] = {}
+        self._versions: dict[Key, list[int]] = {}
+        self._writes: dict[Key, dict[LeafPath, Tensor]] = {}
+        self._running: list[tuple[Key, Record, Any, dict[LeafPath, Tensor]]] = []
+        self._writing: dict[Key, list[tuple[Tensor, Tensor]]] = {}
+        self._modes = contextlib.ExitStack()
+        self._scratch = Scratch()
+
+    def __enter__(self) -> Clean:
+        self._writing.clear()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._modes.close()
+
+    # ---- the clean run
+
+    def open(self, key: Key, args: Any, kwargs: Any) -> Record:
+        """A call begins, whose operations are to be noted in the record."""
+        record, inputs = Record(self._scratch), dict(leaves(tree(args, kwargs)))
+        self._running.append((key, record, rng_state(), inputs))
+        if self.first is None:
+            plain = {path: x for path, x in inputs.items() if x.layout is torch.strided and not x.is_nested}
+            self.first = key, {path: x.clone() for path, x in plain.items()}
+        return record
+
+    def begin(self, key: Key, args: Any, kwargs: Any) -> None:
+        """A call begins, whose operations are written down."""
+        self._modes.enter_context(self.open(key, args, kwargs))
+
+    def end(self, key: Key, out: Any) -> None:
+        """The call has given this out: it is kept."""
+        _, record, state, given = self._running.pop()
+        self._modes.pop_all().close()
+        record.escape(out)
+        self._answers[key] = record.answers
+        self._outside(key, record, given)
+        self.random = self.random or (key[0] if state != rng_state() else None)
+        self.kept[key] = _copied(out) if self.copies else out
+        self._versions[key] = _versions(self.kept[key])
+        if record.sealed:
+            self._sealed.add(key)
+
+    @property
+    def running(self) -> Key | None:
+        """The call that has begun and not ended."""
+        return self._running[-1][0] if self._running else None
+
+    @property
+    def record(self) -> Record | None:
+        """What its operations are noted in."""
+        return self._running[-1][1] if self._running else None
+
+    def _outside(self, key: Key, record: Record, given: dict[LeafPath, Tensor]) -> None:
+        """What the call wrote into what it was given is written again when it is skipped."""
+        places = {x.untyped_storage()._cdata: path for path, x in given.items()} if record.written else {}
+        paths = [places.get(t.untyped_storage()._cdata) for t in record.written]
+        if None in paths:
+            self.problem = f"{key[0]} writes into something that it was not given"
+            return
+        self._writes[key] = {p: given[p].clone() for p in paths if p is not None}
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model wrote into something that was kept, which then has to be a copy."""
+        return not self.copies and any(_versions(out) != self._versions[key] for key, out in self.kept.items())
+
+    @property
+    def bytes(self) -> int:
+        """How much memory is kept, beside the operations' answers."""
+        kept = [x.untyped_storage() for out in self.kept.values() for _, x in leaves(out)]
+        return sum({memory._cdata: memory.nbytes() for memory in kept}.values())
+
+    # ---- runs that skip
+
+    def skip(self, key: Key, args: Any, kwargs: Any, made: list[weakref.ref[Tensor]] | None = None) -> None:
+        """A call begins, of which nothing is computed. `made`: what its operations are answered is noted there."""
+        self._writing[key] = [(leaf(tree(args, kwargs), path), x) for path, x in self._writes[key].items()]
+        self._modes.enter_context(Skip(self._answers[key], made))
+
+    def resume(self, key: Key) -> Any:
+        """The call ends: what it gave out in the clean run."""
+        self._modes.pop_all().close()
+        for place, x in self._writing.pop(key):
+            place.copy_(x)
+        return _copied(self.kept[key]) if self.copies else self.kept[key]
+
+    def check(
+        self, modules: Mapping[str, nn.Module], calls: Mapping[Key, GatePoint], run: Callable[[], Tensor], v: Tensor
+    ) -> bool:
+        """With every one of these calls skipped the clean velocity must come out: a call that leaves something behind
+        for others, beside its output, cannot be skipped. `faithful` names them if so."""
+        made: list[weakref.ref[Tensor]] = []
+
+        def before(key: Key, args: Any, kwargs: Any) -> None:
+            self.steady = self.steady and self.entered(key, args, kwargs)
+            self.skip(key, args, kwargs, made)
+
+        self.steady = True
+        try:
+            with self, at_calls(modules, calls, before, lambda key, args, kwargs, out: self.resume(key)):
+                again = run()
+            if any(x() is not None for x in made):
+                return False  # something made inside is still held: who knows by whom
+        except _MISFITS:
+            return False
+        if again.shape != v.shape or not torch.equal(again, v):
+            return False
+        self.faithful = frozenset(calls)
+        return True
+
+    def entered(self, key: Key, args: Any, kwargs: Any) -> bool:
+        """Whether the first call is called with what it was called with in the clean run; True for any other call."""
+        if self.first is None or key != self.first[0]:
+            return True
+        return all(torch.equal(leaf(tree(args, kwargs), path), x) for path, x in self.first[1].items())
+
+    def seals(self, points: Collection[GatePoint]) -> bool:
+        """Whether all that these calls compute reaches others through what a closed gate replaces, if at all."""
+        return all(
+            (p.module, p.call) in self._sealed
+            and {path for path, _ in leaves(self.kept[p.module, p.call])} == set(p.give)
+            and not any(source is not None and source.inside for source in p.give.values())
+            for p in points
+        )
+
+
+def worth_keeping(args: Any, kwargs: Any) -> bool:
+    """Whether a call with these arguments takes longer to run than to skip."""
+    return any(x.numel() >= WORTH and x.device.type == "cpu" for _, x in leaves((args, kwargs)))
+
+
+def _copied(out: Any) -> Any:
+    return replaced(out, {path: x.clone() for path, x in leaves(out)})
+
+
+def _versions(out: Any) -> list[int]:
+    return [0 if x.is_inference() else x._version for _, x in leaves(out)]
