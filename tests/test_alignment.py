@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -211,6 +212,43 @@ def test_a_copy_listens_to_the_copy_of_its_model() -> None:
     assert all(p.grad is None for p in flow.module.parameters())
 
 
+def test_a_model_with_hooks_can_be_saved(tmp_path: Path) -> None:
+    """What is loaded again has hooks that do nothing."""
+    flow, reg, batch = aligned()
+    torch.save(flow.module, tmp_path / "net.pt")
+    net, values = torch.load(tmp_path / "net.pt", weights_only=False), []
+    for run_loaded in (False, True):
+        torch.manual_seed(0)
+        flow.loss(batch)
+        if run_loaded:
+            net(2 * batch["x1"], torch.rand(6))
+        values.append(float(reg(batch).detach()))
+    assert values[0] == values[1]
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), flow.module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_the_last_forward_with_grad_is_aligned(train: bool) -> None:
+    """Whatever runs without grad before it or after it, as for self-conditioning or samples to look at."""
+    flow, reg, batch = aligned(time_weight=TimeWeight("soft"))
+    torch.manual_seed(0)
+    flow.loss(batch)
+    expected = reg(batch)
+    other = torch.randn(6, 7, 6)
+    flow.module(other, torch.rand(6))  # a forward with grad: not the last one
+    torch.manual_seed(0)
+    flow.loss(batch)
+    with torch.no_grad():
+        flow.module.train(train)
+        flow.module(other, torch.zeros(6))
+    assert torch.equal(reg(batch), expected)
+    with torch.no_grad():
+        flow.module.train()(other, torch.zeros(6))
+    torch.manual_seed(0)
+    flow.loss(batch)
+    assert torch.equal(reg(batch), expected)
+
+
 def test_one_forward_a_step_and_nothing_kept_after_it() -> None:
     flow, reg, batch = aligned()
     calls = []
@@ -254,6 +292,52 @@ def test_the_choice_after_the_warmup() -> None:
         assert sum(reg.selection.weights(domain).values()) == pytest.approx(0.5)
         assert reg.selection.samples[domain] == 6  # 3 probes of 2
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in reg.parameters())
+
+
+def test_the_choice_is_shown_where_the_user_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    flow, batch = a_flow(), a_batch()
+    reg = AGREPA(flow, Statistics(), k=2, warmup=3, every=1)
+    for _ in range(5):
+        flow.loss(batch)
+        reg(batch)
+    said = capsys.readouterr().err
+    assert said.count("fog_a: layers chosen at step 3") == 1 and "blocks.3 (layer 4): λ" in said
+    reg = AGREPA(flow, Statistics(), k=1, warmup=2, every=1, by="top", probe=undecided)
+    for _ in range(2):
+        flow.loss(batch)
+        reg(batch)
+    assert "of resamples, not settled" in capsys.readouterr().err
+
+
+def undecided(flow: Any, batch: Any, blocks: Any, draw: Any) -> fog_a.Scores:
+    """A probe whose layers take turns on top."""
+    samples = flow.samples(batch)
+    values = torch.rand(len(samples), 1, 4, generator=torch.Generator().manual_seed(draw.seed)).numpy()
+    return fog_a.Scores(values, blocks.names, (draw.t,), samples.domains, samples.ids, "contribution", {})
+
+
+def test_a_run_that_ended_in_its_warmup_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    flow, batch = a_flow(), a_batch()
+    reg = AGREPA(flow, Statistics(), warmup=500)
+    reg.close()
+    assert capsys.readouterr().err == ""
+    reg.open()
+    for _ in range(20):
+        flow.loss(batch)
+        reg(batch)
+    reg.close()
+    message = "AGREPA has aligned nothing in 20 steps: its warm-up takes 500. Type AGREPA(..., warmup=2)"
+    assert message in capsys.readouterr().err
+    reg.close()
+    del reg
+    gc.collect()
+    assert capsys.readouterr().err == ""
+    other = AGREPA(flow, Statistics(), warmup=500)
+    flow.loss(batch)
+    other(batch)
+    del other  # as at the end of a program
+    gc.collect()
+    assert "AGREPA has aligned nothing in 1 steps" in capsys.readouterr().err
 
 
 def test_a_domain_that_no_batch_has_is_waited_for() -> None:

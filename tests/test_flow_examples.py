@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+import random
+import shutil
 import sys
 import textwrap
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any
 
 import flow_cases
 import pytest
+import torch
 from torch.utils.data import Dataset
 
 import fog_a
@@ -133,29 +136,45 @@ def falls(log: list[Any]) -> None:
     assert len(terms) >= 4 and len(terms) < len(log) and terms[-1] < terms[0]
 
 
-def test_f5_ttss_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f5_ttss_own_trainer_unedited_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of the two lines adds the term in the model's forward; their checkpoint holds the alignment."""
     for package in ("accelerate", "ema_pytorch"):
         pytest.importorskip(package)
     shown = example("f5_tts", monkeypatch)
     monkeypatch.setattr(flow_cases.stub("wandb"), "api", type("api", (), {"api_key": None}), raising=False)
     trainer: Any = importlib.import_module("f5_tts.model.trainer").Trainer
-    items = [
-        {"mel_spec": i.mel[:64].T[None], "text": "".join(chr(48 + int(k)) for k in i.tokens[:32])}
-        for i in load_corpus(audio=True).train[:16]
-    ]
-    model, log = shown.new_model(), []
-    its = trainer(
-        model, epochs=5, learning_rate=1e-3, num_warmup_updates=1, checkpoint_path=str(tmp_path), batch_size_per_gpu=8,
-        logger=None, keep_last_n_checkpoints=0,
-    )  # fmt: skip
-    reg = fog_a.AGREPA(model, MEL, k=2, warmup=4, every=2, features=lambda b: b["mel"].mean(2)[:, :MEL])  # 1
-    its.optimizer.add_param_group({"params": list(reg.parameters())})  # 2
-    line = "self.accelerator.backward(loss)"
-    train = patched(
-        trainer, "train", line, f"loss = loss + reg(batch); log.append(reg.metrics()); {line}", reg=reg, log=log
-    )
-    train(its, Clips(items), num_workers=1)
+    clip = load_corpus(audio=True).train[0]  # alone: their trainer resumes another order of the data
+    items = [{"mel_spec": clip.mel[:64].T[None], "text": "".join(chr(48 + int(k)) for k in clip.tokens[:32])}] * 16
+
+    def train(folder: Path) -> tuple[Any, Any, list[Any]]:
+        torch.manual_seed(0)
+        model, log = shown.new_model(), []
+        reg = fog_a.AGREPA(model, MEL, k=2, warmup=4, every=2, features=lambda b: b["mel"].mean(2)[:, :MEL])  # 1
+        reg.attach(model)  # 2
+        its = trainer(
+            model, epochs=5, learning_rate=1e-3, num_warmup_updates=1, checkpoint_path=str(folder), save_per_updates=3,
+            batch_size_per_gpu=8, logger=None, last_per_updates=100,
+        )  # fmt: skip
+
+        def begin(*_: Any) -> None:  # their trainer does not resume random numbers
+            torch.manual_seed(reg.step)
+            random.seed(reg.step)
+
+        model.register_forward_pre_hook(begin)
+        model.register_forward_hook(lambda *_: log.append(reg.metrics()))
+        its.train(Clips(items), num_workers=1, resumable_with_seed=0)
+        return model, reg, log
+
+    whole, reg, log = train(tmp_path / "whole")
     falls(log)
+    for cut in ("3", "6"):  # in the warm-up, and after it
+        (tmp_path / cut).mkdir()
+        shutil.copy(tmp_path / "whole" / f"model_{cut}.pt", tmp_path / cut)
+        again, resumed, rest = train(tmp_path / cut)
+        assert resumed.step == reg.step == 10 and len(rest) == 10 - int(cut)
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    keys = torch.load(tmp_path / "whole" / "model_6.pt", weights_only=True)["model_state_dict"].keys()
+    assert [key for key in keys if "ag_repa" in key] == ["ag_repa.state"]
 
 
 def test_voiceboxs_own_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,46 @@ class TestLightning:
         assert reg.step == 4 and unhooked(again.net)
         assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
 
+    def test_pure_bfloat16_and_a_run_that_is_too_short(self) -> None:
+        """`bf16-true` turns heads and batch into bfloat16; sums over the training stay exact."""
+        import lightning.pytorch as pl
+
+        from fog_a.aligning.lightning import AlignmentCallback
+
+        def fit(steps: int, **options: Any) -> AGREPA:
+            flow = a_flow()
+            reg = AGREPA(flow, two_teachers(), **{"k": 2, "warmup": 2, "every": 1, **options})
+
+            class Training(pl.LightningModule):
+                def __init__(self) -> None:
+                    super().__init__()
+                    self.net = flow.module
+
+                def training_step(self, batch: Any, index: int) -> Tensor:
+                    return flow.loss(batch) + self.ag_repa(batch)  # pyright: ignore[reportCallIssue]
+
+                def configure_optimizers(self) -> torch.optim.Optimizer:
+                    return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+            quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+            trainer = pl.Trainer(
+                max_steps=steps, accelerator="cpu", precision="bf16-true", enable_checkpointing=False,
+                callbacks=[AlignmentCallback(reg)], **quiet,
+            )  # fmt: skip
+            trainer.fit(Training(), DataLoader(rows(), batch_size=4, collate_fn=collate))
+            return reg
+
+        reg = fit(5, center=True)
+        assert reg.selection is not None and all(p.dtype == torch.bfloat16 for p in reg.parameters())
+        assert reg.slots.center is not None and reg.slots.center.sums.dtype == torch.float64
+        assert reg.slots.center.counts.tolist() == [6.0, 6.0]
+        assert all(torch.isfinite(torch.tensor(v)) for v in reg.metrics().values())
+        with warnings.catch_warnings(record=True) as said:  # Lightning's own are among them
+            warnings.simplefilter("always")
+            fit(3, warmup=40)
+        message = "this run has 3 optimizer steps, and AGREPA's warm-up takes 40: nothing will be aligned. Type "
+        assert [w for w in said if str(w.message).startswith(message)]
+
     def test_the_name_is_not_taken_from_another(self) -> None:
         import lightning.pytorch as pl
 
@@ -259,6 +300,12 @@ class TestTrainer:
         trainer.train()
         logged = [entry["step"] for entry in trainer.state.log_history if "contribution/sound/blocks.0" in entry]
         assert logged == [2, 4] == list(callback.watch.history)
+
+    def test_a_run_that_is_too_short_says_so(self, tmp_path: Path) -> None:
+        _, reg, trainer = self.trainer(tmp_path, 4)
+        with pytest.warns(UserWarning, match="this run has 4 optimizer steps, and AGREPA's warm-up takes 4"):
+            trainer.train()
+        assert reg.selection is not None  # chosen after the last step
 
     @pytest.mark.parametrize("labels", [False, True])
     def test_accumulation_does_not_change_its_weight(self, tmp_path: Path, labels: bool) -> None:

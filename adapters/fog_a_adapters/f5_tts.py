@@ -114,6 +114,11 @@ class F5TTSAdapter(Flow):
         x1, lengths, _ = self._read(batch, text=False)
         return self.model(x1, text=batch["text"], lens=lengths)[0]
 
+    def batch_of(self, inp: Tensor, text: Any, *, lens: Any = None, **_: Any) -> dict[str, Any]:
+        """The batch of a call of `CFM.forward`, as its Trainer makes it."""
+        lengths = torch.full((len(inp),), inp.shape[1], device=inp.device) if lens is None else lens
+        return {"mel": inp.transpose(1, 2), "mel_lengths": lengths, "text": text}
+
     def _read(self, batch: Any, text: bool = True) -> tuple[Tensor, Tensor, Any]:
         require_keys(batch, KEYS, "F5-TTS", HINT)
         found = to_module({key: batch[key] for key in KEYS}, self.module, "mel")

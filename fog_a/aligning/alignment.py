@@ -9,6 +9,7 @@ domains are summed.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -17,16 +18,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fog_a.aligning.aligner import Aligner, averages
+from fog_a.aligning.attached import Attached
 from fog_a.aligning.course import Course
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening, Local
-from fog_a.aligning.progress import Progress
+from fog_a.aligning.progress import Progress, say_if_idle
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import merged
 from fog_a.aligning.warmup import Probe, Warmup, contribution
 from fog_a.aligning.width import head_sizes
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import unwrapped
+from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
@@ -94,7 +98,9 @@ class AGREPA(Progress):
         self._group = group
         self._warmup = Warmup(self.flow, self.recipe, self.domains, blocks, group, probe)
         self._course = Course(self.recipe, Selection.of(selection, self.domains, self.recipe.total))
+        weakref.finalize(self, say_if_idle, self._course)  # when it is dropped, or when the program ends
         self._last: dict[str, Tensor] = {}
+        self._attached: list[Attached] = []  # in a list: no submodule
         layers = None if self.selection is None else {d: list(self.selection.weights(d)) for d in self.domains}
         candidates = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
@@ -110,19 +116,45 @@ class AGREPA(Progress):
             if batch is not None:
                 self._listen(batch)
 
+    def attach(self, model: nn.Module, batch: Callable[..., Any] | None = None) -> None:
+        """Add the term in the model's own forward, for a trainer that you cannot edit.
+
+        Attach before the trainer makes its optimizer: the heads become parameters of the model. The model's state
+        dict holds `reg.state_dict()` under `ag_repa.state`.
+
+        Args:
+            model: its forward gives the loss: a scalar, an output with a `loss`, or a tuple that begins with it.
+            batch: what the flow reads, of the model's arguments: batch(*args, **kwargs). Default: `flow.batch_of`.
+
+        Raises Unsupported when attached already.
+        """
+        if any(attached.live for attached in self._attached):
+            raise Unsupported("this AGREPA is attached to a model already. Type reg.detach() first")
+        self._attached = [Attached(self, unwrapped(model), batch or self.flow.batch_of)]
+
+    def detach(self) -> None:
+        """The reverse of `attach`: nothing stays on the model."""
+        for attached in self._attached:
+            attached.detach()
+
     def open(self) -> None:
-        """Listen again after `close`."""
+        """Listen again after `close`; it does not attach again."""
         self._listening.open()
 
     def close(self) -> None:
-        """Take all hooks off the model: to export, pickle or deepcopy it."""
+        """Take all hooks off the model, and detach."""
         self._listening.close()
+        self.detach()
+        say_if_idle(self._course)
 
     def forward(self, batch: Any, *, features: Any = None, t: Tensor | None = None) -> Float[Tensor, ""]:
-        """The alignment term for the batch of the last forward.
+        """The alignment term for the batch of the last forward with grad.
+
+        Of several forwards in a step the last one with grad is aligned; one in eval mode or under no_grad does not
+        count.
 
         Args:
-            batch: what the model was just trained on.
+            batch: what that forward was given.
             features: teacher features of this batch, instead of asking the teachers.
             t: the samples' flow times (B,), for `time_weight` and heads by time.
 

@@ -9,6 +9,7 @@ Without that direction, the term can only fall by what tells samples apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,12 @@ class Center(nn.Module):
         self.register_buffer("counts", torch.zeros(len(self.dims), dtype=torch.float64))
         self.sums: Tensor
         self.counts: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moved with the heads, and still exact where they become bfloat16."""
+        device = fn(self.sums.new_empty(0)).device
+        self.sums, self.counts = self.sums.to(device), self.counts.to(device)
+        return self
 
     def forward(self, targets: Mapping[str, Target], group: Group = None) -> dict[str, Target]:
         """The targets less the mean of their domain so far, this batch included."""

@@ -34,6 +34,8 @@ class Course:
         self.aligned = 0
         """Those of them that were aligned."""
         self.plateau = Plateau(recipe.schedule)
+        self.told = False
+        """Whether the user knows that nothing is aligned in a run as short as this."""
 
     @property
     def step(self) -> int:

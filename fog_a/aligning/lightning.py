@@ -44,6 +44,9 @@ class AlignmentCallback(Callback):
             self.reg.accumulate(trainer.accumulate_grad_batches)
             self.reg.open()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.reg.expect(trainer.estimated_stepping_batches)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -47,6 +47,7 @@ class Listening:
         self.t: Tensor | None = None
         """The flow times of the last forward, where the adapter names by `t` the network's argument that holds them."""
         self._tap: tap | None = None
+        self._ignores = False  # whether the forward that runs now leaves nothing
         self._entrance = contextlib.ExitStack()
         self.open()
 
@@ -69,11 +70,11 @@ class Listening:
                 check_local(block, named_modules(self.flow.module))
             self.blocks = blocks
         if self.blocks is not None and self._tap is None:
-            self._tap = tap(self.blocks, when=lambda: worth_recording(self.flow)).open()
+            self._tap = tap(self.blocks, when=self._hears).open()
             if "torch._dynamo" in sys.modules:
                 torch.compiler.reset()  # code compiled before the hooks were there would never call them
         if self.clock or self.blocks is not None:
-            self._hear_time()
+            self._stand_at_the_entrance()
 
     def close(self) -> None:
         """Take every hook away; the model is as if we had never been there."""
@@ -138,21 +139,25 @@ class Listening:
             )
         return tokens, mask
 
-    def _hear_time(self) -> None:
-        """Keep the argument t of each training forward."""
+    def _hears(self) -> bool:
+        return worth_recording(self.flow) and (torch.compiler.is_compiling() or not self._ignores)
+
+    def _stand_at_the_entrance(self) -> None:
+        """Keep the argument t of each training forward, and ignore one without grad that comes after one with it."""
         network, name = unwrapped(self.flow.module), self.flow.t
         arguments = list(inspect.signature(network.forward).parameters)
-        if name not in arguments:
-            return
-        place = arguments.index(name)
+        place = arguments.index(name) if name in arguments else len(arguments)
 
-        def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if worth_recording(self.flow):
+        def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not torch.compiler.is_compiling():
+                trained = self._tap is not None and any(h.requires_grad for (h, *_) in self._tap.all.values())
+                self._ignores = trained and not torch.is_grad_enabled()
+            if self._hears():
                 t = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
                 self.t = t.detach() if isinstance(t, Tensor) else None
 
         self._entrance.close()
-        self._entrance.enter_context(hooked(network, before=keep))
+        self._entrance.enter_context(hooked(network, before=enter))
 
     def state(self) -> list[dict[str, Any]] | None:
         """Where to listen, JSON-able: a resumed run listens from its first forward on."""

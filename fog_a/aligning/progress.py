@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 from torch import Tensor, nn
 
 from fog_a.aligning.course import Course, State
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.warmup import Warmup
+from fog_a.ranks import is_first
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 
@@ -60,6 +64,28 @@ class Progress(nn.Module):
         probes = max(self._warmup.counts.values())
         return {**values, "ag_repa/weight": self.weight, "ag_repa/probes": float(probes)}
 
+    def expect(self, steps: float) -> None:
+        """Warn of a training of so many optimizer steps in which nothing would be aligned; integrations call it."""
+        if self.selection is None and self.recipe.warmup >= steps:
+            self._course.told = True
+            warnings.warn(
+                f"this run has {steps:g} optimizer steps, and AGREPA's warm-up takes {self.recipe.warmup}: nothing "
+                f"will be aligned. Type AGREPA(..., warmup={max(1, int(steps) // 10)}), or pass selection=",
+                stacklevel=3,
+            )
+
     def accumulate(self, calls: int) -> None:
         """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
         self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
+
+
+def say_if_idle(course: Course) -> None:
+    """A line for a training that ended in its warm-up: it has aligned nothing."""
+    if course.calls and course.selection is None and not course.told:
+        course.told = True
+        if is_first():
+            print(
+                f"fog_a: AGREPA has aligned nothing in {course.step} steps: its warm-up takes {course.recipe.warmup}. "
+                f"Type AGREPA(..., warmup={max(1, course.step // 10)}), or pass selection=",
+                file=sys.stderr,
+            )

@@ -34,6 +34,11 @@ class AlignmentCallback(TrainerCallback):
     def __init__(self, reg: AGREPA) -> None:
         self.reg = reg
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.reg.expect(state.max_steps)
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

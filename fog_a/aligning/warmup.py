@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
-from fog_a.ranks import Group, once
+from fog_a.ranks import Group, is_first, once
 from fog_a.scores.scores import Scores
 from fog_a.scores.select import select
 from fog_a.scores.selection import Selection
@@ -122,7 +123,8 @@ class Warmup:
         scores = self.scores(signature(blocks.model, blocks))
         chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
         self.rows, self.chosen_at = [], step
-        log.info("fog_a: layers chosen at step %d\n%s", step, chosen.explain())
+        if is_first(self.group):
+            print(f"fog_a: layers chosen at step {step}\n{chosen.explain()}", file=sys.stderr)
         return chosen
 
     def call(self, step: int) -> None:
@@ -175,7 +177,7 @@ class Warmup:
         rows = []
         for i, values in zip(index, scores.values[:, 0].tolist(), strict=True):
             score = dict(zip(scores.layers, values, strict=True))
-            row = {"domain": samples.domains[i], "id": samples.ids[i], "t": t}
+            row = {"domain": samples.domains[i], "id": samples.ids[i], "group": samples.groups[i], "t": t}
             rows.append({**row, "values": [score.get(name) for name in blocks.names]})
         return list(blocks.names), rows
 
@@ -205,7 +207,7 @@ class Warmup:
             times=None,
             domains=tuple(row["domain"] for row in self.rows),
             ids=tuple(f"{i}:{row['id']}" for i, row in enumerate(self.rows)),
-            groups=tuple(row["id"] for row in self.rows),
+            groups=tuple(row["group"] for row in self.rows),
             kind="contribution",
             info={
                 "signature": model,

@@ -71,19 +71,31 @@ def hooked(
             handle.remove()
 
 
-def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
-    def ours(m: nn.Module) -> bool:
-        """A deep copy (an EMA) carries the hooks along, but is a module of its own; a DataParallel replica is not."""
-        return m is module or getattr(m, "_is_replica", False)
+class Hook:
+    """A hook on one module. A copy of the module, or what is pickled of it, has a hook that does nothing."""
 
+    def __init__(self, module: nn.Module, act: Callable[..., Any]) -> None:
+        self.module, self.act = module, act
+
+    def __call__(self, m: nn.Module, *call: Any) -> Any:
+        return self.act(*call) if m is self.module or getattr(m, "_is_replica", False) else None  # of a DataParallel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoHook, ()
+
+
+class NoHook:
+    """What is left of a hook in a copy: an average of the weights, a saved model."""
+
+    def __call__(self, *call: Any) -> None:
+        return None
+
+
+def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
     if before is not None:
-        yield module.register_forward_pre_hook(
-            lambda m, args, kwargs: before(args, kwargs) if ours(m) else None, with_kwargs=True
-        )
+        yield module.register_forward_pre_hook(Hook(module, before), with_kwargs=True)
     if after is not None:
-        yield module.register_forward_hook(
-            lambda m, args, kwargs, out: after(args, kwargs, out) if ours(m) else None, with_kwargs=True
-        )
+        yield module.register_forward_hook(Hook(module, after), with_kwargs=True)
 
 
 @contextlib.contextmanager

@@ -110,6 +110,22 @@ class Flow(abc.ABC):
             "the adapter: see docs/write-an-adapter.md"
         )
 
+    def batch_of(self, *args: Any, **kwargs: Any) -> Any:
+        """The batch of a call of the model's own forward, for `AGREPA.attach`: its one argument, or its keywords.
+
+        Raises:
+            Unsupported: several arguments, of which an adapter must make the batch.
+        """
+        if len(args) == 1 and not kwargs:
+            return args[0]
+        if args:
+            raise Unsupported(
+                f"the forward of {type(self.model).__name__} got {len(args)} arguments and keywords "
+                f"{', '.join(kwargs) or 'none'}, and {type(self).__name__} does not say which batch they are. Type "
+                "reg.attach(model, batch=lambda *args, **kwargs: ...)"
+            )
+        return kwargs
+
     def flow_time(self, tau: Tensor) -> Tensor:
         """The t in [0, 1] of what the network's argument `t` holds; by default it holds t itself."""
         return tau

@@ -83,6 +83,7 @@ class Depth:
     interface: Float[Tensor, "S E"] | None = None
     ids: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     targets: dict[str, tuple[list[int], Float[Tensor, "n E"]]] = field(default_factory=dict)
     single: bool = True
 
@@ -123,6 +124,7 @@ def read_depth(
         interfaces.append(interface)
         depth.ids += samples.ids
         depth.domains += samples.domains
+        depth.groups += samples.groups
     assert depth is not None  # each() raises where there is no batch
     depth.z = torch.cat(zs)
     depth.interface = None if any(z0 is None for z0 in interfaces) else torch.cat(interfaces)

@@ -68,6 +68,7 @@ def gradnorm(
     rows: list[list[float]] = []
     ids: list[str] = []
     domains: list[str] = []
+    clips: list[str] = []
     for item in each(batch):
         blocks = blocks_of(flow, item, blocks)
         samples = flow.samples(item)
@@ -77,6 +78,7 @@ def gradnorm(
             rows.append(np.mean(norms, axis=0).tolist())
         ids += samples.ids
         domains += samples.domains
+        clips += samples.groups
     assert isinstance(blocks, Blocks)  # each() raises where there is no batch
     info = {
         "seed": seed,
@@ -84,9 +86,8 @@ def gradnorm(
         "signature": signature(flow.module, blocks),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    return Scores(
-        np.array(rows, dtype=np.float32)[:, None], blocks.names, None, tuple(domains), tuple(ids), "gradnorm", info
-    )
+    values = np.array(rows, dtype=np.float32)[:, None]
+    return Scores(values, blocks.names, None, tuple(domains), tuple(ids), "gradnorm", info, tuple(clips))
 
 
 def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[float]:

@@ -1,6 +1,6 @@
 """One teacher's features beside the layers' descriptors, in two halves: one fits a head, the other is scored.
 
-Halves are of different clips (ids), never of different times or layers of one clip.
+Halves are of different clips (`Samples.groups`), never of different times or layers of one clip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Described:
     Attributes:
         rows: where they stand in the `Depth`.
         domains: their names.
-        clip: one number per id: the same for the same clip.
+        clip: one number per group: the same for crops of the same clip.
         z: descriptors of the layers. interface: of the interface, or None. y: the teacher's features.
     """
 
@@ -88,7 +88,7 @@ def halves(depth: Depth, fit: Depth | None, seed: int, all_scored: bool) -> list
 def _described(depth: Depth) -> dict[str, Described]:
     """The samples of each head."""
     targets = {"all": _joined(depth)} if depth.single and depth.targets else depth.targets
-    clip = torch.from_numpy(np.unique(np.array(depth.ids), return_inverse=True)[1])
+    clip = torch.from_numpy(np.unique(np.array(depth.groups), return_inverse=True)[1])
     described = {}
     for key, (rows, y) in targets.items():
         interface = None if depth.interface is None else depth.interface[rows]

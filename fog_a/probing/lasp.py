@@ -130,8 +130,8 @@ def storage(depth: Depth, lenses: Sequence[Lens], beside: Sequence[Control], inf
         "warnings": _doubts(lenses),
         **beside_scores(lenses, beside),
     }
-    domains, ids = tuple(depth.domains[i] for i in rows), tuple(depth.ids[i] for i in rows)
-    return Scores(values[rows].numpy(), depth.layers, depth.times, domains, ids, "storage", info)
+    domains, ids, groups = (tuple(x[i] for i in rows) for x in (depth.domains, depth.ids, depth.groups))
+    return Scores(values[rows].numpy(), depth.layers, depth.times, domains, ids, "storage", info, groups)
 
 
 def _doubts(lenses: Sequence[Lens]) -> list[str]:

@@ -19,6 +19,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
+SETTLED = 0.95
+"""The share of resamples that must agree on the chosen layers before they count as settled."""
+
+
 class Choice(BaseModel):
     """One chosen layer: its score a, its weight λ, a 95 % interval of a, and how often the bootstrap agrees."""
 
@@ -147,9 +151,10 @@ class Selection(BaseModel):
         for domain, choices in self.domains.items():
             n = self.samples.get(domain)
             of = f" of {n} samples" if n else ""
-            sure = (
-                f"; just these {end} in {self.certainty[domain]:.0%} of resamples" if domain in self.certainty else ""
-            )
+            sure = ""
+            if domain in self.certainty:
+                settled = "" if self.certainty[domain] >= SETTLED else ", not settled"
+                sure = f"; just these {end} in {self.certainty[domain]:.0%} of resamples{settled}"
             lines.append(f"{domain}: {len(choices)} layers by {self.by} ({self.kind}{of}), λ {self.weighting}{sure}")
             lines += [_why(c, end.split()[-1]) for c in choices]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
