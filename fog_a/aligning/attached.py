@@ -96,7 +96,8 @@ class Attached(nn.Module):
 def loss_path(out: Any, model: str) -> LeafPath:
     """Where the loss is in what a model's forward gives: the output itself, its `loss`, or its first item.
 
-    >>> loss_path({"loss": torch.tensor(1.0)}, "Model"), loss_path((torch.tensor(1.0), None), "Model")
+    >>> loss = torch.ones(1, requires_grad=True).sum()
+    >>> loss_path({"loss": loss}, "Model"), loss_path((loss, None), "Model")
     (('loss',), (0,))
     """
     candidates: list[LeafPath] = [()]
