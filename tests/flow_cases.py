@@ -60,7 +60,7 @@ def stub(name: str, **attributes: Any) -> Any:
 
 def bare_package(name: str) -> None:
     """A package whose files can be imported without running its `__init__`."""
-    top = importlib.util.find_spec(name.split(".")[0])
+    top = importlib.machinery.PathFinder.find_spec(name.split(".")[0])  # not a package made bare before
     if top is None or not top.submodule_search_locations:
         pytest.skip(f"{name.split('.')[0]} is not installed")
     stub(name).__path__ = [os.path.join(top.submodule_search_locations[0], *name.split(".")[1:])]
@@ -315,6 +315,42 @@ def real_cosyvoice(version: int) -> nn.Module:
     return flow.CausalMaskedDiffWithDiT(input_size=MEL, pre_lookahead_layer=ahead, decoder=fm, **shared)
 
 
+class Doubled(nn.Module):
+    """In place of S3Gen's encoder, which is 512 wide: two frames a token, and their mask."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def output_size(self) -> int:
+        return self.linear.out_features
+
+    def forward(self, token: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        real = torch.arange(2 * token.shape[1]) < 2 * lengths[:, None]
+        return self.linear(token).repeat_interleave(2, dim=1), real[:, None]
+
+
+def chatterbox(meanflow: bool = False) -> Case:
+    """S3Gen's flow of chatterbox-tts, past what its packages import for speech and watermarks."""
+    import_matcha()
+    for package in ("chatterbox", "chatterbox.models", "chatterbox.models.s3gen"):
+        bare_package(package)
+    stub("omegaconf", DictConfig=lambda x: x)  # wraps the defaults of a signature
+    parts: Any = [
+        importlib.import_module(f"chatterbox.models.s3gen.{name}") for name in ("flow", "flow_matching", "decoder")
+    ]
+    estimator = parts[2].ConditionalDecoder(
+        in_channels=4 * MEL, out_channels=MEL, channels=[32], attention_head_dim=8, n_blocks=1, num_mid_blocks=2,
+        num_heads=2, meanflow=meanflow,
+    )  # fmt: skip
+    fm = parts[1].CausalConditionalCFM(in_channels=3 * MEL, spk_emb_dim=MEL, estimator=estimator)
+    flow = parts[0].CausalMaskedDiffWithXvec(
+        input_size=32, output_size=MEL, spk_embed_dim=12, vocab_size=30, encoder=Doubled(32), decoder=fm
+    )
+    noisy(flow)
+    return Case(flow, cosyvoice_batch(), unet_blocks(1, 2), unet_closed("decoder.estimator."), lengths=(24, 16, 20))
+
+
 DECODER = dict(channels=[32, 32], dropout=0.0, attention_head_dim=8, n_blocks=1, num_mid_blocks=2, num_heads=2,
                act_fn="snakebeta")  # fmt: skip
 
@@ -473,6 +509,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "cosyvoice1_real": lambda: cosyvoice(1, real=True),
     "cosyvoice2_real": lambda: cosyvoice(2, real=True),
     "cosyvoice3_real": lambda: cosyvoice(3, real=True),
+    "chatterbox": chatterbox,
     "flow_matching": flow_matching,
     "flow_matching_path": lambda: flow_matching(path=True),
     "sd3": sd3,

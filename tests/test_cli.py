@@ -306,13 +306,25 @@ def test_compare_hands_its_options_on(shell: Shell, monkeypatch: pytest.MonkeyPa
     ) -> None:
         seen.update(data=data, out=out, arms=arms, seeds=seeds, steps=steps, layers=layers)
 
-    real = set(inspect.signature(bundled_task.run).parameters)
+    from fog_a_adapters.compare import command
+
+    real = {*inspect.signature(bundled_task.run).parameters, *inspect.signature(command.run).parameters}
     assert {"data", "out", "arms", "seeds", "warmup", "steps", "k", "layers", "dim", "task"} <= real
     monkeypatch.setattr(bundled_task, "run", run)
     assert shell("compare", "--data", "clips", "--arm", "base", "--arm", "foga", "--seeds", "2").code == 0
     assert seen == {"data": Path("clips"), "out": "d", "arms": ["base", "foga"], "seeds": 2, "steps": 1, "layers": 8}
     code, _, err = shell("compare", "--warmup", "3")
     assert code == 2 and "--warmup: run has no such option in this version" in err
+
+
+def test_compare_on_another_task_imports_no_bundled_model(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("def none(): return 3\n")
+    code = (
+        "import sys\nfrom fog_a.shell import cli\ntry:\n    cli.main(['compare', '--task', 'tasks:none'])\n"
+        "except SystemExit as end:\n    print(end.code, [m for m in sys.modules if m.startswith('fog_a_adapters.dit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "2 []" and "a task is a fog_a_adapters.compare.Task" in done.stderr
 
 
 def test_compare_takes_another_task(shell: Shell) -> None:

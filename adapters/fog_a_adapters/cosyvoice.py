@@ -6,6 +6,9 @@ with third_party/Matcha-TTS, on the Python path. Papers: arXiv 2407.05407, 2412.
 A batch is what its own data pipeline gives `flow.forward`: `speech_token`, `speech_token_len`, `speech_feat` (B, T, M),
 `speech_feat_len`, `embedding`. Its classes are known by module path or, in a fork, by their parts. A probe draws the
 noise and the reference prefix sample by sample from its seed; classifier-free dropping is off, streaming an option.
+
+chatterbox-tts 0.1.7 has a copy of version 2 as its S3Gen (`ChatterboxTTS(...).s3gen`, or its `.flow`), without
+streaming; batches are the same. Its meanflow decoder, which predicts no velocity at t, is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along
+from fog_a.flows.network import arguments
 from fog_a.flows.noise import noise, uniform
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import is_a
@@ -30,6 +34,7 @@ from fog_a_adapters.decoders import decoder_tokens
 
 KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")
 FLOWS = ("MaskedDiffWithXvec", "CausalMaskedDiffWithXvec", "CausalMaskedDiffWithDiT")
+S3GEN = ("S3Token2Mel", "S3Token2Wav")
 PARTS = ("input_embedding", "spk_embed_affine_layer", "decoder")
 
 
@@ -46,6 +51,13 @@ class CosyVoiceAdapter(Flow):
     t = "t"  # the argument of the network that holds the flow time
 
     def __init__(self, model: Any, streaming: bool = False) -> None:
+        if is_a(model, "chatterbox", *S3GEN):
+            model = model.flow
+        if getattr(model.decoder.estimator, "meanflow", False):
+            raise Unsupported(
+                "chatterbox's meanflow decoder predicts the mean velocity from t to a second time r, not v(x_t, t). "
+                "Load S3Gen(meanflow=False)"
+            )
         if not isinstance(model.decoder.estimator, nn.Module):
             raise Unsupported(
                 f"the flow's estimator is {type(model.decoder.estimator).__name__}, no module: "
@@ -53,13 +65,16 @@ class CosyVoiceAdapter(Flow):
             )
         self.model, self.streaming = model, streaming
         self.module: nn.Module = model.decoder.estimator
+        self._streams = "streaming" in arguments(self.module)
 
     @staticmethod
     def matches(model: object) -> bool:
         """True for the three flows by name and for what has their parts."""
         fork: Any = model
-        return is_a(model, "cosyvoice", *FLOWS) or (
-            all(hasattr(fork, part) for part in PARTS) and hasattr(fork.decoder, "estimator")
+        return (
+            is_a(model, "cosyvoice", *FLOWS)
+            or is_a(model, "chatterbox", *S3GEN)
+            or (all(hasattr(fork, part) for part in PARTS) and hasattr(fork.decoder, "estimator"))
         )
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
@@ -83,8 +98,7 @@ class CosyVoiceAdapter(Flow):
         frame = torch.arange(x1.shape[-1], device=x1.device)
         reference = torch.where((frame < prefix[:, None])[:, None], x1, 0)
         x_t = (1 - (1 - sigma) * at) * x0 + at * x1
-        streaming = {} if self._first else {"streaming": self.streaming}
-        return self.module(x_t, mask, mu, t, speaker, reference, **streaming)
+        return self.module(x_t, mask, mu, t, speaker, reference, **self._streaming)
 
     def samples(self, batch: Any) -> Samples:
         """Ids from `utts` or `ids`, or made of the features; the mask of real frames (B, 1, T)."""
@@ -108,8 +122,14 @@ class CosyVoiceAdapter(Flow):
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The loss of the flow's own forward, with its own random numbers."""
-        self._read(batch)
-        return self.model(batch, next(self.model.parameters()).device)["loss"]
+        found, device = self._read(batch), next(self.model.parameters()).device
+        if hasattr(self.model, "compute_loss"):  # chatterbox: no forward, and features as (B, M, T)
+            return self.model.compute_loss({**found, "speech_feat": found["speech_feat"].mT}, device)["loss"]
+        return self.model(batch, device)["loss"]
+
+    @property
+    def _streaming(self) -> dict[str, bool]:
+        return {"streaming": self.streaming} if self._streams else {}
 
     @property
     def _first(self) -> bool:
@@ -134,7 +154,7 @@ class CosyVoiceAdapter(Flow):
         elif hasattr(model, "pre_lookahead_layer"):
             h = model.pre_lookahead_layer(token).repeat_interleave(model.token_mel_ratio, dim=1)
         else:
-            h, _ = model.encoder(token, size, streaming=self.streaming)
+            h, _ = model.encoder(token, size, **self._streaming)
             h = model.encoder_proj(h)
         frames = found["speech_feat"].shape[1]
         if h.shape[1] != frames:

@@ -92,7 +92,8 @@ class FanOut:
             self.case.run()
         assert self._found is not None and self.layout.velocity is not None
         axis, n = self.layout.exit[self.layout.velocity], self.samples
-        v = [axis.rows(self._found, i * n, (i + 1) * n).clone() for i in range(len(self.variants) + 1)]
+        found = self._found if self.layout.sign > 0 else -self._found
+        v = [axis.rows(found, i * n, (i + 1) * n).clone() for i in range(len(self.variants) + 1)]
         for variant, times in zip(self.variants, self._fired, strict=True):
             check_acted(variant.block, times)
         return v[0], {w.block.name: v[i + 1] for i, w in enumerate(self.variants)}

@@ -43,6 +43,8 @@ class Layout:
     entrance: dict[LeafPath, Axis] = field(default_factory=dict)
     exit: dict[LeafPath, Axis] = field(default_factory=dict)
     velocity: LeafPath | None = None
+    sign: int = 1
+    """Of the velocity in what is there."""
     given: Table = field(default_factory=dict)
     returned: Table = field(default_factory=dict)
     elements: int = 0
@@ -139,7 +141,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
             layout.entrance = {p: Axis(0, 1) for p in cut}
-            layout.velocity = _velocity_at(base)
+            layout.velocity, layout.sign = _velocity_at(base)
             return None if layout.velocity is not None else "the velocity is not what the network itself gives out"
         reasons.append(problem)
     reasons = [r for r in reasons if r == _TALK] or reasons
@@ -154,10 +156,11 @@ def _cuts(base: Sighting, n: int) -> Iterator[tuple[Cut, int]]:
             yield dict.fromkeys(paths, rows), rows
 
 
-def _velocity_at(base: Sighting) -> LeafPath | None:
-    """Where the velocity is in what the network gives out."""
-    tensors = [(p, x) for p, x in leaves(base.out) if x.is_floating_point()]
-    return next((p for p, x in tensors if x.shape == base.v.shape and torch.equal(x, base.v)), None)
+def _velocity_at(base: Sighting) -> tuple[LeafPath | None, int]:
+    """Where the velocity is in what the network gives out; −1: a network whose time runs to noise gives −v."""
+    tensors = [(p, x) for p, x in leaves(base.out) if x.is_floating_point() and x.shape == base.v.shape]
+    places = ((p, sign) for p, x in tensors for sign in (1, -1) if torch.equal(sign * x, base.v))
+    return next(places, (None, 1))
 
 
 def _compare(layout: Layout, base: Sighting, small: Sighting, rows: int, calls: Mapping[Key, GatePoint]) -> str | None:

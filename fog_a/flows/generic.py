@@ -30,6 +30,9 @@ from fog_a.flows.noise import noise
 from fog_a.flows.paths import Path, PathFunction, path_of
 from fog_a.flows.samples import Samples
 
+Draw = Callable[[Tensor], Tensor]
+"""Noise in the shape of what it is given."""
+
 
 class Prediction(NamedTuple):
     """What a network predicted at x_t, and what x_t was made of."""
@@ -130,9 +133,11 @@ class GenericAdapter(Flow):
         """What the network itself predicts, as this or another convention calls it."""
         convention, cond = convention or self.convention, self._read(batch)
         x1 = cond.pop(self.data)
-        x0, t = self.sigma * noise(x1, self._described(batch, x1).ids, seed), sample_times(t, x1)
-        x_t, _ = convention.path(x0, x1, _spread(t, x1))
-        return Prediction(self._call(self.module, x_t, t, cond, convention), x_t, x0, x1, _spread(t, x1))
+        ids, t = self._described(batch, x1).ids, sample_times(t, x1)
+        x0 = self.sigma * noise(x1, ids, seed)
+        cond = self.noised(cond, t, lambda x: self.sigma * noise(x, [f"{name}/beside" for name in ids], seed))
+        x_t, _ = convention.path(x0, x1, spread(t, x1))
+        return Prediction(self._call(self.module, x_t, t, cond, convention), x_t, x0, x1, spread(t, x1))
 
     def samples(self, batch: Any) -> Samples:
         """Ids (by default made of the data), domains, audio, the mask under the key `mask`, and `rows`."""
@@ -159,9 +164,14 @@ class GenericAdapter(Flow):
         cond = self._read(batch)
         x1, mask = cond.pop(self.data), self.samples(batch).mask
         t = torch.rand(len(x1), device=x1.device, dtype=x1.dtype)
-        x_t, target = self.convention.predicted(self.sigma * torch.randn_like(x1), x1, _spread(t, x1))
+        cond = self.noised(cond, t, lambda x: self.sigma * torch.randn_like(x))
+        x_t, target = self.convention.predicted(self.sigma * torch.randn_like(x1), x1, spread(t, x1))
         error = (self._call(self.model, x_t, t, cond, self.convention) - target).square()
         return error.mean() if mask is None else error[mask.expand_as(error)].mean()
+
+    def noised(self, cond: dict[str, Any], t: Float[Tensor, "B"], draw: Draw) -> dict[str, Any]:
+        """The conditions at t, for a network with further streams of data; `draw` gives noise in the shape of x."""
+        return cond
 
     def flow_time(self, tau: Tensor) -> Tensor:
         """The t in [0, 1] of the time that the network was given."""
@@ -203,6 +213,6 @@ class GenericAdapter(Flow):
         return self.network(net, self.module, x_t, tau.to(x_t.dtype) if tau.is_floating_point() else tau, cond)
 
 
-def _spread(t: Float[Tensor, "B"], x: Tensor) -> Tensor:
+def spread(t: Float[Tensor, "B"], x: Tensor) -> Float[Tensor, "B ..."]:
     """Times in the axes of x: (B, 1, …)."""
     return t.reshape(-1, *[1] * (x.ndim - 1))

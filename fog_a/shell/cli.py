@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fog_a.errors import MissingDependency
+from fog_a.errors import MissingDependency, Unsupported
 from fog_a.shell import options, running
 from fog_a.shell.checking import check
 from fog_a.shell.running import Once, bundled, chosen, ranks
@@ -218,10 +218,16 @@ def compare_command(
     """Train with alignment of layers chosen by FoG-A, by other rules, and without; compare on held-out data."""
     from fog_a.shell import arguments
 
-    wanted = {"data": data, "out": out, "steps": steps, "warmup": warmup, "seeds": seeds, "k": k, "layers": layers}
-    run = bundled("demo.bundled_task")
-    other = None if task is None else arguments.made(task, "--task")
-    run(**chosen(run, {**wanted, "dim": dim, "arms": arms or None, "task": other, "teacher": teacher}))
+    wanted = {"out": out, "steps": steps, "warmup": warmup, "seeds": seeds, "k": k, "arms": arms or None}
+    own = {"data": data, "layers": layers, "dim": dim, "teacher": teacher}
+    if task is None:
+        run = bundled("demo.bundled_task")
+        run(**chosen(run, wanted | own))
+        return
+    if any(value is not None for value in own.values()):
+        raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim, and --teacher too")
+    run = bundled(".compare.command")
+    run(arguments.made(task, "--task"), **chosen(run, wanted))
 
 
 @app.command("adapters", cls=Once)

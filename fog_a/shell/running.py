@@ -42,7 +42,10 @@ class Once(TyperCommand):
 def chosen(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """The options that were set. Raises Unsupported for one that this function does not have."""
     wanted = {name: value for name, value in options.items() if value is not None}
-    for name in wanted.keys() - inspect.signature(function).parameters.keys():
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return wanted
+    for name in wanted.keys() - parameters.keys():
         raise Unsupported(f"--{name.replace('_', '-')}: {function.__name__} has no such option in this version")
     return wanted
 
@@ -63,12 +66,14 @@ def ranks(device: str) -> Iterator[None]:
 
 
 def bundled(name: str) -> Callable[..., Any]:
-    """`run` of a module of the bundled model, reached by its adapter's entry point: the core imports no model."""
+    """`run` of a module of the bundled model, reached by its adapter's entry point: the core imports no model.
+
+    `.compare.command` is beside the bundled model, which is then not imported."""
     entries = [e for e in importlib.metadata.entry_points(group="fog_a.adapters", name="dit")]
     if not entries:
         raise MissingDependency("the bundled model is not installed: pip install --force-reinstall fog-a")
     try:
-        module = importlib.import_module(f"{entries[0].module}.{name}")
+        module = importlib.import_module(f".{name}", entries[0].module)
     except FogError:
         raise
     except ImportError as error:

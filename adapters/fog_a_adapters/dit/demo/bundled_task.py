@@ -9,17 +9,15 @@ Whisper tiny.en for speech (`fog_a_adapters.dit.audio.whisper_folder` makes the 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.teachers.crops import CropTeacher
 from fog_a.teachers.weightless import SpectralTeacher
-from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.compare import Task, command
 from fog_a_adapters.dit.audio.data import Corpus, Item, collate, load_corpus
 from fog_a_adapters.dit.audio.whisper_folder import teacher_from
 from fog_a_adapters.dit.demo.distance import SampleDistance
@@ -118,31 +116,11 @@ def run(
     data: str | Path | None = None,
     out: str | Path = "out/compare",
     *,
-    arms: Sequence[str] | None = None,
-    seeds: int = 3,
-    warmup: int = 200,
-    steps: int = 300,
-    k: int = 3,
     layers: int | None = None,
     dim: int | None = None,
-    task: Task | None = None,
     teacher: str | None = None,
-    progress: bool = True,
+    **plan: Any,
 ) -> dict[str, Any]:
-    """`fog-a compare` on the bundled model, or on another task; call it again after a kill. Returns compare.json's.
-
-    Raises:
-        Unsupported: what is given as a task is none, or brings its own data and sizes.
-    """
-    if task is None:
-        task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64), teacher=teacher)
-    elif not isinstance(task, Task):
-        raise Unsupported(f"a task is a fog_a_adapters.compare.Task, or a factory of one; got {type(task).__name__}")
-    elif any(x is not None for x in (data, layers, dim, teacher)):
-        raise Unsupported("a task has its own data and model: leave out --data, --layers and --dim, and --teacher too")
-    chosen = Plan(seeds=tuple(range(seeds)), warmup=warmup, steps=steps, k=k, center=teacher is not None)
-    named = None if arms is None else [name for words in arms for name in words.split(",") if name]
-    plan = chosen if named is None else replace(chosen, arms=tuple(dict.fromkeys(["base", *named])))
-    report = compare(task, plan, out, progress=progress)
-    print(Path(out, "compare.md").read_text(encoding="utf-8"))
-    return report
+    """`fog-a compare` on the bundled model; `plan`: of `fog_a_adapters.compare.command.run`."""
+    task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64), teacher=teacher)
+    return command.run(task, out, center=teacher is not None, **plan)
