@@ -9,10 +9,11 @@ Whisper tiny.en for speech (`fog_a_adapters.dit.audio.whisper_folder` makes the 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.teachers.crops import CropTeacher
