@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
@@ -32,9 +33,10 @@ PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0
 ARMS = {"search": ("base", "base-again", "fixed", "foga"), "confirm": ("base", "base-again", "each", "each-local")}
 SEEDS = {"search": 0, "confirm": 100}
 """The first seed: what is searched on is never confirmed on."""
+COLORS = {False: "#6b7280", True: "#D55E00"}
 
 
-def gate_task(data: Path, whisper: Path, clips: int | None) -> Task:
+def gate_task(data: Path | None, whisper: Path, clips: int | None) -> Task:
     """Speech alone; held out are the first frames of each test clip, as many as a training crop has."""
     recipe, config = Recipe(size=BATCH, frames=FRAMES), DiTConfig.tiny(layers=6, dim=48)
     options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
@@ -63,9 +65,9 @@ def stratified(flow: Flow, batches: Sequence[Any], draws: int) -> dict[str, floa
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("stage", choices=sorted(ARMS))
-    parser.add_argument("--whisper", type=Path, required=True, help="folder that whisper_folder made")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
+    parser.add_argument("stage", choices=(*sorted(ARMS), "draw"), help="draw: what --out holds, as OUT.png")
+    parser.add_argument("--whisper", type=Path, default=Path("out/whisper"), help="folder that whisper_folder made")
+    parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
     parser.add_argument("--out", type=Path, default=Path("out/gate"))
     parser.add_argument("--clips", type=int, help="training clips; default: all")
     parser.add_argument("--total", type=float, default=0.5, help="the weight λ")
@@ -73,6 +75,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", help="with commas, in place of the stage's own")
     args = parser.parse_args()
+    if args.stage == "draw":
+        plot({p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(args.out.glob("*.json"))}).savefig(
+            args.out.with_suffix(".png")
+        )
+        return
     torch.set_num_threads(1)
     task = gate_task(args.data, args.whisper, args.clips)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
@@ -92,6 +99,28 @@ def small(report: dict[str, Any]) -> dict[str, Any]:
         loss.setdefault(r["arm"], {})[str(r["seed"])] = r["metrics"]["loss"]
     kept = {key: report[key] for key in ("task", "facts", "plan", "benefits")}
     return {**kept, "loss": loss, "summary": report["summary"]["metrics"]["loss"]}
+
+
+def plot(runs: Mapping[str, Any]) -> Figure:
+    """Each arm's held-out loss less that of base, with its interval: left of 0 is better than base."""
+    rows = [
+        (f"{name.replace('-', ', ', 1)}: {arm}", c["difference"], name.startswith("confirm"))
+        for name, run in runs.items()
+        for arm, c in run["summary"]["against base"].items()
+    ][::-1]
+    fig = Figure(figsize=(8.4, 0.6 + 0.24 * len(rows)), dpi=160, layout="constrained")
+    ax = fig.subplots()
+    for y, (_, d, fresh) in enumerate(rows):
+        ax.plot([d["low"], d["high"]], [y, y], color=COLORS[fresh], linewidth=2 if fresh else 1)
+        ax.plot(
+            d["mean"], y, "o", color=COLORS[fresh], markersize=5, markerfacecolor=COLORS[fresh] if fresh else "white"
+        )
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel("held-out flow loss, arm − base (right: worse than no alignment)")
+    ax.set_title("Filled: fresh seeds; hollow: search seeds. Names: clips, λ, steps if not 200", loc="left", fontsize=9)
+    return fig
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import light_imports
+from light_imports import stub
+
 MEL = 16
 
 
@@ -45,51 +48,26 @@ class Case:
 # ---------------------------------------------------------------- importing past the heavy parts
 
 
-def stub(name: str, **attributes: Any) -> Any:
-    """An empty module of this name, unless there is one."""
-    if name not in sys.modules:
-        module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        module.__path__ = []
-        sys.modules[name] = module
-    for key, value in attributes.items():
-        if not hasattr(sys.modules[name], key):
-            setattr(sys.modules[name], key, value)
-    return sys.modules[name]
-
-
 def bare_package(name: str) -> None:
     """A package whose files can be imported without running its `__init__`."""
-    top = importlib.machinery.PathFinder.find_spec(name.split(".")[0])  # not a package made bare before
-    if top is None or not top.submodule_search_locations:
-        pytest.skip(f"{name.split('.')[0]} is not installed")
-    stub(name).__path__ = [os.path.join(top.submodule_search_locations[0], *name.split(".")[1:])]
-
-
-def cls(name: str) -> type:
-    return type(name, (nn.Module,), {})
+    _or_skip(lambda: light_imports.bare_package(name))
 
 
 def import_f5() -> Any:
-    if "f5_tts.model" not in sys.modules:
-        bare_package("f5_tts.model")
-    for name in ("dit", "unett", "mmdit"):
-        importlib.import_module(f"f5_tts.model.backbones.{name}")
-    return importlib.import_module("f5_tts.model.cfm")
+    return _or_skip(light_imports.import_f5)
 
 
 def import_voicebox() -> Any:
-    if importlib.util.find_spec("voicebox_pytorch") is None:
-        pytest.skip("voicebox-pytorch is not installed")
-    stub("audiolm_pytorch", EncodecWrapper=cls("EncodecWrapper"), HubertWithKmeans=cls("HubertWithKmeans"))
-    stub("spear_tts_pytorch", TextToSemantic=cls("TextToSemantic"))
-    for name in ("", ".utils"):
-        stub(f"naturalspeech2_pytorch{name}")
-    aligner = {name: cls(name) for name in ("Aligner", "ForwardSumLoss", "BinLoss")}
-    stub("naturalspeech2_pytorch.aligner", maximum_path=None, **aligner)
-    stub("naturalspeech2_pytorch.utils.tokenizer", Tokenizer=cls("Tokenizer"))
-    stub("naturalspeech2_pytorch.naturalspeech2_pytorch", generate_mask_from_repeats=None)
-    return importlib.import_module("voicebox_pytorch")
+    return _or_skip(light_imports.import_voicebox)
+
+
+def _or_skip(imported: Callable[[], Any]) -> Any:
+    try:
+        return imported()
+    except ImportError as error:
+        if not str(error).endswith("is not installed"):
+            raise
+        pytest.skip(str(error))
 
 
 def import_matcha() -> Any:

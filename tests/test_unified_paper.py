@@ -227,6 +227,7 @@ def test_tables_4_and_5_are_of_other_systems(tmp_path, monkeypatch):
     losses = {"base": [2.0, 3.0], "shallow": [1.5, 2.5], "foga": [1.0, 2.5]}
     results = [{"arm": a, "seed": s, "metrics": {"loss": x}} for a, xs in losses.items() for s, x in enumerate(xs)]
     monkeypatch.setattr(others.compare_flows, "task", task)
+    monkeypatch.setattr(others, "importable", lambda name: None)
     monkeypatch.setattr(others, "compare", lambda task, plan, out: {"results": results[::-1]})
     found, absent = others.other_systems(tmp_path, 2)
     assert found == {"F5-TTS": losses, "Voicebox": losses} and list(absent) == ["CosyVoice"]
@@ -240,3 +241,22 @@ def test_digits_are_spelled_before_words_are_compared():
     from unified_audio.evaluation import word_errors
 
     assert word_errors(["eight zero five"], ["8, 05."]).rate == 0
+
+
+def test_a_second_embedder_stands_beside_the_first():
+    from unified_audio.protocol import judged
+
+    class Means:
+        name = "means"
+
+        def __call__(self, mels):
+            return torch.stack([m.mean(0)[:2] for m in mels])
+
+    corpus = from_manifest().some(2, "test")
+    clips = [c for d in ("speech", "sound") for c in corpus.of("test", d)[:2]]
+    mels = [torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    batch = {"mel": torch.stack(mels), "lengths": torch.tensor([8] * 4)}
+    same = judged(Judges(None, None, second=Means()), clips, [batch], mels)
+    far = judged(Judges(None, Means(), second=Means()), clips, [batch], [m + 1 for m in mels])
+    assert set(same) == {"frechet2", "frechet2/speech", "frechet2/sound"} and same["frechet2"] < 1e-4
+    assert far["frechet2"] == far["frechet"] == pytest.approx(2.0, abs=1e-4)

@@ -157,7 +157,8 @@ class Paper:
             if not path.exists():
                 WordRecognizer.fit([(self.plain.mel(c), c.text) for c in speech]).save(path)
             recognizer = WordRecognizer.load(path)
-        return Judges(recognizer, embedder, self.vocoder, s.points, s.cfg)
+        second = self.weights.second_embedder(self.vocoder)
+        return Judges(recognizer, embedder, self.vocoder, s.points, s.cfg, second)
 
     def _task(self, reader: Reader, judges: Judges) -> Task:
         s = self.scale

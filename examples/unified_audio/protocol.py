@@ -52,13 +52,17 @@ HELD = 16
 
 @dataclass(frozen=True)
 class Judges:
-    """Who judges what is synthesized. A recognizer or an embedder that is None judges nothing."""
+    """Who judges what is synthesized. A recognizer or an embedder that is None judges nothing.
+
+    `second` is another embedder, whose distances stand beside the first one's.
+    """
 
     recognizer: Recognizer | None
     embedder: Embedder | None
     vocoder: Vocoder | None = None
     steps: int = 16
     cfg: float = 2.0
+    second: Embedder | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ def _facts(
         "teachers": ", ".join(f"{d}: {t.name}" for d, t in taught.items()),
         "recognizer": judges.recognizer.name if judges.recognizer else "none",
         "embedder": judges.embedder.name if judges.embedder else "none",
+        **({"second embedder": judges.second.name} if judges.second else {}),
         "sampler": f"Euler, {judges.steps} points, sway −1, guidance {judges.cfg:g}, one frame of reference",
     }
 
@@ -222,18 +227,19 @@ def synthesized(model: FlowMatching, batches: Sequence[MelBatch], steps: int, cf
 def judged(
     judges: Judges, clips: Sequence[Clip], batches: Sequence[MelBatch], made: Sequence[Float[Tensor, "T M"]]
 ) -> dict[str, float]:
-    """The judges' numbers, lower is better: "wer", and "frechet" with its domains."""
+    """The judges' numbers, lower is better: "wer", "frechet" with its domains, "frechet2" by the second embedder."""
     real = [b["mel"][i, :n].cpu() for b in batches for i, n in enumerate(b["lengths"].tolist())]
     found: dict[str, float] = {}
     if judges.recognizer is not None:
         speech = [i for i, c in enumerate(clips) if c.domain == "speech"]
         heard = judges.recognizer([made[i] for i in speech])
         found["wer"] = word_errors([clips[i].text for i in speech], heard).rate
-    if judges.embedder is not None:
+    for metric, embedder in (("frechet", judges.embedder), ("frechet2", judges.second)):
+        if embedder is None:
+            continue
         for domain in DOMAINS:
             rows = [i for i, c in enumerate(clips) if c.domain == domain]
-            found[f"frechet/{domain}"] = distance(
-                [real[i] for i in rows], [made[i].cpu() for i in rows], judges.embedder
-            )
-        found["frechet"] = statistics.fmean(found[f"frechet/{d}"] for d in DOMAINS)
+            far = distance([real[i] for i in rows], [made[i].cpu() for i in rows], embedder)
+            found[f"{metric}/{domain}"] = far
+        found[metric] = statistics.fmean(found[f"{metric}/{d}"] for d in DOMAINS)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from fog_a.teachers import BEATsTeacher, WhisperTeacher
 from fog_a.teachers.weightless import SpectralTeacher
 from unified_audio.audio_frames import AudioFrames, frames_from
-from unified_audio.evaluation import Embedder
+from unified_audio.evaluation import Embedder, TeacherEmbedder
 from unified_audio.recognizer import Recognizer, WhisperRecognizer
 from unified_audio.s3 import S3Codes
 from unified_audio.tokens import Codes
@@ -25,7 +25,7 @@ class Weights:
         vocos: pytorch_model.bin of charactr/vocos-mel-24khz; without: Griffin-Lim.
         s3: speech_tokenizer_v1.onnx of CosyVoice-300M; without: k-means codes.
         beats: BEATs_iter3_plus_AS2M.pt, for the sound tokenizer, style and the teacher of sound; without: log-mel.
-        whisper: folder of whisper-large-v3, the teacher of speech; without: log-mel statistics.
+        whisper: folder of a Whisper, the teacher of speech and a second embedder; without: log-mel statistics.
         language: folder of Qwen3-0.6B-Base; without: a tiny random one.
         recognizer: folder of a Whisper that transcribes; without: a recognizer of the corpus's own words.
         vggish: vggish-10086976.pth, for the published FAD; without: statistics of mel windows.
@@ -59,3 +59,7 @@ class Weights:
 
     def embedder(self, sounds: Vocoder) -> Embedder | None:
         return None if self.vggish is None else VGGish(self.vggish, sounds)
+
+    def second_embedder(self, sounds: Vocoder) -> Embedder | None:
+        """The encoder of Whisper, one embedding a clip."""
+        return None if self.whisper is None else TeacherEmbedder(WhisperTeacher(self.whisper), sounds)

@@ -14,6 +14,7 @@ from fog_a_adapters.compare.contrasts import Contrast, contrast, estimate, holm
 NAMES = {
     "loss": "held-out flow loss",
     "frechet": "Fréchet distance",
+    "frechet2": "Fréchet distance under the second embedder",
     "wer": "word error rate",
     "cost": "time of a step, relative to base",
 }
