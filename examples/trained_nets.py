@@ -1,0 +1,200 @@
+"""Two networks that somebody uses, offline: a pitch tracker and a speech recognizer, found, attributed and pruned.
+
+    pip install --no-deps --target wheels torchfcpe==0.0.4        # 43 MB; with einops local-attention hyper-connections
+    PYTHONPATH=wheels python examples/trained_nets.py pitch       # the packaged speech clips, about a minute
+    python -m fog_a_adapters.dit.audio.whisper_folder out/whisper # 71 MB; Whisper tiny.en
+    FOG_A_WHISPER=out/whisper python examples/trained_nets.py words --data FOLDER
+
+FOLDER holds manifest.csv (path, domain, text, …) and 16 kHz audio; without it, the packaged clips. Each call attributes
+the network, asks how stable the ranking is when half of the clips are left out, removes layers by rank, and draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import os
+import re
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import torch
+from scipy.stats import spearmanr
+
+import fog_a
+import fog_a_adapters
+
+PACKAGED = Path(fog_a_adapters.__path__[0]) / "dit" / "audio" / "clips"
+WEIGHTS_SHA256 = "b9aeaeb673436eeda50ceafd632aa681aa63417e52eae4207503d180c9b10015"
+"""Of assets/fcpe_c_v001.pt in the wheel torchfcpe 0.0.4."""
+RATE, FRAMES = 16_000, 128
+CENTS = 50
+"""A voiced frame counts as wrong if its pitch is further off than this."""
+
+
+class Clip(NamedTuple):
+    """A clip's audio at 16 kHz and its words."""
+
+    audio: torch.Tensor
+    text: str
+
+
+class Net(NamedTuple):
+    """A trained network, a batch for attribution, and the error of its answers, in percent, over all clips."""
+
+    model: torch.nn.Module
+    batch: Any
+    error: Callable[[], float]
+    unit: str
+
+
+def clips(folder: Path, count: int) -> list[Clip]:
+    """Speech clips of a folder, the test split first."""
+    with open(folder / "manifest.csv", newline="", encoding="utf-8") as f:
+        rows = [row for row in csv.DictReader(f) if row["domain"] == "speech"]
+    rows = sorted(rows, key=lambda row: row["split"] != "test")[:count]
+    return [Clip(torch.from_numpy(soundfile.read(folder / r["path"], dtype="float32")[0]), r["text"]) for r in rows]
+
+
+def pitch(speech: Sequence[Clip]) -> Net:
+    """torchfcpe's pitch conformer; wrong is a frame that is off its own answer with all layers."""
+    import torchfcpe  # optional, from the wheel
+
+    weights = Path(torchfcpe.__file__).parent / "assets" / "fcpe_c_v001.pt"
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != WEIGHTS_SHA256:
+        raise SystemExit(f"{weights} is not that of torchfcpe 0.0.4: pip install torchfcpe==0.0.4")
+    tracker = torchfcpe.spawn_bundled_infer_model(device="cpu")
+    mels = [tracker.wav2mel(clip.audio[None, :, None], RATE)[0, :FRAMES] for clip in speech]
+    mel = torch.stack([m for m in mels if len(m) == FRAMES])
+    model = tracker.model.eval()
+
+    @torch.no_grad()
+    def pitches() -> torch.Tensor:
+        return model.infer(mel, decoder="local_argmax", threshold=0.006)[..., 0]
+
+    reference = pitches()
+    voiced = reference > 50
+
+    def error() -> float:
+        off = 1200 * (pitches().clamp(min=1) / reference.clamp(min=1)).log2().abs()
+        return 100 * float((off > CENTS)[voiced].float().mean())
+
+    return Net(model, mel, error, f"voiced frames off by more than {CENTS} cents, %")
+
+
+def words(speech: Sequence[Clip]) -> Net:
+    """Whisper tiny.en; the batch is its own greedy transcript, the error the word error rate."""
+    import jiwer
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+    folder = os.environ.get("FOG_A_WHISPER") or "out/whisper"
+    kind: Any = WhisperForConditionalGeneration
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+    features = WhisperFeatureExtractor.from_pretrained(folder)(
+        [clip.audio.numpy() for clip in speech], sampling_rate=RATE, return_tensors="pt"
+    ).input_features
+
+    @torch.no_grad()
+    def transcribed() -> torch.Tensor:
+        return model.generate(features, max_new_tokens=40, num_beams=1, do_sample=False)
+
+    tokens = transcribed()
+
+    def error() -> float:
+        texts = tokenizer.batch_decode(transcribed(), skip_special_tokens=True)
+        return 100 * float(jiwer.wer([spoken(c.text) for c in speech], [spoken(t) for t in texts]))
+
+    return Net(model, {"input_features": features, "decoder_input_ids": tokens}, error, "word error rate, %")
+
+
+def spoken(text: str) -> str:
+    """Words as they are spoken: digits as words, no punctuation, lower case; one dash where nothing is left."""
+    names = "zero one two three four five six seven eight nine".split()
+    text = re.sub(r"\d", lambda m: f" {names[int(m[0])]} ", text.lower())
+    return " ".join(text.translate(str.maketrans(string.punctuation, " " * len(string.punctuation))).split()) or "-"
+
+
+def stability(scores: fog_a.Scores, draws: int = 200) -> tuple[float, float]:
+    """Over random halves of the clips: the mean rank correlation of both, and how often their least layer is the same."""
+    rng, values = np.random.default_rng(0), scores.per_sample()
+    halves = [rng.permutation(len(values)) for _ in range(draws)]
+    cut = len(values) // 2
+    means = [(values[h[:cut]].mean(0), values[h[cut:]].mean(0)) for h in halves]
+    rho = float(np.mean([spearmanr(a, b).statistic for a, b in means]))
+    return rho, float(np.mean([a.argmin() == b.argmin() for a, b in means]))
+
+
+def curves(net: Net, scores: fog_a.Scores, most: int) -> dict[str, list[float]]:
+    """The error with 0, 1, … layers closed: the least by their scores, the first ones, the last ones, spread evenly."""
+    blocks, names = fog_a.find_blocks(net.model, net.batch), list(scores.layers)
+    least = [name for _, name in sorted(zip(scores.mean(), names, strict=True))]
+    orders = {
+        "least contribution": lambda k: least[:k],
+        "most contribution": lambda k: least[len(least) - k :],
+        "first": lambda k: names[:k],
+        "last": lambda k: names[len(names) - k :],
+        "spread evenly": lambda k: [names[i] for i in np.linspace(0, len(names) - 1, k + 2).round().astype(int)[1:-1]],
+    }
+    return {label: [closed(net, blocks, order(k)) for k in range(most + 1)] for label, order in orders.items()}
+
+
+def closed(net: Net, blocks: fog_a.Blocks, names: Sequence[str]) -> float:
+    """The error without these layers."""
+    with fog_a.gate(blocks.named(names), 0):
+        return net.error()
+
+
+def picture(scores: fog_a.Scores, alone: Sequence[float], lines: dict[str, list[float]], unit: str) -> plt.Figure:
+    """Scores with intervals; the error without one layer against its score; the error by how many are removed."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    mean, interval = scores.mean(), scores.interval(warn=False)
+    short = [name.replace("model.", "").replace("net.", "").replace("layers.", "") for name in scores.layers]
+    left.errorbar(range(len(mean)), mean, [mean - interval[:, 0], interval[:, 1] - mean], fmt="o", capsize=3)
+    left.set(xticks=range(len(mean)), ylabel="relative change of the output", ylim=(0, None))
+    left.set_xticklabels(short, rotation=30, ha="right")
+    middle.plot(mean, alone, "o")
+    for x, y, name in zip(mean, alone, short, strict=True):
+        middle.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    middle.set(xlabel="contribution", ylabel=f"{unit}, one layer closed")
+    for label, errors in lines.items():
+        right.plot(range(len(errors)), errors, marker=".", label=label)
+    right.set(xlabel="layers closed", ylabel=unit)
+    right.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("pitch", "words"))
+    parser.add_argument("--data", type=Path, default=PACKAGED, help="a folder with manifest.csv")
+    parser.add_argument("--clips", type=int, default=30)
+    parser.add_argument("--most", type=int, default=4, help="at most so many layers are removed")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    a = parser.parse_args()
+    net = {"pitch": pitch, "words": words}[a.what](clips(a.data, a.clips))
+    scores = fog_a.attribute(net.model, net.batch, progress=False)
+    print(scores.table())
+    rho, agree = stability(scores)
+    print(f"halves of the clips: rank correlation {rho:.2f}, the same least layer in {agree:.0%}")
+    blocks = fog_a.find_blocks(net.model, net.batch)
+    alone = [closed(net, blocks, [name]) for name in scores.layers]
+    print(f"{net.unit}: {net.error():.1f} with all layers")
+    for name, error in zip(scores.layers, alone, strict=True):
+        print(f"  without {name}: {error:.1f}")
+    print(f"  rank correlation of score and error {spearmanr(scores.mean(), alone).statistic:.2f}")
+    lines = curves(net, scores, a.most)
+    for label, errors in lines.items():
+        print(f"  {label:20s} " + " ".join(f"{e:6.1f}" for e in errors))
+    a.out.mkdir(parents=True, exist_ok=True)
+    picture(scores, alone, lines, net.unit).savefig(a.out / f"trained_{a.what}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
