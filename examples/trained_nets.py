@@ -122,7 +122,7 @@ def spoken(text: str) -> str:
 
 
 def stability(scores: fog_a.Scores, draws: int = 200) -> tuple[float, float]:
-    """Over random halves of the clips: the mean rank correlation of both, and how often their least layer is the same."""
+    """Over random halves of the clips: their mean rank correlation, and how often the least layer is the same."""
     rng, values = np.random.default_rng(0), scores.per_sample()
     halves = [rng.permutation(len(values)) for _ in range(draws)]
     cut = len(values) // 2
@@ -155,17 +155,19 @@ def picture(scores: fog_a.Scores, alone: Sequence[float], lines: dict[str, list[
     """Scores with intervals; the error without one layer against its score; the error by how many are removed."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     mean, interval = scores.mean(), scores.interval(warn=False)
-    short = [name.replace("model.", "").replace("net.", "").replace("layers.", "") for name in scores.layers]
+    short = [re.sub(r"^(model|net)\.|[._]layers", "", name) for name in scores.layers]
     left.errorbar(range(len(mean)), mean, [mean - interval[:, 0], interval[:, 1] - mean], fmt="o", capsize=3)
-    left.set(xticks=range(len(mean)), ylabel="relative change of the output", ylim=(0, None))
+    left.set(xticks=range(len(mean)), ylabel="contribution, 95 % interval", ylim=(0, None))
     left.set_xticklabels(short, rotation=30, ha="right")
     middle.plot(mean, alone, "o")
     for x, y, name in zip(mean, alone, short, strict=True):
         middle.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    middle.set(xlabel="contribution", ylabel=f"{unit}, one layer closed")
+    middle.set(xlabel="contribution", ylabel="error without the layer, %")
+    middle.margins(x=0.25, y=0.1)
     for label, errors in lines.items():
         right.plot(range(len(errors)), errors, marker=".", label=label)
-    right.set(xlabel="layers closed", ylabel=unit)
+    right.set(xlabel="layers closed", ylabel=f"error: {unit}")
+    right.yaxis.label.set_fontsize(8)
     right.legend(fontsize=8)
     return figure
 

@@ -73,7 +73,7 @@ def picture(runs: Sequence[dict[str, Any]]) -> plt.Figure:
     for k, name in enumerate(runs[0]["layers"]):
         left.plot(times, drift[:, k], marker=".", label=name)
     left.set(xlabel="flow time t (0: noise, 1: data)", ylabel="change of the update since the step before")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="lower right", ncol=3)
     compute = np.array(runs[0]["compute"]).T
     middle.imshow(compute, aspect="auto", cmap="Greys", vmin=0, vmax=1.6, origin="lower")
     middle.set(xlabel="step", ylabel="layer", title="computed (dark) at a share of 0.5", xticks=range(0, POINTS - 1, 3))
