@@ -1,7 +1,7 @@
 """Train with AG-REPA under Accelerate: `reg` is prepared like the model, and saved and resumed with it.
 
 accelerate launch examples/train_with_accelerate.py --steps 200
-accelerate launch --num_processes 2 --cpu examples/train_with_accelerate.py --steps 200 --resume runs/accelerate
+torchrun --nproc_per_node 2 examples/train_with_accelerate.py --cpu --steps 200 --resume runs/accelerate
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def test_a_head_of_a_part_of_the_flow_times() -> None:
     y = head(h, None, t)
     for i, part in enumerate((1, 0, 1, 0)):
         assert torch.allclose(y[i], head.parts[part](h[i : i + 1])[0])
-    with pytest.raises(BadBatch, match=r"heads by flow time need this batch's flow times.*type reg\(batch, t=t\)"):
+    with pytest.raises(
+        BadBatch, match=r"heads by flow time and SelfTeacher.* need this batch's flow times.*type reg\(batch, t=t\)"
+    ):
         head(h)
     with pytest.raises(BadBatch, match=r"must lie in \[0, 1\], 0 noise and 1 data; got 100 to 1000"):
         head(h, None, 1000 * t)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_flow import a_batch, a_flow, two_teachers
+from small_flow import Net, a_batch, a_flow, two_teachers
 from torch import nn
 
 import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.aligning.recipe import recipe
 from fog_a.aligning.warmup import Probe, Warmup, contribution
-from fog_a.errors import BadOutput
+from fog_a.errors import BadOutput, Unsupported
 from fog_a_adapters import released
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
@@ -154,6 +154,42 @@ def test_the_release_on_any_adapter() -> None:
         loss = reg(a_batch(), features=features)
     assert reg.selection is not None and reg.selection.weighting == "proportional" and reg.selection.total == 2
     assert loss > 0 and reg.scores is None
+
+
+@pytest.mark.parametrize("target", ["x0", "eps"])
+def test_the_release_in_another_convention(target: str) -> None:
+    """Also where the prediction at x_1 tells no velocity."""
+    flow = fog_a.wrap(Net(), x="x_t", t="t", target=target)
+    reg = released.AGREPA(flow, two_teachers(), k=1, warmup=1, every=1, batch=a_batch())
+    flow.loss(a_batch())
+    reg(a_batch())
+    assert reg.selection is not None
+
+
+def test_the_release_is_refused_where_no_argument_carries_x_t() -> None:
+    class Inside(Net):
+        """It draws its own x_t of what it is given."""
+
+        def forward(self, x_t: Any, t: Any) -> Any:
+            return super().forward(x_t, t)
+
+    class Reader(fog_a.Flow):
+        t = "t"
+
+        def velocity(self, batch: Any, t: Any, seed: int = 0) -> Any:
+            return self.module(batch["x1"], torch.as_tensor(t).expand(len(batch["x1"])))
+
+        def samples(self, batch: Any) -> Any:
+            return a_flow().samples(batch)
+
+    message = r"no argument of Inside carries x_t. Type released\.AGREPA\(.*clean=False"
+    with pytest.raises(Unsupported, match=message):
+        released.AGREPA(Reader(Inside()), two_teachers(), batch=a_batch())
+    reg, batch = released.AGREPA(Reader(Inside()), two_teachers()), a_batch()
+    reg.flow.velocity(batch, 0.5)
+    with pytest.raises(Unsupported, match=message):
+        reg(batch)
+    released.AGREPA(Reader(Inside()), two_teachers(), batch=a_batch(), probe=released.Probe(clean=False))
 
 
 def test_a_probe_of_a_zero_velocity_is_skipped_and_the_next_tries_again() -> None:

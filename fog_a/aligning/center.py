@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.aligning.targets import Target
+from fog_a.blocks.untouched import with_data
 from fog_a.ranks import Group, total
 
 
@@ -28,8 +29,9 @@ class Center(nn.Module):
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__()
         self.dims = dict(dims)
-        self.register_buffer("sums", torch.zeros(sum(self.dims.values()), dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(len(self.dims), dtype=torch.float64))
+        with with_data():
+            self.register_buffer("sums", torch.zeros(sum(self.dims.values()), dtype=torch.float64))
+            self.register_buffer("counts", torch.zeros(len(self.dims), dtype=torch.float64))
         self.sums: Tensor
         self.counts: Tensor
 

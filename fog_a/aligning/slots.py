@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fog_a.aligning.center import Center
 from fog_a.aligning.heads import HeadFactory
 from fog_a.aligning.targets import TokensOfLayer
-from fog_a.blocks.untouched import rng
+from fog_a.blocks.untouched import rng, with_data
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, world
 from fog_a.scores.selection import Selection
@@ -65,7 +65,7 @@ class Slots(nn.Module):
             }
         )
         self.center = Center({domain: dims[domain] for domain in widths}) if center else None
-        self._calls, self._start = 0, torch.empty(0)
+        self._calls, self._start = 0, torch.empty(0, device="cpu")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """torch's own loading, after a word on another k: its message would name tensors."""
@@ -151,7 +151,7 @@ class Slots(nn.Module):
 
 
 def _made(factory: HeadFactory, width: int, dim: int, name: str) -> nn.Module:
-    with rng(random.Random(name).getrandbits(62)):
+    with rng(random.Random(name).getrandbits(62)), with_data():
         head = factory(width, dim)
     if not isinstance(head, nn.Module):
         raise Unsupported(

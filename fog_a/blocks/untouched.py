@@ -121,3 +121,9 @@ def keep_memory() -> None:
     Else the pages are given back and fetched again: 1,500 faults a run, 5 % of the time. This piece is never touched.
     """
     torch.UntypedStorage(2**25 - 2**14)
+
+
+def with_data() -> contextlib.AbstractContextManager[Any]:
+    """Inside, new tensors hold data, also where torch's default device is meta: then they are on the CPU."""
+    meta = torch.get_default_device().type == "meta"
+    return torch.device("cpu") if meta else contextlib.nullcontext()

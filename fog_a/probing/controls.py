@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from fog_a.errors import Unsupported
@@ -90,4 +89,4 @@ def _probe(halves: Halves, number: int | None, domain: str, center: bool) -> Num
 
 def numbers(values: Sequence[Tensor | float] | Tensor) -> Numbers:
     """Plain numbers, None for NaN: what JSON can hold."""
-    return [None if math.isnan(v) else v for v in torch.as_tensor(values).tolist()]
+    return [None if math.isnan(v) else v for v in map(float, values)]

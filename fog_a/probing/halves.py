@@ -88,7 +88,10 @@ def halves(depth: Depth, fit: Depth | None, seed: int, all_scored: bool) -> list
 def _described(depth: Depth) -> dict[str, Described]:
     """The samples of each head."""
     targets = {"all": _joined(depth)} if depth.single and depth.targets else depth.targets
-    clip = torch.from_numpy(np.unique(np.array(depth.groups), return_inverse=True)[1])
+    names: dict[str, str] = {}  # each clip is called by its first sample
+    for sample, group in sorted(zip(depth.ids, depth.groups, strict=True)):
+        names.setdefault(group, sample)
+    clip = torch.from_numpy(np.unique([names[group] for group in depth.groups], return_inverse=True)[1])
     described = {}
     for key, (rows, y) in targets.items():
         interface = None if depth.interface is None else depth.interface[rows]

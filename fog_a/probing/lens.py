@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fog_a.blocks.untouched import with_data
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.halves import Described, Halves
@@ -111,6 +112,7 @@ def fitted_lens(halves: Halves, *, center: bool = False) -> Lens:
 
 def _width_of_output(module: nn.Module, width: int) -> int | None:
     try:
-        return module(torch.zeros(1, width)).shape[-1]
+        with with_data():
+            return module(torch.zeros(1, width)).shape[-1]
     except RuntimeError:  # a matrix product that does not fit
         return None

@@ -126,6 +126,11 @@ def checked(features: Tensor, count: int, dim: int | None, source: str) -> Float
             f"{source} gave {tuple(features.shape)}, expected ({count}, {dim or 'D'}): one pooled vector per sample. "
             "Token-wise features: pool them, features.mean(1)"
         )
+    if features.is_meta:
+        raise BadFeatures(
+            f"{source} gave features on the device meta, without data. Type torch.set_default_device(None) first, "
+            "or device= where they are made"
+        )
     features = features.detach().float()
     bad = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
     if bad:

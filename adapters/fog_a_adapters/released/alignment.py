@@ -21,6 +21,7 @@ from torch import Tensor
 import fog_a
 from fog_a.aligning.heads import mlp
 from fog_a.aligning.warmup import Draw, contribution
+from fog_a.aligning.width import few
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.gate import gate
 from fog_a.blocks.untouched import preserved
@@ -88,14 +89,32 @@ class Probe:
 class AGREPA(fog_a.AGREPA):
     """The release's alignment: its probe and λ, L2-normalized descriptors, domains weighted by their share.
 
-    It takes what `fog_a.AGREPA` takes, and each of its deviations can be undone by naming that option.
+    It takes what `fog_a.AGREPA` takes, and each of its deviations can be undone by naming that option. It works with
+    every adapter whose network is given x_t. With `batch=` that is checked at construction, else at the first call.
     """
 
     def __init__(
         self, flow: Any, teachers: Any, selection: Any = None, *, probe: Any = Probe(), **options: Any
     ) -> None:
         ways = {"samples": 1, "weighting": "proportional", "total": 2.0, "head": partial(mlp, normalize=l2)}
+        self._checked = selection is not None or not (isinstance(probe, Probe) and probe.clean)
         super().__init__(flow, teachers, selection, probe=probe, **{**ways, **options})
+        if options.get("batch") is not None:
+            self._check(options["batch"])
+
+    def forward(self, batch: Any, **options: Any) -> Tensor:
+        """The term of `fog_a.AGREPA`, once the release's probe is known to work."""
+        if self.training and torch.is_grad_enabled():
+            self._check(batch)
+        return super().forward(batch, **options)
+
+    def _check(self, batch: Any) -> None:
+        """Run the network on x_1 once. Raises Unsupported where it is given no x_t."""
+        if not self._checked:
+            few_samples = few(self.flow, batch)
+            with preserved(*self.flow.modules), clean_input(self.flow, few_samples, 0):
+                self.flow.velocity(few_samples, TIME, 0)
+            self._checked = True
 
     def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
         """Summed over the samples of all domains and divided by the batch."""
