@@ -101,6 +101,15 @@ def test_a_table_of_steps_wants_whole_numbers() -> None:
     assert fog_a.attribute(flow, data(), times=2).info["network_time"] == [999.0, 0.0]
 
 
+def test_a_network_whose_time_runs_to_noise_is_fanned_out_too() -> None:
+    """minRF's gives −v: all ablations still fit in one forward, with the scores of the loop."""
+    flow = fog_a.wrap(Net(), x="x_t", t="t", time=lambda t: 1 - t)
+    scores = fog_a.attribute(flow, data(), times=2, how=fog_a.Shared(rows=10**9))
+    loop = fog_a.attribute(flow, data(), times=2, how="loop")
+    assert scores.info["strategy"] == "fanout"
+    assert np.allclose(scores.values, loop.values, rtol=1e-4, atol=1e-5)
+
+
 def test_an_adapters_own_arithmetic_is_no_open_update(capsys: pytest.CaptureFixture[str]) -> None:
     """v of a prediction of noise is a p + b x_t: a sum beside the network, not a skip inside it."""
     blocks = fog_a.find_blocks(

@@ -20,6 +20,8 @@ class Choice:
     side: Blocks | None = None
     discovery: Discovery | None = None
     """The forward in which the blocks were found, until its case is measured."""
+    network: str | None = None
+    """What `output_of` names: stacks outside of it are left out."""
 
     def shown(self, case: Case) -> Discovery | None:
         """What finding showed of this case; it is kept no longer."""
@@ -31,8 +33,10 @@ class Choice:
         """What was left out, and what no gate reaches."""
         for stack, members in self.side.stacks.items() if self.side is not None else ():
             inputs = ", ".join(sorted({i for b in members for i in b.inputs})) or "nothing"
+            outside = self.network is not None and not stack.startswith(f"{self.network}.")
+            reason = f"are outside of {self.network}" if outside else f"depend only on {inputs}"
             yield (
-                f"{len(members)} blocks of {stack} depend only on {inputs}: left out. "
+                f"{len(members)} blocks of {stack} {reason}: left out. "
                 "To score them pass blocks=find_blocks(...) or their names"
             )
         if self.blocks.coverage.note:
@@ -59,7 +63,8 @@ def chosen(
         blocks = discovery.blocks
         rest = [b for b in blocks if not b.main]
         if wanted is None:
-            choice = Choice(blocks.main, Blocks(rest, blocks.model) if rest else None, discovery)
+            network = getattr(case.flow.override.forward, "name", None)
+            choice = Choice(blocks.main, Blocks(rest, blocks.model) if rest else None, discovery, network)
         else:
             choice = Choice(blocks.named(wanted), discovery=discovery)
     if not len(choice.blocks):
