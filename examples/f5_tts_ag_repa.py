@@ -1,7 +1,8 @@
 """AG-REPA in F5-TTS's training step: three lines, marked `AG-REPA`.
 
 The step is that of `f5_tts.model.Trainer.train` (f5-tts 1.1.22, trainer.py, lines 359–390); in your copy of it, or of
-train.py, the same three lines go to the same places. Here a tiny CFM learns the clips that come with fog_a.
+train.py, the same three lines go to the same places. Their own Trainer, unedited, takes `reg.attach(model)` instead of
+lines 2 and 3 (docs/integrations/pytorch.md). Here a tiny CFM learns the clips that come with fog_a.
 
     pip install f5-tts==1.1.22 && python examples/f5_tts_ag_repa.py
 """

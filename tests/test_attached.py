@@ -142,6 +142,21 @@ def test_arguments_of_another_forward() -> None:
     assert float(model(batch["x1"], batch["domains"], ids=batch["ids"]).detach()) > 0 and reg.step == 1
 
 
+@pytest.mark.slow
+def test_a_compiled_model() -> None:
+    results, batch = [], a_batch()
+    for compiled in (False, True):
+        torch.compiler.reset()
+        model = Model()
+        reg = AGREPA(model.flow, two_teachers(), "blocks.1", batch=batch)
+        reg.attach(model)
+        run: Any = torch.compile(model, backend="aot_eager") if compiled else model
+        torch.manual_seed(0)
+        results.append(float(run(**batch).detach()))
+        assert reg.metrics()["ag_repa/loss"] > 0
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+
+
 def test_what_is_refused() -> None:
     model, reg, _ = a_model()
     with pytest.raises(Unsupported, match=r"attached to a model already. Type reg\.detach\(\) first"):

@@ -48,7 +48,8 @@ class Attached(nn.Module):
         for name, p in reg.named_parameters():
             self.register_parameter(name.replace(".", "_"), p)
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(hooked(model, after=self._add))
+        add: Any = torch.compiler.disable(self._add)  # where the model is compiled, its graph ends before the term
+        self._stack.enter_context(hooked(model, after=add))
         model.add_module(NAME, self)
 
     def __getstate__(self) -> dict[str, Any]:
