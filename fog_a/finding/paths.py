@@ -75,7 +75,8 @@ class Flow:
 
     @functools.cached_property
     def line(self) -> set[int]:
-        """The values from which the output is reached without going through the branch of an update."""
+        """The values from which the output is reached without going through the branch of an update, but for a branch
+        that is a whole network: it ends in a stream of its own."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
         todo, line = list(outs), set[int]()
         while todo:
@@ -85,8 +86,12 @@ class Flow:
             line.add(v)
             op, update = self.trace.values[v].op, self.by_sum.get(v)
             if op is not None:
-                todo += op.reads if update is None else [update.stream]
+                todo += op.reads if update is None or self._is_network(update) else [update.stream]
         return line
+
+    def _is_network(self, u: Update) -> bool:
+        ways, since = self.passed[u.branch] | self.bypass[u.branch], (o for o in self.updates if o.sum > u.fork)
+        return any(ways & self.forks[o.sum] and o.sum < u.sum for o in since)
 
     def ancestors(self) -> set[int]:
         """The values that the output is made of."""
