@@ -131,7 +131,8 @@ def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
     for w in _between(flow, u, v):
         op = trace.values[w].op
         if op is not None and mixing(base(op.name)):
-            able |= beside & set(trace.ancestors(op.call))
+            made_in = [c.id for c in giving(flow, w)] if op.name == "opaque" else [op.call]
+            able |= beside & {a for c in made_in for a in trace.ancestors(c)}
     able -= set(trace.ancestors(u.op.call))
     return max((trace.calls[c] for c in able), key=lambda c: (trace.parameters(c.id), c.id), default=point)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from own_zoo.case import WIDTH, Case, Chain, Ends, Layer, Mlp, numbered
+from own_zoo.wirings import Predictions
 
 
 class Tied(Ends):
@@ -95,11 +96,46 @@ class Checkpointed(Chain):
         return x
 
 
+class SteppedPredictions(nn.Module):
+    """Euler steps around a network that is the sum of what its blocks predict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Predictions()
+
+    def forward(self, x: Tensor, off: int = -1) -> Tensor:
+        for step in range(2):
+            here = off // 3 == step
+            x = x + 0.5 * (self.net.without(off % 3, x) if here else self.net(x))
+        return x
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self(x, k)
+
+
+class DualPath(Ends):
+    """Recurrent branches, normed from a list of their own before they are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnns = nn.ModuleList(nn.LSTM(WIDTH, WIDTH, batch_first=True) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, (rnn, norm) in enumerate(zip(self.rnns, self.norms, strict=True)):
+            x = x if i == off else x + norm(rnn(x)[0])
+        return x
+
+
 EXECUTIONS = (
     Case("tied", Tied, ("a@0", "b@0", "a@1", "b@1")),
     Case("refined", Refined, ("blocks.0@0", "blocks.1@0", "blocks.0@1", "blocks.1@1")),
     Case("guided", Guided, tuple(f"blocks.{i}@{call}" for call in (0, 1) for i in range(3))),
     Case("cached", Decoder, numbered("blocks", 3)),
     Case("steps", Steps, tuple(f"field@{i}" for i in range(4))),
+    Case(
+        "stepped_predictions", SteppedPredictions, tuple(f"net.blocks.{i}@{step}" for step in (0, 1) for i in range(3))
+    ),
+    Case("dual_path", DualPath, tuple((f"rnns.{i}",) for i in range(3))),
     Case("checkpointed", Checkpointed, numbered("blocks", 3)),
 )
