@@ -1,4 +1,5 @@
 from .aligning.alignment import AGREPA as AGREPA
+from .attributing.along import Along as Along
 from .attributing.attribute import attribute as attribute
 from .attributing.ways import FirstOrder as FirstOrder
 from .attributing.ways import NNsight as NNsight
@@ -36,7 +37,11 @@ from .using.cache import CacheSchedule as CacheSchedule
 from .using.cache import cache_schedule as cache_schedule
 from .using.drift import drift as drift
 from .using.guidance import skip_guidance as skip_guidance
+from .using.interactions import Interactions as Interactions
+from .using.interactions import interactions as interactions
 from .using.prune import Pruned as Pruned
 from .using.prune import prune as prune
+from .using.removal import Removal as Removal
+from .using.removal import remove as remove
 
 __version__: str

@@ -17,6 +17,7 @@ import fog_a
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.gate import gate
 from fog_a.blocks.tap import tap
+from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.finding.blocks import find_blocks
@@ -194,6 +195,34 @@ def test_loss_trains_and_repeats(case: Case, flow: fog_a.Flow) -> None:
     with rng(3):
         b = flow.loss(case.batch)
     assert a.ndim == 0 and a.requires_grad and float(a.detach()) > 0 and torch.equal(a, b)
+
+
+def entering(case: Case, flow: fog_a.Flow, t: float, shape: torch.Size) -> list[Tensor]:
+    """What the network is given in v's shape."""
+    seen: list[Tensor] = []
+
+    def before(args: Any, kwargs: Any) -> None:
+        seen.extend(x.detach().double() for _, x in leaves((args, kwargs)) if x.shape == shape)
+
+    with preserved(*flow.modules), hooked(flow.module, before=before):
+        flow.velocity(case.batch, t, 3)
+    return seen
+
+
+def test_the_target_is_how_x_t_moves(case: Case, flow: fog_a.Flow) -> None:
+    """metric="loss" measures v against it."""
+    target, h = flow.target(case.batch, 0.4, 3).double(), 1e-3
+    assert target.shape == velocity(flow, case.batch).shape
+    if "convention" in vars(flow) and flow.convention.path.name == "ddpm":  # type: ignore[attr-defined]
+        return  # x_t moves from step to step
+    moves = [
+        (b - a) / (2 * h)
+        for a, b in zip(*(entering(case, flow, t, target.shape) for t in (0.4 - h, 0.4 + h)), strict=True)
+    ]
+    mask = flow.samples(case.batch).mask
+    keep = torch.ones_like(target) if mask is None else mask.to(target.device).expand_as(target)
+    off = [float(((move - target) * keep).norm() / (target * keep).norm()) for move in moves]
+    assert min(off) < 0.02
 
 
 def test_an_output_that_no_module_sees_is_read_from_its_addends() -> None:

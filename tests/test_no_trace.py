@@ -241,7 +241,7 @@ def test_nothing_is_left_after_an_exception(name: str, at: int, where: str, erro
         PROBES[name](net, x)
     assert caused_by(raised.value, error)
     if not issubclass(error, Exception):
-        assert raised.type is error  # Ctrl-C is nobody's to translate
+        assert issubclass(raised.type, error)  # Ctrl-C is nobody's to translate; attribute adds what it measured
     same(before, state_of(net))
 
 

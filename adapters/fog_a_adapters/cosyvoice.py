@@ -88,6 +88,13 @@ class CosyVoiceAdapter(Flow):
         prefix = ((0.3 * lengths).long() + 1) * part * (coin >= 0.5)
         return self.field(batch, x0, sample_times(t, x1), prefix.long())
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
+        """x_1 − (1 − σ_min) x_0."""
+        x1, samples = self._read(batch)["speech_feat"].transpose(1, 2), self.samples(batch)
+        assert samples.mask is not None
+        lengths = samples.mask[:, 0].sum(-1).tolist()
+        return x1 - (1 - self.model.decoder.sigma_min) * noise(x1, samples.ids, seed, lengths, axis=2)
+
     def field(
         self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"], prefix: Tensor
     ) -> Float[Tensor, "B M T"]:

@@ -65,6 +65,11 @@ class F5TTSAdapter(Flow):
         span = spans(lengths, low + (high - low) * width, start, x1.shape[1])
         return self.field(batch, x0, sample_times(t, x1), span, *self._dropped(seed))
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
+        """x_1 − x_0."""
+        x1, lengths, _ = self._read(batch)
+        return x1 - noise(x1, self.samples(batch).ids, seed, lengths.tolist())
+
     def field(
         self,
         batch: Any,

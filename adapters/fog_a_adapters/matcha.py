@@ -61,6 +61,13 @@ class MatchaAdapter(Flow):
         lengths = samples.mask[:, 0].sum(-1).tolist()
         return self.field(batch, noise(x1, samples.ids, seed, lengths, axis=2), sample_times(t, x1))
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
+        """x_1 − (1 − σ_min) x_0."""
+        x1, samples = self._read(batch)["x1"], self.samples(batch)
+        assert samples.mask is not None
+        lengths = samples.mask[:, 0].sum(-1).tolist()
+        return x1 - (1 - self.decoder.sigma_min) * noise(x1, samples.ids, seed, lengths, axis=2)
+
     def field(self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"]) -> Float[Tensor, "B M T"]:
         """v with everything that is random given: the noise and the time."""
         found = self._read(batch)

@@ -67,6 +67,13 @@ class VoiceboxAdapter(Flow):
         lengths = None if mask is None else mask.sum(1).tolist()
         return self.field(batch, noise(x1, ids, seed, lengths), sample_times(t, x1), span)
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T D"]:
+        """x_1 − (1 − σ) x_0."""
+        found = self._read(batch)
+        x1, mask = found["x1"], found.get("mask")
+        lengths = None if mask is None else mask.sum(1).tolist()
+        return x1 - (1 - self.sigma) * noise(x1, self.samples(batch).ids, seed, lengths)
+
     def field(
         self, batch: Any, x0: Float[Tensor, "B T D"], t: Float[Tensor, "B"], span: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T D"]:

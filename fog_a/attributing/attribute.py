@@ -19,11 +19,14 @@ from typing import Any, Literal
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from fog_a.attributing.along import Along
 from fog_a.attributing.measurement import Measurement
 from fog_a.attributing.nnsight import Envoys
 from fog_a.attributing.progress import cells_of, progress_bar
+from fog_a.attributing.trials import count
 from fog_a.attributing.ways import How, NNsight, Until, checked_how, stopping
-from fog_a.blocks.block import Blocks
+from fog_a.attributing.yardstick import Metric, checked_metric
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.interrupts import unbroken
 from fog_a.errors import BadArgument, known_keywords
 from fog_a.flows.bare import flow_of
@@ -38,14 +41,16 @@ def attribute(
     model: nn.Module | Flow,
     batch: Any,
     *,
-    blocks: Blocks | Sequence[str] | None = None,
+    blocks: Blocks | ResidualBlock | str | Sequence[str] | None = None,
     level: Literal["layer", "branch"] = "layer",
     forward: Forward | None = None,
-    times: int | Sequence[float] | None = None,
+    times: int | Sequence[float] | Along | None = None,
     domains: Sequence[str] | None = None,
     mask: Bool[Tensor, "B ..."] | None = None,
     gate: float = 0.0,
     seed: int = 0,
+    closed: Blocks | ResidualBlock | str | Sequence[str] | None = None,
+    metric: Metric = None,
     how: How = "auto",
     until: Until = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -60,11 +65,14 @@ def attribute(
         blocks: `Blocks`, or names. None: those of `find_blocks` whose update depends on x_t.
         level: `"branch"` scores attention, feed-forward, … separately.
         forward: `forward(model, batch) -> Tensor` for anything else; `output_of("net.head")` measures an inner module.
-        times: for a flow, None → 8 midpoints (j + ½)/8, n → n midpoints, a list → exactly those in [0, 1].
+        times: for a flow, None → 8 midpoints (j + ½)/8, n → n midpoints, a list → exactly those in [0, 1];
+            `Along(sampler, steps)`: the steps of your own sampler, guided or not.
         domains: one name per sample of each batch; a flow's adapter gives its own.
         mask: True where v counts, broadcastable to v; a flow's adapter gives its own.
         gate: the gate's value, from 0 (closed) to 1 (open).
         seed: of every random number the model or the adapter draws.
+        closed: other blocks, whose gates are closed throughout: scores given that they are gone.
+        metric: None → ‖Δv‖/‖v‖; `"loss"` → the change of the flow loss, signed; or `f(v, v_k, batch) -> (B,)`.
         how: `"auto"`; `"loop"`, one ablation at a time; `Shared(rows, memory)` within a budget; `FirstOrder()`, an
             estimate; `NNsight()`, through nnsight.
         until: `"settled"` or `Settled(k, confidence, looks)`: draw batches until the top-k set holds.
@@ -72,8 +80,8 @@ def attribute(
         progress: a progress bar over all batches and times; None: on a terminal and in a notebook.
 
     Returns:
-        Scores of kind "contribution", samples × times × layers, each ≥ 0, without a unit. Processes of
-        `torch.distributed` share the work, and each gets all scores.
+        Scores of kind "contribution", samples × times × layers, each ≥ 0, without a unit ("loss", "metric" with
+        `metric=`). Processes of `torch.distributed` share the work, and each gets all scores.
 
     Raises:
         NoBlocksFound, UnknownBlock, BadArgument, BadBatch, BadOutput, Unsupported.
@@ -88,15 +96,18 @@ def attribute(
         >>> scores.layers, scores.values.shape
         (('layers.0', 'layers.1'), (4, 1, 2))
     """
-    closed = _gate(gate)
-    checked_how(how, closed)
+    value = _gate(gate)
+    checked_how(how, value)
+    checked_metric(metric, how)
+    if closed is not None and isinstance(how, NNsight):
+        raise BadArgument("NNsight() closes the blocks that it scores alone. Leave closed= out, or how=")
     rule = stopping(until, batch)
     envoys = Envoys(model, how.remote) if isinstance(how, NNsight) else None
     flow = flow_of(model if envoys is None else envoys.model, forward, domains, mask)
-    grid, looks = flow.grid(times), None if rule is None else rule.looks
+    looks = None if rule is None else rule.looks
     verdicts = None
-    with progress_bar(cells_of(batch, len(grid), looks), progress) as bar:
-        run = Measurement(flow, blocks, level, grid, closed, seed, how, checkpoint, bar, envoys)
+    with progress_bar(cells_of(batch, count(flow, times), looks), progress) as bar:
+        run = Measurement(flow, blocks, level, times, value, seed, how, checkpoint, bar, envoys, closed, metric)
         try:
             for look, part in enumerate(itertools.islice(each(batch), looks), start=1):
                 run.measure(part)
@@ -114,7 +125,7 @@ def attribute(
 def attribute_alone(flow: Flow, batch: Any, *, blocks: Blocks, t: float, seed: int) -> Scores:
     """The scores of one batch at one time, in this process alone: in training each process has a batch of its own."""
     with progress_bar(None, False) as bar:
-        run = Measurement(flow, blocks, "layer", flow.grid([t]), 0.0, seed, "auto", None, bar, alone=True)
+        run = Measurement(flow, blocks, "layer", [t], 0.0, seed, "auto", None, bar, alone=True)
         run.measure(batch)
     run.warn()
     return run.scores()

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fog_a.blocks.block import Blocks
-from fog_a.errors import UnknownBlock
+from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.errors import BadArgument, UnknownBlock
 from fog_a.finding.blocks import ROOM, Discovery, discover
 from fog_a.flows.case import Case
 
@@ -22,6 +22,8 @@ class Choice:
     """The forward in which the blocks were found, until its case is measured."""
     network: str | None = None
     """What `output_of` names: stacks outside of it are left out."""
+    closed: Blocks | None = None
+    """Those that are closed throughout."""
 
     def shown(self, case: Case) -> Discovery | None:
         """What finding showed of this case; it is kept no longer."""
@@ -43,32 +45,69 @@ class Choice:
             yield self.blocks.coverage.note
 
 
+Wanted = Blocks | ResidualBlock | str | Sequence[str] | None
+
+
 def chosen(
-    case: Case, wanted: Blocks | Sequence[str] | None, level: Literal["layer", "branch"], room: int | None = None
+    case: Case,
+    wanted: Wanted,
+    level: Literal["layer", "branch"],
+    room: int | None = None,
+    closed: Wanted = None,
 ) -> Choice:
     """The blocks that are wanted: of another call, by their names, or (None) all that see x_t.
 
     Args:
         room: bytes that finding may keep of its forward; None: as many as it likes.
+        closed: blocks that are closed throughout; what is wanted without a word are the others.
 
     Raises:
         UnknownBlock: blocks of another model, a name that is no block's, or none.
+        BadArgument: a block that is to be scored is closed throughout, or all are.
     """
-    if isinstance(wanted, Blocks):
-        if wanted.model is not case.module:
-            raise UnknownBlock("the blocks in blocks= are of another model object. Use find_blocks(model, batch)")
-        choice = Choice(wanted)
+    objects = (Blocks, ResidualBlock)
+    needed = not isinstance(wanted, objects) or not (closed is None or isinstance(closed, objects))
+    discovery = discover(case, level, room=ROOM if room is None else min(room, ROOM)) if needed else None
+    blocks = _named(case, wanted, discovery, "blocks")
+    shut = None if closed is None else _named(case, closed, discovery, "closed")
+    network = getattr(case.flow.override.forward, "name", None) if wanted is None else None
+    if shut is None:
+        return Choice(*_main(blocks, wanted), discovery, network)
+    if wanted is None:
+        blocks = Blocks([b for b in blocks if b.name not in shut.names], blocks.model, blocks.coverage)
+    _check_closed(blocks, shut)
+    return Choice(*_main(blocks, wanted), network=network, closed=shut)
+
+
+def _main(blocks: Blocks, wanted: Wanted) -> tuple[Blocks, Blocks | None]:
+    rest = [b for b in blocks if not b.main]
+    return (blocks, None) if wanted is not None or not rest else (blocks.main, Blocks(rest, blocks.model))
+
+
+def _named(case: Case, wanted: Wanted, discovery: Discovery | None, keyword: str) -> Blocks:
+    """The blocks of a keyword."""
+    if isinstance(wanted, ResidualBlock):
+        blocks = Blocks([wanted], case.module)
+    elif isinstance(wanted, Blocks):
+        blocks = wanted
     else:
-        discovery = discover(case, level, room=ROOM if room is None else min(room, ROOM))
-        blocks = discovery.blocks
-        rest = [b for b in blocks if not b.main]
-        if wanted is None:
-            network = getattr(case.flow.override.forward, "name", None)
-            choice = Choice(blocks.main, Blocks(rest, blocks.model) if rest else None, discovery, network)
-        else:
-            choice = Choice(blocks.named(wanted), discovery=discovery)
-    if not len(choice.blocks):
+        assert discovery is not None
+        blocks = discovery.blocks if wanted is None else discovery.blocks.named(wanted)
+    if blocks.model is not case.module:
+        raise UnknownBlock(f"the blocks in {keyword}= are of another model object. Use find_blocks(model, batch)")
+    if not len(blocks):
         raise UnknownBlock(
-            "expected at least one block in blocks=, got none. Leave it out to score those of find_blocks"
+            f"expected at least one block in {keyword}=, got none. Leave it out"
+            + (" to score those of find_blocks" if keyword == "blocks" else "")
         )
-    return choice
+    return blocks
+
+
+def _check_closed(blocks: Blocks, closed: Blocks) -> None:
+    if not len(blocks):
+        raise BadArgument(
+            f"closed= closes all {len(closed)} blocks, so none is left to score. Leave at least one out of it"
+        )
+    both = [name for name in blocks.names if name in closed.names]
+    if both:
+        raise BadArgument(f"{', '.join(both)} stands in blocks= and in closed=. Leave it out of one of them")

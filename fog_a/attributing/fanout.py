@@ -60,7 +60,7 @@ class Rows:
     start: int
     stop: int
     times: int = 1
-    gated: int = 0
+    gated: int | None = None
 
 
 class FanOut:
@@ -73,9 +73,11 @@ class FanOut:
         self.layout = layout
         self.samples = layout.samples
         self.variants = sorted(chunk, key=lambda v: v.start)
-        self.calls = gate_points(blocks)
+        shut = case.closed or ()
+        self.calls = gate_points([*blocks, *shut])
         self.modules = named_modules(case.module)
-        owner = {(s.module, s.call): b.name for b in blocks for s in b.gate_points}
+        self.closed = {(s.module, s.call): b for b in shut for s in b.gate_points}
+        owner = {(s.module, s.call): b.name for b in (*blocks, *shut) for s in b.gate_points}
         self.plans = {key: self._plan(key, owner[key], tile) for key in self.calls}
         self._inputs: dict[int, dict[LeafPath, Tensor]] = {}
         self._rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -89,7 +91,7 @@ class FanOut:
             hooked(self.case.module, before=self._enter, after=self._leave),
             at_calls(self.modules, self.calls, self._before, self._after, lambda: self._resting),
         ):
-            self.case.run()
+            self.case.run(closing=False)
         assert self._found is not None and self.layout.velocity is not None
         axis, n = self.layout.exit[self.layout.velocity], self.samples
         found = self._found if self.layout.sign > 0 else -self._found
@@ -116,9 +118,15 @@ class FanOut:
         """Runs are the variants that differ from the clean rows by then, but for a closed branch: it gives zeros."""
         point = self.calls[key]
         zeros = set(point.give) == set(self.layout.returned[key]) and all(p is None for p in point.give.values())
-        mine = [i for i, w in enumerate(self.variants, start=1) if w.block.name == owner]
         started = [i for i, w in enumerate(self.variants, start=1) if w.start < point.order]
-        ran = [0, *(i for i in started if not (zeros and i in mine and self.variants[i - 1].value == 0))]
+        if key in self.closed:  # in every row: where nothing is left of what it gives, the clean rows tell its shape
+            mine = list(range(len(self.variants) + 1))
+            whole = set(point.give) == set(self.layout.returned[key])
+            hidden = whole and all(p is None or p.index is None for p in point.give.values())
+            ran = [0] if hidden else [0, *started]
+        else:
+            mine = [i for i, w in enumerate(self.variants, start=1) if w.block.name == owner]
+            ran = [0, *(i for i in started if not (zeros and i in mine and self.variants[i - 1].value == 0))]
         size = len(ran) if tile is None else max(tile // max(point.elements, 1), 1)
         tiles = [ran[i : i + size] for i in range(0, len(ran), size)]
         return Plan(tiles, mine, started, self._order(tiles, set(mine)))
@@ -129,13 +137,13 @@ class FanOut:
         order: list[Rows] = []
         for row in range(len(self.variants) + 1):
             t, j = place.get(row, (0, 0))
-            last = order[-1] if order and not order[-1].gated and row not in mine else None
+            last = order[-1] if order and order[-1].gated is None and row not in mine else None
             if last is not None and (last.tile, last.stop) == (t, j) and last.times == 1:
                 last.stop += 1
             elif last is not None and row not in place and (last.tile, last.start, last.stop) == (0, 0, 1) and row > 1:
                 last.times += 1
             else:
-                order.append(Rows(t, j, j + 1, gated=row if row in mine else 0))
+                order.append(Rows(t, j, j + 1, gated=row if row in mine else None))
         return order
 
     def _before(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,7 +177,7 @@ class FanOut:
             outs += [self.modules[key[0]](*more, **named) for more, named in rest]
         finally:
             self._resting = False
-        for i in plan.mine:
+        for i in plan.mine if key not in self.closed else ():
             self._fired[i - 1] += 1
         new = {
             path: self._together(self.calls[key], plan, path, axis, [leaf(y, path) for y in outs])
@@ -183,15 +191,18 @@ class FanOut:
         n, pieces = self.samples, list[Tensor]()
         for rows in plan.order:
             y = axis.rows(ys[rows.tile], rows.start * n, rows.stop * n)
-            closed = rows.gated and path in point.give
-            pieces += [self._closed(point, path, y, rows.gated)] if closed else [y] * rows.times
+            if rows.gated is not None and path in point.give:
+                pieces.append(self._closed(point, path, y, rows.gated))
+            else:
+                pieces += [y] * rows.times
         return axis.join(pieces)
 
     def _closed(self, point: GatePoint, path: LeafPath, y: Tensor, row: int) -> Tensor:
         """One variant's rows with its gate at its value."""
-        passage, w = point.give[path], self.variants[row - 1]
-        closed = torch.zeros_like(y) if passage is None else carried(self._inputs[row], passage, y, w.block)
-        return mixed(y, closed, w.value)
+        passage, shut = point.give[path], self.closed.get((point.module, point.call))
+        block, value = (shut, 0.0) if shut else (self.variants[row - 1].block, self.variants[row - 1].value)
+        closed = torch.zeros_like(y) if passage is None else carried(self._inputs[row], passage, y, block)
+        return mixed(y, closed, value)
 
 
 def _repeated(x: Tensor, axis: Axis, times: int) -> Tensor:

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fog_a.attributing.along import Along
 from fog_a.attributing.cells import Cell, Cells, Values
-from fog_a.attributing.choice import Choice, chosen
+from fog_a.attributing.choice import Choice, Wanted, chosen
 from fog_a.attributing.first_order import note, slopes
 from fog_a.attributing.nnsight import Envoys
-from fog_a.attributing.ratio import EPS, ratio, relative
+from fog_a.attributing.ratio import EPS, relative
 from fog_a.attributing.story import Story
+from fog_a.attributing.trials import Times, cases_of
 from fog_a.attributing.variants import layout_of, variants
 from fog_a.attributing.ways import FirstOrder, How, Shared
+from fog_a.attributing.yardstick import Metric, metric_name, yardstick
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadOutput, Interrupted, Unsupported, Untrained
+from fog_a.errors import BadBatch, BadOutput, Interrupted, Unsupported, Untrained
 from fog_a.flows.batches import signature
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
@@ -35,9 +38,9 @@ class Measurement:
     """What `attribute` was asked for; `measure` adds a batch, `scores` gives what there is so far."""
 
     flow: Flow
-    wanted: Blocks | Sequence[str] | None
+    wanted: Wanted
     level: Literal["layer", "branch"]
-    grid: tuple[float | None, ...]
+    times: Times
     gate: float
     seed: int
     how: How
@@ -45,8 +48,11 @@ class Measurement:
     bar: Any
     """Its `update()` is called for each cell that is finished."""
     envoys: Envoys | None = None
+    closed: Wanted = None
+    metric: Metric = None
     alone: bool = False
     """Leave the other processes of `torch.distributed` out: each has a batch of its own."""
+    grid: tuple[float | None, ...] = ()
     blocks: Blocks = field(init=False)
     signature: dict[str, Any] = field(init=False)
     """What tells this model's scores from another's, or from those of other weights."""
@@ -62,9 +68,13 @@ class Measurement:
         """All ablations of one batch, at every time."""
         batch = batch if self.envoys is None else self.envoys.batch(batch)
         number, start = len(self.parts), len(self.ids)
-        cases = [Case(self.flow, batch, t, self.seed + 7919 * number + j, start) for j, t in enumerate(self.grid)]
+        cases, grid = cases_of(self.flow, batch, self.times, self.seed + 7919 * number, start)
         if self.cells is None:
+            self.grid = grid
             self.cells = self._begin(cases[0])
+        self._check_grid(grid)
+        for case in cases:
+            case.closed = self.choice.closed
         mark = cases[0].fingerprint
         self.cells.same_everywhere(f"{cases[0].layout}{mark}")
         todo = [Cell(f"batch{number}_{mark[:12]}_time{j}", case, self._measuring(case)) for j, case in enumerate(cases)]
@@ -73,6 +83,13 @@ class Measurement:
         columns = self.cells.collect(todo, finished)
         self.story.merge(self.cells)
         self.parts.append(self._part(batch, columns))
+
+    def _check_grid(self, grid: tuple[float | None, ...]) -> None:
+        if grid != self.grid:
+            raise BadBatch(
+                f"the sampler came to the times {grid}, and with the first batch to {self.grid}: it must take the same "
+                "steps for every batch"
+            )
 
     def _part(self, batch: Any, columns: Sequence[Values]) -> tuple[Values, Samples]:
         samples = self.flow.samples_of(batch, (len(columns[0]),), len(self.ids))
@@ -102,7 +119,7 @@ class Measurement:
 
     def _begin(self, case: Case) -> Cells:
         room = self.how.bytes if isinstance(self.how, Shared) else None
-        self.choice = chosen(case, self.wanted, self.level, room)
+        self.choice = chosen(case, self.wanted, self.level, room, self.closed)
         self.blocks = self.choice.blocks
         sharded = self._sharded
         self.signature = signature(self.blocks.model, self.blocks)
@@ -110,7 +127,7 @@ class Measurement:
             self.signature["weights"] = weights_mark(self.blocks.model)
         identity = {
             "signature": self.signature, "batch": case.fingerprint, "seed": self.seed, "times": self.grid,
-            "gate": self.gate, "level": self.level, "how": repr(self.how),
+            "gate": self.gate, "level": self.level, "how": repr(self.how), **self._extra(),
         }  # fmt: skip
         if self.checkpoint is not None:
             mask = self.flow.override.mask
@@ -140,8 +157,8 @@ class Measurement:
             discovery = self.choice.shown(case)
             run = variants(case, self.blocks, self.gate, "loop" if self._sharded else self.how, discovery)
         v = run.base
-        keep = case.keep(v)
-        scores = [ratio(v_k, v, keep) for v_k in run.ablated]
+        measure = yardstick(self.metric, case, v)
+        scores = [measure(v_k, b.name) for v_k, b in zip(run.ablated, self.blocks, strict=True)]
         # rows of one forward may differ by a rounding, or by a float32 sum's few
         floor = max(torch.finfo(v.dtype).eps, 8 * torch.finfo(torch.float32).eps) if run.strategy == "fanout" else 0.0
         self.story.add(run.strategy, run.notes, run.noise, floor)
@@ -166,7 +183,11 @@ class Measurement:
         values = np.concatenate([part for part, _ in self.parts])
         names = ("ids", "domains", "groups")
         rows = {name: tuple(x for _, samples in self.parts for x in getattr(samples, name)) for name in names}
-        return Scores(values, self.blocks.names, axis, kind="contribution", info=info, **rows)
+        return Scores(values, self.blocks.names, axis, kind=self._kind, info=info, **rows)
+
+    @property
+    def _kind(self) -> str:
+        return "contribution" if self.metric is None else "loss" if self.metric == "loss" else "metric"
 
     def _info(self) -> dict[str, Any]:
         """What is needed to repeat the measurement."""
@@ -175,13 +196,22 @@ class Measurement:
         return {
             "how": repr(self.how), "strategy": "+".join(sorted(self.story.strategies)) or "checkpoint",
             "method": "first_order" if isinstance(self.how, FirstOrder) else "exact",
-            "gate": self.gate, "level": self.level, "seed": self.seed, "eps": EPS,
+            "gate": self.gate, "level": self.level, "seed": self.seed, "eps": EPS, **self._extra(),
             "noise_floor": self.story.noise, "notes": list(self.story.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
             "signature": self.signature,
             **({} if self.flow.network_time is None else {"network_time": self.flow.network_time}),
             "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         }  # fmt: skip
+
+    def _extra(self) -> dict[str, Any]:
+        """What is said only where it was asked for."""
+        closed = self.choice.closed
+        return {
+            **({} if closed is None else {"closed": list(closed.names)}),
+            **({} if self.metric is None else {"metric": metric_name(self.metric)}),
+            **({"along": repr(self.times)} if isinstance(self.times, Along) else {}),
+        }
 
     def warn(self) -> None:
         """What the user must know, once: what was left out, what was not finite.

@@ -8,8 +8,6 @@ are the loop's to the last bit, and the memory is one output per block.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -30,25 +28,46 @@ class Prefix:
     """
 
     def __init__(self, case: Case, blocks: Blocks, clean: Clean | None = None, v: Tensor | None = None) -> None:
-        self.case = case
-        self.calls = gate_points(blocks)
+        self.case, self.blocks = case, blocks
+        everything = [*blocks, *(case.closed or ())]
+        self.calls = gate_points(everything)
         self.modules = named_modules(case.module)
-        self.owner = {(s.module, s.call): b for b in blocks for s in b.gate_points}
-        self.first = {b.name: min(s.order for s in b.gate_points) for b in blocks}
-        self.clean = clean or Clean()
+        self.owner = {(s.module, s.call): b.name for b in everything for s in b.gate_points}
+        self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
+        self.clean = clean or Clean(case.closed)
         self.v = self.base() if clean is None or v is None else v
 
-    def base(self) -> Tensor:
-        """The clean run; what the gated calls give out is kept, and what their operations return is written down."""
+    def base(self, start: int = -1) -> Tensor:
+        """The clean run; what the gated calls give out is kept, and what their operations return is written down.
+        Calls up to `start` are known already."""
         clean = self.clean
-        with clean, at_calls(self.modules, self.calls, clean.begin, lambda key, args, kwargs, out: clean.end(key, out)):
-            v = self.case.run().clone()
+
+        def before(key: Key, args: Any, kwargs: Any) -> None:
+            (clean.skip if self._known(self.calls[key], start) else clean.begin)(key, args, kwargs)
+
+        def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
+            return clean.resume(key) if self._known(self.calls[key], start) else clean.end(key, out)
+
+        with clean, at_calls(self.modules, self.calls, before, after):
+            v = self.run()
         return self._with_copies() if clean.overwritten else v
+
+    def run(self) -> Tensor:
+        """v, in which the clean run's own hooks close what is closed."""
+        return self.case.run(closing=False).clone()
 
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
-        self.clean = Clean(copies=True)
+        self.clean = Clean(self.case.closed, copies=True)
         return self.base()
+
+    def closing(self, block: ResidualBlock) -> Prefix:
+        """The same with this block closed for good: what comes before it is shared, what comes after it runs once."""
+        left = Blocks([b for b in self.blocks if b.name != block.name], self.blocks.model)
+        case = self.case.closing(Blocks([block], self.blocks.model))
+        twin = Prefix(case, left, self.clean.closing(block), self.v)
+        twin.v = twin.base(self.first[block.name])
+        return twin
 
     def faithful(self) -> bool:
         """Whether the clean velocity comes out with every gated call skipped."""
@@ -56,7 +75,7 @@ class Prefix:
 
     def again(self) -> bool:
         """The same, tried once more: state around the blocks that moved meanwhile shows."""
-        return self.clean.check(self.modules, self.calls, self.case.run, self.v)
+        return self.clean.check(self.modules, self.calls, self.run, self.v)
 
     def variant(self, block: ResidualBlock, value: float) -> Tensor:
         """v with this block's gate at `value`."""
@@ -68,40 +87,42 @@ class Prefix:
         return v
 
     def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, list[Key]]:
-        with self._skipping(block, self.first[block.name], value) as acted:
-            v = self.case.run().clone()
-        return v, acted
-
-    @contextlib.contextmanager
-    def _skipping(self, block: ResidualBlock, start: int, value: float) -> Iterator[list[Key]]:
         inputs: dict[Key, dict[LeafPath, Tensor]] = {}
         acted: list[Key] = []
+        start = self.first[block.name]
+
+        def known(key: Key) -> bool:
+            point = self.calls[key]
+            return self._known(point, start) or (value == 0 and self._of(key, block) and self._zeros(point))
 
         def before(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.owner[key] is block:
+            if self._of(key, block):
                 inputs[key] = kept_inputs(self.calls[key], args, kwargs)
-            if self._known(self.calls[key], start, value):
-                self.clean.skip(key, args, kwargs)
+            (self.clean.skip if known(key) else self.clean.enter)(key, args, kwargs)
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
-            point = self.calls[key]
-            if self._known(point, start, value):
-                out = self.clean.resume(key)
-            if self.owner[key] is not block:
+            out = self.clean.resume(key) if known(key) else self.clean.leave(key, out)
+            if not self._of(key, block):
                 return out
             acted.append(key)
-            return closed(point, block, inputs.pop(key), out, value)
+            return closed(self.calls[key], block, inputs.pop(key), out, value)
 
         with self.clean, at_calls(self.modules, self.calls, before, after):
-            yield acted
+            v = self.run()
+        return v, acted
 
-    def _known(self, point: GatePoint, start: int, value: float) -> bool:
-        """Is what this call gives out known? Up to and with the first gate it is, from the clean run; a later gate of
-        the same block (another branch) need not run either if it is closed and gives nothing but zeros."""
-        if point.order <= start:
-            return True
-        key = (point.module, point.call)
-        alone = {p for p, _ in leaves(self.clean.kept[key])} == set(point.give) and all(
-            p is None for p in point.give.values()
-        )
-        return value == 0 and self.first[self.owner[key].name] == start and alone
+    def _of(self, key: Key, block: ResidualBlock) -> bool:
+        return self.owner[key] == block.name
+
+    def _known(self, point: GatePoint, start: int) -> bool:
+        """Is what this call gives out known? Up to and with the first gate it is, from the clean run; of a closed
+        block nothing is left."""
+        return point.order <= start or ((point.module, point.call) in self.clean.kept and self._hidden(point))
+
+    def _hidden(self, point: GatePoint) -> bool:
+        return self.clean.hidden((point.module, point.call))
+
+    def _zeros(self, point: GatePoint) -> bool:
+        """A later gate of the same block (another branch) need not run either if it gives nothing but zeros."""
+        kept = self.clean.kept[point.module, point.call]
+        return {p for p, _ in leaves(kept)} == set(point.give) and all(p is None for p in point.give.values())

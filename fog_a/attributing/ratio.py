@@ -20,15 +20,20 @@ def ratio(v_k: Tensor, v: Tensor, keep: Tensor | None) -> Float[np.ndarray, " B"
     Raises:
         ShapeMismatch: the ablation changed the velocity's shape.
     """
+    check_shape(v_k, v)
+    change, base = per_sample(v_k) - per_sample(v), per_sample(v)
+    if keep is not None:
+        change, base = (torch.where(keep, x, torch.zeros_like(x)) for x in (change, base))
+    return relative(norm(change), norm(base))
+
+
+def check_shape(v_k: Tensor, v: Tensor) -> None:
+    """Raises ShapeMismatch where an ablation changed the velocity's shape."""
     if v_k.shape != v.shape:
         raise ShapeMismatch(
             f"an ablation changed the output's shape from {tuple(v.shape)} to {tuple(v_k.shape)}: its length depends "
             "on inner layers (durations, say). Fix the lengths in forward=, or score other blocks with blocks="
         )
-    change, base = per_sample(v_k) - per_sample(v), per_sample(v)
-    if keep is not None:
-        change, base = (torch.where(keep, x, torch.zeros_like(x)) for x in (change, base))
-    return relative(norm(change), norm(base))
 
 
 def norm(x: Float[Tensor, "B n"]) -> Float[np.ndarray, " B"]:

@@ -14,6 +14,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,12 +57,23 @@ class Variants:
     notes: list[str] = field(default_factory=list)
     noise: float = 0.0
     """How far v moves when nothing is ablated, under the same arithmetic, relative to its norm."""
+    prefix: Prefix | None = None
+    """What further ablations of this case may start from."""
 
 
 def variants(
-    case: Case, blocks: Blocks, value: float = 0.0, how: How = "auto", discovery: Discovery | None = None
+    case: Case,
+    blocks: Blocks,
+    value: float = 0.0,
+    how: How | Literal["prefix"] = "auto",
+    discovery: Discovery | None = None,
+    prefix: Prefix | None = None,
 ) -> Variants:
-    """Run the base and every ablation of one case. `discovery`: the forward of this case in which blocks were found.
+    """Run the base and every ablation of one case, with the gates of what the case has closed at 0 throughout.
+
+    Args:
+        discovery: the forward of this case in which blocks were found.
+        prefix: the clean run of this case, made already.
 
     Raises:
         Unsupported: sharing was asked for, and this model, batch and budget allow none.
@@ -73,7 +85,7 @@ def variants(
             if strategy == "fanout":
                 run = _fanned(case, blocks, value, budget, discovery)
             elif strategy == "prefix":
-                run = _prefixed(case, blocks, value, budget, discovery)
+                run = _prefixed(prefix or _begun(case, blocks, discovery), blocks, value, budget)
             else:
                 run = _looped(case, blocks, value)
         except Unshared as problem:
@@ -95,13 +107,15 @@ def _looped(case: Case, blocks: Blocks, value: float) -> Variants:
     return Variants(v, "loop", ablated())
 
 
-def _order(case: Case, blocks: Blocks, how: How) -> list[str]:
+def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str]:
     """The ways, the first choice first: by size, not by the clock, so that every process comes to the same choice."""
-    alone = [b.name for b in blocks if b.alone]
+    alone = [b.name for b in (*blocks, *(case.closed or ())) if b.alone]
     if alone and isinstance(how, Shared):
         raise Unsupported(f"{', '.join(alone)} can be closed in a run of its own only. Use how='auto' or 'loop'")
     if alone or how == "loop":
         return ["loop"]
+    if how == "prefix":
+        return ["prefix", "loop"]
     size = max((s.elements for b in blocks for s in b.gate_points), default=0)
     asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
     small = size < LAUNCH_BOUND or (size < TILE and len(blocks) >= DEEP)
@@ -113,9 +127,7 @@ def _on_gpu(case: Case) -> bool:
     return any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
 
 
-def _prefixed(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
-    keep_memory()
-    run = _begun(case, blocks, discovery)
+def _prefixed(run: Prefix, blocks: Blocks, value: float, budget: Shared) -> Variants:
     v = run.v
     if run.clean.random is not None:
         raise Unshared(f"the model draws random numbers in eval mode (in {run.clean.random})")
@@ -135,13 +147,14 @@ def _prefixed(case: Case, blocks: Blocks, value: float, budget: Shared, discover
         for block in blocks:
             yield run.variant(block, value)
         if not (run.again() and run.clean.steady):
-            check_steady(case, v)
+            check_steady(run.case, v)
 
-    return Variants(v, "prefix", ablated())
+    return Variants(v, "prefix", ablated(), prefix=run)
 
 
 def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
     """The clean run, which is the discovery's forward where that kept what is needed and its v is a plain run's."""
+    keep_memory()
     if discovery is not None and discovery.clean is not None and set(gate_points(blocks)) <= set(discovery.clean.kept):
         run = Prefix(case, blocks, discovery.clean, discovery.v)
         if run.faithful():
@@ -153,7 +166,7 @@ def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery:
     if budget.rows is not None and budget.rows < 2 * case.rows:
         raise Unshared("")  # room for the batch alone: no need to know where its samples are
     keep_memory()
-    layout, plain = layout_of(case, blocks, discovery)
+    layout, plain = layout_of(case, Blocks([*blocks, *(case.closed or ())], blocks.model), discovery)
     if layout.problem is not None:
         raise Unshared(layout.problem)
     tile = None if _on_gpu(case) else TILE

@@ -6,13 +6,13 @@ Every context manager here takes its own hooks away on leaving, also after an ex
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fog_a.blocks.block import Blocks, GatePoint
+from fog_a.blocks.block import GatePoint, ResidualBlock
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -126,7 +126,7 @@ Key = tuple[str, int]
 """A module call: name and which execution."""
 
 
-def gate_points(blocks: Blocks) -> dict[Key, GatePoint]:
+def gate_points(blocks: Iterable[ResidualBlock]) -> dict[Key, GatePoint]:
     """All gated calls, in order of execution."""
     found = {(s.module, s.call): s for b in blocks for s in b.gate_points}
     return dict(sorted(found.items(), key=lambda item: item[1].order))

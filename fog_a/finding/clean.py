@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.blocks.block import GatePoint
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, tree
+from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.finding.skipping import Answer, Diverged, Record, Scratch, Skip
@@ -22,7 +24,12 @@ _MISFITS = (Diverged, RuntimeError, TypeError, ValueError, AttributeError, Index
 
 
 class Clean:
-    """Open it around the clean run, with `begin` and `end` at the calls, and around runs with `skip` and `resume`.
+    """Open it around the clean run, with `begin` and `end` at the calls, and around runs with `skip` and `resume` at
+    those that are known, `enter` and `leave` at the others.
+
+    Args:
+        closed: blocks that are closed in the clean run and in all others.
+        copies: keep copies, and give copies back: the model writes into what it was given.
 
     Attributes:
         kept: what each call gave out.
@@ -33,7 +40,7 @@ class Clean:
         faithful: the calls that were skipped in a run which gave the clean velocity.
     """
 
-    def __init__(self, copies: bool = False) -> None:
+    def __init__(self, closed: Blocks | None = None, copies: bool = False) -> None:
         self.kept: dict[Key, Any] = {}
         self.random: str | None = None
         self.problem: str | None = None
@@ -41,6 +48,8 @@ class Clean:
         self.first: tuple[Key, dict[LeafPath, Tensor]] | None = None
         self.steady = True
         self.copies = copies
+        self._closed = {(p.module, p.call): (p, block) for block in closed or () for p in block.gate_points}
+        self._inputs: dict[Key, dict[LeafPath, Tensor]] = {}
         self._sealed: set[Key] = set()
         self._answers: dict[Key, list[Answer]] = {}
         self._versions: dict[Key, list[int]] = {}
@@ -70,10 +79,11 @@ class Clean:
 
     def begin(self, key: Key, args: Any, kwargs: Any) -> None:
         """A call begins, whose operations are written down."""
+        self.enter(key, args, kwargs)
         self._modes.enter_context(self.open(key, args, kwargs))
 
-    def end(self, key: Key, out: Any) -> None:
-        """The call has given this out: it is kept."""
+    def end(self, key: Key, out: Any) -> Any:
+        """The call has given this out: it is kept. What the model is to get instead, or None."""
         _, record, state, given = self._running.pop()
         self._modes.pop_all().close()
         record.escape(out)
@@ -84,6 +94,7 @@ class Clean:
         self._versions[key] = _versions(self.kept[key])
         if record.sealed:
             self._sealed.add(key)
+        return self.leave(key, out)
 
     @property
     def running(self) -> Key | None:
@@ -119,6 +130,7 @@ class Clean:
 
     def skip(self, key: Key, args: Any, kwargs: Any, made: list[weakref.ref[Tensor]] | None = None) -> None:
         """A call begins, of which nothing is computed. `made`: what its operations are answered is noted there."""
+        self.enter(key, args, kwargs)
         self._writing[key] = [(leaf(tree(args, kwargs), path), x) for path, x in self._writes[key].items()]
         self._modes.enter_context(Skip(self._answers[key], made))
 
@@ -127,7 +139,38 @@ class Clean:
         self._modes.pop_all().close()
         for place, x in self._writing.pop(key):
             place.copy_(x)
-        return _copied(self.kept[key]) if self.copies else self.kept[key]
+        return self.leave(key, _copied(self.kept[key]) if self.copies else self.kept[key])
+
+    # ---- closed blocks
+
+    def enter(self, key: Key, args: Any, kwargs: Any) -> None:
+        """A call begins."""
+        if key in self._closed:
+            self._inputs[key] = kept_inputs(self._closed[key][0], args, kwargs)
+
+    def leave(self, key: Key, out: Any) -> Any:
+        """What the model gets of a call that gave this out."""
+        if key not in self._closed:
+            return out
+        point, block = self._closed[key]
+        return closed(point, block, self._inputs.pop(key), out, 0.0)
+
+    def hidden(self, key: Key) -> bool:
+        """Whether nothing of what the call gives out is left: its gate is closed, and replaces all of it."""
+        if key not in self._closed:
+            return False
+        give = self._closed[key][0].give
+        return {p for p, _ in leaves(self.kept[key])} == set(give) and all(
+            s is None or (s.index is None and s.inside is None) for s in give.values()
+        )
+
+    def closing(self, block: ResidualBlock) -> Clean:
+        """The same clean run, in which this block is to be closed too."""
+        twin = copy.copy(self)
+        twin._closed = self._closed | {(p.module, p.call): (p, block) for p in block.gate_points}
+        for name in ("kept", "_answers", "_versions", "_writes", "_sealed"):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        return twin
 
     def check(
         self, modules: Mapping[str, nn.Module], calls: Mapping[Key, GatePoint], run: Callable[[], Tensor], v: Tensor

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
-from fog_a.errors import BadBatch, BadOutput, UnknownBlock
+from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
 from fog_a.flows.batches import call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow, Forward, Override, reference, timeless
 from fog_a.flows.noise import row_marks
@@ -59,6 +59,13 @@ class BareFlow(Flow):
     def samples(self, batch: Any) -> Samples:
         """Numbered samples, as many as the first tensor of the batch has rows."""
         return self._samples_of(batch, next((t.shape for t in model_tensors(batch) if t.ndim), (1,)), 0)
+
+    def target(self, batch: Any, t: Any = None, seed: int = 0) -> Tensor:
+        """Raises Unsupported: a bare module's output is trained towards nothing that is known."""
+        raise Unsupported(
+            "metric='loss' needs a flow: fog_a.wrap(net, x='x', t='t'). Of a bare module pass metric= a function "
+            "(v, v_k, batch) -> (B,)"
+        )
 
     def grid(self, times: int | Sequence[float] | None) -> tuple[None]:
         """(None,): a bare module has no time axis. Raises BadBatch where times are asked for."""

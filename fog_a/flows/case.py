@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import itertools
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.blocks.gate import gate
 from fog_a.blocks.state import State, strided_parts
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
@@ -38,6 +40,7 @@ class Case:
         t: the time in [0, 1], or None where there is no time axis.
         seed: of every random number that a run draws.
         start: the number of samples before this batch: samples without names are numbered from it.
+        closed: blocks whose gates are closed in every run.
 
     Attributes:
         module: the velocity network, without wrappers: its blocks are gated.
@@ -49,21 +52,33 @@ class Case:
         Unsupported: a model without weights.
     """
 
-    def __init__(self, flow: Flow, batch: Any, t: float | None = None, seed: int = 0, start: int = 0) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        batch: Any,
+        t: float | None = None,
+        seed: int = 0,
+        start: int = 0,
+        closed: Blocks | None = None,
+    ) -> None:
         tensors = model_tensors(batch)
         check_tensors(tensors)
         check_weights(flow.modules)
         self.flow, self.batch, self.seed, self.start = flow, batch, checked_seed(seed), start
         self.t = 0.5 if t is None else t
+        self.closed = closed
         self.module = unwrapped(flow.module)
         self.modules = (self.module, *(m for m in flow.modules if m is not self.module))
         self.shape: tuple[int, ...] | None = None
         self._one_number = False
         self._state: State | None = None
 
-    def run(self) -> Tensor:
+    def run(self, closing: bool = True) -> Tensor:
         """v (B, …); a model that gives one number is one sample, (1,). The batch and the
-        model's state are restored afterwards."""
+        model's state are restored afterwards. `closing=False`: who calls closes what is `closed`."""
+        if self.closed is not None and closing:
+            with gate(self.closed, 0.0):
+                return self.run(closing=False)
         forward = self.flow.override.forward
         self._state = self._state or _remembered(self.batch, *self.modules)
         with rng(self.seed), self._state:
@@ -139,6 +154,12 @@ class Case:
         with _drawing(blocks) as names:
             self.run()
         return names
+
+    def closing(self, block: Blocks) -> Case:
+        """The same case with these blocks closed too. Its runs share this one's memory of the model's state."""
+        twin = copy.copy(self)
+        twin.closed = Blocks([*(self.closed or ()), *block], block.model)
+        return twin
 
     def close(self) -> None:
         """Forget the model's state; the next run remembers it anew."""

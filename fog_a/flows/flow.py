@@ -126,6 +126,17 @@ class Flow(abc.ABC):
             )
         return kwargs
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
+        """What `velocity` of the same batch, t and seed is trained towards, in its shape: mostly dx_t/dt.
+
+        Raises:
+            Unsupported: the adapter defines none.
+        """
+        raise Unsupported(
+            f"{type(self).__name__} gives no target, and metric='loss' needs one. Define target(self, batch, t, seed) "
+            "in the adapter, or pass metric= a function (v, v_k, batch) -> (B,)"
+        )
+
     def flow_time(self, tau: Tensor) -> Tensor:
         """The t in [0, 1] of what the network's argument `t` holds; by default it holds t itself."""
         return tau

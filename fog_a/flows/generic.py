@@ -127,6 +127,13 @@ class GenericAdapter(Flow):
         p = self.predict(batch, t, seed)
         return self.convention.velocity(p.output, p.x_t, p.t)
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
+        """dx_t/dt of the path, from the noise that `seed` draws for each sample."""
+        cond = self._read(batch)
+        x1 = cond[self.data]
+        x0 = self.sigma * noise(x1, self._described(batch, x1).ids, seed)
+        return self.convention.path(x0, x1, _spread(sample_times(t, x1), x1))[1]
+
     def predict(
         self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0, convention: Convention | None = None
     ) -> Prediction:

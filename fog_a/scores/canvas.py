@@ -27,6 +27,8 @@ QUIET = "#b4c3d6"
 HEAT = {"storage": "cividis", "drift": "magma"}
 NAME = {"contribution": "contribution (FoG-A)", "storage": "storage (LASP)", "gradnorm": "gradient norm"}
 UNIT = {"contribution": "relative change of v", "storage": "cosine to the teacher", "gradnorm": "‖∂L/∂θ‖₂"}
+UNIT |= {"loss": "change of the flow loss", "metric": "metric", "interaction": "both closed, less the sum of each"}
+UNIT["removal"] = "relative change of v"
 UNIT["drift"] = "change of the update since the step before"
 
 Labels = Literal["number", "name"]

@@ -15,7 +15,7 @@ from fog_a.errors import ShapeMismatch
 from fog_a.scores import canvas, statistics
 from fog_a.scores.canvas import INK, NAME, PALETTE, QUIET, SOFT, UNIT, Labels, axis, title
 from fog_a.scores.labels import layer_ticks, legend_of, time_label
-from fog_a.scores.ranking import Ranked, Ranking, rankings
+from fog_a.scores.ranking import SIGNED, Ranked, Ranking, rankings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def _limits(domains: Sequence[Ranking]) -> tuple[float, float]:
     cells = cells[np.isfinite(cells)]
     low = float(cells.min()) if len(cells) else 0.0
     high = float(cells.max()) if len(cells) else 1.0
-    if domains[0].kind != "storage":
+    if domains[0].kind not in SIGNED:
         low = min(low, 0.0)
     return low, high if high > low else low + 1.0
 

@@ -21,6 +21,9 @@ from fog_a.scores.settling import Verdict, settled
 from fog_a.scores.statistics import FEW, Agreement, Array
 from fog_a.scores.top import RankedLayer, Top
 
+SIGNED = ("storage", "loss", "metric", "interaction")
+"""Kinds of scores that may be negative."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
@@ -88,7 +91,7 @@ class Ranking:
 
     def _possible(self, interval: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
         """Without the part that no mean of these scores can reach: a relative change is not below 0."""
-        return interval if self.kind == "storage" else np.maximum(interval, 0.0)
+        return interval if self.kind in SIGNED else np.maximum(interval, 0.0)
 
     def top(self, k: int = 3, *, level: float = 0.95) -> Top:
         """The k best layers. `.hint` speaks up where ranks k and k + 1 overlap, and where an interval is in doubt."""

@@ -72,6 +72,8 @@ def attribute_command(
     times: options.Times = None,
     level: options.LevelOption = options.Level.layer,
     block: options.Blocked = None,
+    closed: options.Closed = None,
+    metric: options.Metric = None,
     output: options.Output = None,
     seed: options.Seed = 0,
     how: options.HowOption = options.How.auto,
@@ -94,6 +96,7 @@ def attribute_command(
         "forward": None if output is None else fog_a.output_of(output), "checkpoint": checkpoint,
         "how": arguments.how(how.value, rows=rows, memory=memory, projections=projections),
         "until": arguments.until(until, k=k, confidence=confidence, looks=looks),
+        "closed": closed or None, "metric": metric,
     }  # fmt: skip
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     with ranks(device):

@@ -70,6 +70,8 @@ Data = Annotated[Path | None, typer.Option(help="folder with manifest.csv; defau
 Steps = Annotated[int | None, typer.Option(help="training steps")]
 Layers = Annotated[int | None, typer.Option(help="depth of the model")]
 Dim = Annotated[int | None, typer.Option(help="width of the model")]
+Closed = Annotated[list[str] | None, typer.Option(help="a block that is closed throughout; may be repeated")]
+Metric = Annotated[str | None, typer.Option(help="loss: the change of the flow loss; default: ‖Δv‖/‖v‖")]
 Output = Annotated[str | None, typer.Option(help="module whose output is the velocity, where the model's is not")]
 Rows = Annotated[int | None, typer.Option(help="--how shared: most rows (samples × variants) in one forward")]
 Memory = Annotated[str | None, typer.Option(help="--how shared: memory beyond the plain forward, e.g. 2GiB")]

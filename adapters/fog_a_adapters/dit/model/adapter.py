@@ -50,6 +50,11 @@ class DiTAdapter(Flow):
         """v(x_t, t, c); noise and reference length are functions of the seed and of each clip's id."""
         return self.model.velocity(self._read(batch), t, seed)
 
+    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
+        """x_1 − x_0."""
+        found = self._read(batch)
+        return found["mel"] - self.model.draws(found, seed)[0]
+
     def samples(self, batch: Any) -> Samples:
         """Ids, domains, audio where the batch holds it, and the mask (B, T, 1) of real frames."""
         found, names = self._read(batch), self.model.config.domains

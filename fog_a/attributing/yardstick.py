@@ -1,0 +1,107 @@
+"""What an ablation is measured by: Eq. 9 itself, the flow loss, or a function of the caller's.
+
+relative   ‖v^{\\k} − v‖ / (‖v‖ + ε)
+loss       ℓ(v^{\\k}) − ℓ(v),    ℓ(v) = mean (v − dx_t/dt)² over the entries of a sample that count
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fog_a.attributing.ratio import check_shape, ratio
+from fog_a.attributing.ways import FirstOrder, How
+from fog_a.errors import BadArgument, BadOutput, ShapeMismatch, Unsupported
+from fog_a.flows.case import Case, per_sample
+
+Metric = Literal["loss"] | Callable[[Tensor, Tensor, Any], Any] | None
+Measure = Callable[[Tensor, str], Float[np.ndarray, " B"]]
+"""(v_k, the block's name) → one number per sample."""
+
+
+def checked_metric(metric: Any, how: How) -> None:
+    """BadArgument for anything that measures nothing, or that a first order cannot estimate."""
+    if metric is not None and metric != "loss" and not callable(metric):
+        raise BadArgument(
+            f"expected metric=None, 'loss' or a function (v, v_k, batch) -> (B,), got {metric!r}. None is the relative "
+            "change of the velocity"
+        )
+    if metric is not None and isinstance(how, FirstOrder):
+        raise BadArgument("FirstOrder estimates the relative change of v alone. Leave metric= out, or how=")
+
+
+def metric_name(metric: Metric) -> str:
+    """How `info` and checkpoints call it."""
+    if metric is None or isinstance(metric, str):
+        return metric or "relative"
+    return f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
+
+
+def yardstick(metric: Metric, case: Case, v: Tensor) -> Measure:
+    """What measures the ablations of a case whose base velocity is v.
+
+    Raises:
+        Unsupported: a flow loss is asked for, and the flow tells no target.
+    """
+    keep = case.keep(v)
+    if metric is None:
+        return lambda v_k, name: ratio(v_k, v, keep)
+    if metric == "loss":
+        return _loss(case, v, keep)
+
+    def measure(v_k: Tensor, name: str) -> Float[np.ndarray, " B"]:
+        check_shape(v_k, v)
+        return _numbers(metric(v, v_k, case.batch), len(v), name)
+
+    return measure
+
+
+def _loss(case: Case, v: Tensor, keep: Tensor | None) -> Measure:
+    if case.flow.override.forward is not None:
+        raise Unsupported("metric='loss' and forward= exclude each other: what your forward is trained towards is not "
+                          "known. Pass metric= a function (v, v_k, batch) -> (B,)")  # fmt: skip
+    target = case.flow.target(case.batch, case.t, case.seed)
+    if target.shape != v.shape:
+        raise ShapeMismatch(
+            f"expected target() of {type(case.flow).__name__} in the shape of v, {tuple(v.shape)}, got "
+            f"{tuple(target.shape)}. Give dx_t/dt in the same axes"
+        )
+    aim = per_sample(target).to(v.device)
+    count = aim.shape[1] if keep is None else keep.sum(1).clamp(min=1)
+
+    def loss(v: Tensor) -> Tensor:
+        error = (per_sample(v) - aim).double().square()
+        return (error if keep is None else error.where(keep, 0.0)).sum(1) / count
+
+    base = loss(v)
+
+    def measure(v_k: Tensor, name: str) -> Float[np.ndarray, " B"]:
+        check_shape(v_k, v)
+        return (loss(v_k) - base).cpu().numpy()
+
+    return measure
+
+
+def _numbers(given: Any, count: int, name: str) -> Float[np.ndarray, " B"]:
+    """What a metric gave, as one finite number per sample."""
+    if isinstance(given, numbers.Real) and count == 1:
+        given = [float(given)]
+    values = torch.as_tensor(given, device="cpu") if not isinstance(given, Tensor) else given.detach().cpu()
+    if tuple(values.shape) != (count,) or values.is_complex():
+        raise BadArgument(
+            f"expected metric= to return one number per sample, ({count},), got {tuple(values.shape)}. Take the mean "
+            "over all axes but the first: .flatten(1).mean(1)"
+        )
+    values = values.double()
+    if not bool(torch.isfinite(values).all()):
+        raise BadOutput(
+            f"metric= gave NaN or inf without {name}. A metric must be finite for every block: leave that block out "
+            "with blocks=, or mend the metric (a division by zero, a logarithm of what is not positive)"
+        )
+    return values.numpy()

@@ -1,0 +1,268 @@
+"""Scores given that others are closed, by other yardsticks, along a trajectory; two blocks at once; what can go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from random_nets import build, nets
+from random_parents import Spec
+from row_counter import rows
+from sharing import how
+from small_flow import a_batch, a_flow
+from small_nets import Net, tokens
+from test_properties import random_nets
+from torch import Tensor
+
+import fog_a
+from fog_a.errors import BadArgument, BadBatch, BadOutput, BadScores, UnknownBlock, Unsupported
+
+
+def relative(v_k: Tensor, v: Tensor) -> np.ndarray:
+    return ((v_k - v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)).numpy()
+
+
+@torch.no_grad()
+def without(net: Any, x: Tensor, names: Any) -> Tensor:
+    with fog_a.gate(fog_a.find_blocks(net, x).named(names), 0):
+        return net(x)
+
+
+@random_nets
+@given(nets())
+def test_given_closed_blocks_all_ways_agree(spec: Spec) -> None:
+    net = build(spec)
+    blocks = fog_a.find_blocks(net.module, net.batch).main
+    if len(blocks) < 2:
+        return
+    options: dict[str, Any] = {"blocks": blocks[1:], "closed": blocks[:1], "progress": False}
+    try:
+        loop = fog_a.attribute(net.module, net.batch, how="loop", **options)
+    except (BadOutput, fog_a.FogError) as error:
+        with pytest.raises(type(error)):
+            fog_a.attribute(net.module, net.batch, **options)
+        return
+    prefix = fog_a.attribute(net.module, net.batch, how=how("prefix", net.module, net.batch), **options)
+    np.testing.assert_array_equal(prefix.values, loop.values)
+    auto = fog_a.attribute(net.module, net.batch, **options)
+    np.testing.assert_allclose(auto.values, loop.values, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["loop", "prefix", "fanout"])
+def test_scores_given_that_others_are_closed(way: str) -> None:
+    net, x = Net(depth=5), tokens()
+    scores = fog_a.attribute(net, x, closed=["blocks.1", "blocks.3"], how=how(way, net, x), progress=False)
+    assert scores.layers == ("blocks.0", "blocks.2", "blocks.4") and scores.info["closed"] == ["blocks.1", "blocks.3"]
+    base = without(net, x, ["blocks.1", "blocks.3"])
+    for i, name in enumerate(scores.layers):
+        want = relative(without(net, x, ["blocks.1", "blocks.3", name]), base)
+        np.testing.assert_allclose(scores.values[:, 0, i], want, rtol=1e-4)
+
+
+def test_closed_may_be_one_block_its_name_or_blocks() -> None:
+    net, x = Net(depth=3), tokens()
+    blocks = fog_a.find_blocks(net, x)
+    for closed in ("blocks.1", blocks[1], blocks[1:2], ["blocks.1"]):
+        assert fog_a.attribute(net, x, closed=closed, progress=False).layers == ("blocks.0", "blocks.2")
+
+
+def test_closed_tied_blocks() -> None:
+    net, x = Net(depth=2), tokens()
+    net.blocks.append(net.blocks[0])
+    names = fog_a.find_blocks(net, x).names
+    assert "blocks.0@1" in names
+    scores = fog_a.attribute(net, x, closed="blocks.0@1", progress=False)
+    base = without(net, x, ["blocks.0@1"])
+    np.testing.assert_allclose(scores.values[:, 0, 0], relative(without(net, x, ["blocks.0@1", names[0]]), base), 1e-4)
+    assert fog_a.remove(net, x, keep=1).kept[0] in names
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"closed": ["blocks.0", "blocks.1", "blocks.2"]}, BadArgument, "closes all 3 blocks"),
+        ({"closed": "blocks.1", "blocks": ["blocks.1"]}, BadArgument, "stands in blocks= and in closed="),
+        ({"closed": "bloks.1"}, UnknownBlock, "near: blocks.1"),
+        ({"closed": []}, UnknownBlock, "at least one block in closed="),
+        ({"closed": "blocks.1", "how": fog_a.NNsight()}, BadArgument, "Leave closed= out"),
+        ({"metric": "los"}, BadArgument, "expected metric=None, 'loss' or a function"),
+        ({"metric": "loss"}, Unsupported, "needs a flow"),
+        ({"metric": "loss", "how": fog_a.FirstOrder()}, BadArgument, "FirstOrder estimates the relative change"),
+        ({"metric": lambda v, v_k, b: v_k}, BadArgument, "one number per sample"),
+        ({"metric": lambda v, v_k, b: v_k.flatten(1).mean(1) * float("nan")}, BadOutput, "gave NaN or inf without"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    net, x = Net(depth=3), tokens()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(error, match=words):
+        fog_a.attribute(net, x, progress=False, **options)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_closed_blocks_are_not_run_again() -> None:
+    net, x = Net(depth=6), tokens(samples=2)
+    blocks = fog_a.find_blocks(net, x)
+    once = rows(lambda: net(x), [[*net.blocks]])[0] // 6
+    options: dict[str, Any] = {"blocks": blocks[2:], "closed": blocks[:2], "progress": False}
+    way = how("prefix", net, x)
+    run = lambda: fog_a.attribute(net, x, how=way, **options)  # noqa: E731
+    assert rows(run, [[*net.blocks]])[0] == once * (2 + 4 * 5 // 2)  # the closed ones once, in the clean run
+
+
+def test_the_flow_loss_is_signed_and_paired() -> None:
+    flow, batch = a_flow(), a_batch(3)
+    scores = fog_a.attribute(flow, batch, metric="loss", times=[0.25], seed=5, progress=False)
+    assert scores.kind == "loss" and scores.info["metric"] == "loss" and (scores.values < 0).any()
+    target, mask = flow.target(batch, 0.25, 5), flow.samples(batch).mask
+    mask = torch.ones_like(target, dtype=torch.bool) if mask is None else mask.expand_as(target)
+
+    def loss(v: Tensor) -> Tensor:
+        return ((v - target).square() * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+    blocks = fog_a.find_blocks(flow, batch)
+    with torch.no_grad():
+        v = flow.velocity(batch, 0.25, 5)
+        with fog_a.gate(blocks[1:2], 0):
+            v_k = flow.velocity(batch, 0.25, 5)
+    np.testing.assert_allclose(scores.values[:, 0, 1], (loss(v_k) - loss(v)).numpy(), rtol=1e-3, atol=1e-5)
+    assert (scores.interval(warn=False)[:, 0] < 0).any() and "loss" in scores.table()
+
+
+def test_a_metric_of_ones_own(tmp_path: Path) -> None:
+    net, x = Net(), tokens()
+    worst = lambda v, v_k, batch: (v_k - v).abs().flatten(1).amax(1)  # noqa: E731
+    scores = fog_a.attribute(net, x, metric=worst, checkpoint=tmp_path, progress=False)
+    v = net(x).detach()
+    np.testing.assert_allclose(scores.values[:, 0, 0], worst(v, without(net, x, "blocks.0"), x).numpy(), rtol=1e-4)
+    assert scores.kind == "metric"
+    with pytest.raises(BadScores, match="another run"):
+        fog_a.attribute(net, x, checkpoint=tmp_path, progress=False)
+
+
+def euler(model: Any, batch: Any, steps: int) -> Tensor:
+    x = batch
+    for _ in range(steps):
+        x = x + model(x) / steps
+    return x
+
+
+def test_along_a_trajectory() -> None:
+    net, x = Net(), tokens()
+    scores = fog_a.attribute(net, x, times=fog_a.Along(euler, 3), progress=False)
+    assert scores.times == (0.0, 1 / 3, 2 / 3)
+    with torch.no_grad():
+        second = x + net(x) / 3
+    plain = fog_a.attribute(net, second, progress=False)
+    np.testing.assert_allclose(scores.values[:, 1], plain.values[:, 0], rtol=1e-4)
+
+
+def guided(model: Any, batch: Any) -> None:
+    x = batch
+    for _ in range(2):
+        cond, uncond = model(torch.cat([x, 0 * x])).chunk(2)
+        x = x + (uncond + 3 * (cond - uncond)) / 2
+
+
+def test_along_a_guided_trajectory() -> None:
+    net, x = Net(), tokens()
+
+    def combine(v: Tensor) -> Tensor:
+        cond, uncond = v.chunk(2)
+        return uncond + 3 * (cond - uncond)
+
+    scores = fog_a.attribute(net, x, times=fog_a.Along(guided, 2, combine), progress=False)
+    assert scores.values.shape == (3, 2, len(scores.layers))
+    with torch.no_grad():
+        v = combine(net(torch.cat([x, 0 * x])))
+        v_k = combine(without(net, torch.cat([x, 0 * x]), "blocks.0"))
+    np.testing.assert_allclose(scores.values[:, 0, 0], relative(v_k, v), rtol=1e-4)
+    with pytest.raises(BadBatch, match="guidance on a doubled batch"):
+        fog_a.attribute(net, x, times=fog_a.Along(guided, 2), progress=False)
+    with pytest.raises(BadArgument, match="calls the network 2 times in a step"):
+        fog_a.attribute(net, x, times=fog_a.Along(guided, 1), progress=False)
+    with pytest.raises(BadBatch, match="as often in each of 3 steps"):
+        fog_a.attribute(net, x, times=fog_a.Along(guided, 3, combine), progress=False)
+
+
+@pytest.mark.parametrize("options", [{"sampler": 3, "steps": 2}, {"sampler": guided, "steps": 0}])
+def test_along_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(BadArgument, match="expected Along"):
+        fog_a.Along(**options)
+
+
+def test_pairs_are_joint_minus_sum() -> None:
+    net, x = Net(depth=4), tokens()
+    pairs = fog_a.interactions(net, x, ["blocks.3", "blocks.0", "blocks.2"])
+    assert pairs.blocks == ("blocks.0", "blocks.2", "blocks.3") and pairs.scores.kind == "interaction"
+    v = net(x).detach()
+    for (a, b), value in zip(pairs.pairs, pairs.scores.values[:, 0].T, strict=True):
+        both, alone, other = (relative(without(net, x, n), v) for n in ([a, b], [a], [b]))
+        np.testing.assert_allclose(value, both - alone - other, atol=1e-5)
+    assert pairs.mean().shape == (3, 3) and np.isnan(np.diag(pairs.mean())).all()
+    assert pairs.interval(warn=False).shape == (3, 3, 2) and "blocks.0 × blocks.2" in str(pairs)
+    with pytest.raises(BadArgument, match="two or more blocks"):
+        fog_a.interactions(net, x, ["blocks.0"])
+
+
+def test_pairs_take_no_more_than_their_suffixes() -> None:
+    net, x = Net(depth=6), tokens(samples=2)
+    blocks = fog_a.find_blocks(net, x)
+    once = rows(lambda: net(x), [[*net.blocks]])[0] // 6
+    suffixes = [5 - i for i in range(6)]  # blocks after block i
+    most = 6 + sum((i + 1) * n for i, n in enumerate(suffixes))  # the clean run; alone, and with each block before it
+    assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] == once * most
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_can_go_is_greedy(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shared:
+        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
+    net, x = Net(depth=5), tokens()
+    before = {k: p.clone() for k, p in net.state_dict().items()}
+    what = fog_a.remove(net, x, keep=2)
+    v, gone, left = net(x).detach(), list[str](), list(fog_a.find_blocks(net, x).names)
+    for r, name in enumerate(what.removed):
+        sizes = {n: relative(without(net, x, [*gone, n]), v).mean() for n in left}
+        assert name == min(sizes, key=lambda n: sizes[n])
+        np.testing.assert_allclose(what.curve[r + 1], sizes[name], rtol=1e-4)
+        assert what.rounds[r] == pytest.approx(sizes, rel=1e-4)
+        gone.append(name)
+        left.remove(name)
+    assert what.kept == tuple(left) and what.left == (5, 4, 3, 2) and what.curve[0] == 0
+    assert all(torch.equal(p, before[k]) for k, p in net.state_dict().items())
+    assert what.interval(warn=False).shape == (4, 2) and what.removed[0] in str(what)
+
+
+def test_what_can_go_costs_half_of_single_ablations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)
+    net, x = Net(depth=24), tokens(samples=2)
+    blocks = fog_a.find_blocks(net, x)
+    once = rows(lambda: net(x), [[*net.blocks]])[0] // 24
+    counted = rows(lambda: fog_a.remove(net, x, keep=12, blocks=blocks), [[*net.blocks]])[0] / once
+    loop = sum(n * (n - 1) + n for n in range(13, 25))  # each round: a clean run and n ablations, the closed left out
+    assert counted <= 0.55 * loop
+
+
+def test_over_several_batches_and_times() -> None:
+    flow, batches = a_flow(), [a_batch(3), a_batch(2)]
+    what = fog_a.remove(flow, batches, keep=2, times=2)
+    assert what.scores.times == (0.25, 0.75) and len(what.scores.ids) == 5
+    assert fog_a.interactions(flow, batches, times=2).scores.times == (0.25, 0.75)
+
+
+@pytest.mark.parametrize("keep", [0, -1, 2.5, True, None, 4, 9])
+def test_keep_out_of_range(keep: Any) -> None:
+    with pytest.raises(BadArgument, match="expected keep="):
+        fog_a.remove(Net(), tokens(), keep=keep)
+
+
+def test_pictures() -> None:
+    pytest.importorskip("matplotlib")
+    net, x = Net(), tokens()
+    assert fog_a.interactions(net, x).plot().axes and fog_a.remove(net, x, keep=1).plot().axes
