@@ -31,10 +31,10 @@ MODULES = sorted(
 )
 
 PUBLIC = """
-    AGREPA Along BareFlow BiTC Blocks CacheSchedule FirstOrder Flow FogError Inputs Interactions Interrupted NNsight NoBlocksFound
-    NotResidual Pruned Removal ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared Teacher UnknownAdapter
-    attribute cache_schedule check compare_scores drift find_blocks gate gradnorm interactions lasp output_of plot_scd
-    plot_scores prune remove select skip_guidance tap wrap
+    AGREPA Along BareFlow BiTC Blocks CacheSchedule FirstOrder Flow FogError Inputs Interactions Interrupted NNsight
+    NoBlocksFound NotResidual Pruned Removal ResidualBlock Samples Scores Selection Settled ShapeMismatch Shared
+    Teacher UnknownAdapter attribute cache_schedule check compare_scores drift find_blocks gate gradnorm
+    interactions lasp output_of plot_scd plot_scores prune remove select skip_guidance tap wrap
 """.split()
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
 from fog_a.flows.batches import call, model_tensors, velocity_of
-from fog_a.flows.flow import Flow, Forward, Override, reference, timeless
+from fog_a.flows.flow import Flow, Forward, Override, reference
+from fog_a.flows.grid import timeless
 from fog_a.flows.noise import row_marks
 from fog_a.flows.outputs import measured
 from fog_a.flows.samples import Samples

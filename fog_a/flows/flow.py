@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.frames import as_tokens, token_mask
+from fog_a.flows.grid import midpoints, timeless
 from fog_a.flows.samples import Samples
 
 Forward = Callable[[Any, Any], Tensor]
@@ -225,27 +226,6 @@ class Flow(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
-
-
-def midpoints(n: int) -> tuple[float, ...]:
-    """(j + ½)/n for j = 0 … n − 1.
-
-    >>> midpoints(2)
-    (0.25, 0.75)
-    """
-    if n < 1:
-        raise BadBatch(f"expected at least one time, got times={n}. Give a number of midpoints or a list")
-    return tuple((j + 0.5) / n for j in range(n))
-
-
-def timeless(what: str, times: Any) -> tuple[None]:
-    """The grid of what has no time axis; any times are refused."""
-    if times is not None:
-        raise BadBatch(
-            f"{what} has no time axis, so times= means nothing to it. "
-            "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
-        )
-    return (None,)
 
 
 def reference(x: Any) -> Hashable:

@@ -57,8 +57,7 @@ def blocks_command(
 
     net = arguments.model(model, adapter=adapter, options=option or (), device=device)
     blocks = find_blocks(net, arguments.batch(batch, device), level=level.value, include=include or None)
-    typer.echo(tree(blocks))
-    typer.echo(str(blocks.coverage))
+    typer.echo(f"{tree(blocks)}\n{blocks.coverage}")
 
 
 @app.command("attribute", cls=Once)
@@ -73,7 +72,6 @@ def attribute_command(
     level: options.LevelOption = options.Level.layer,
     block: options.Blocked = None,
     closed: options.Closed = None,
-    metric: options.Metric = None,
     output: options.Output = None,
     seed: options.Seed = 0,
     how: options.HowOption = options.How.auto,
@@ -92,11 +90,10 @@ def attribute_command(
     from fog_a.shell import arguments
 
     wanted = {
-        "times": arguments.times(times), "level": level.value, "blocks": block or None, "seed": seed,
-        "forward": None if output is None else fog_a.output_of(output), "checkpoint": checkpoint,
+        "times": arguments.times(times), "level": level.value, "blocks": block or None, "closed": closed or None,
+        "forward": None if output is None else fog_a.output_of(output), "checkpoint": checkpoint, "seed": seed,
         "how": arguments.how(how.value, rows=rows, memory=memory, projections=projections),
         "until": arguments.until(until, k=k, confidence=confidence, looks=looks),
-        "closed": closed or None, "metric": metric,
     }  # fmt: skip
     net = arguments.model(model, adapter=adapter, options=option or (), weights=weights, device=device)
     with ranks(device):
