@@ -22,9 +22,8 @@ from torch.utils.data import Dataset
 import fog_a
 from fog_a.shell.cli import main
 from fog_a.teachers import SpectralTeacher
-from fog_a_adapters.compare import Plan
+from fog_a_adapters.compare import Plan, command
 from fog_a_adapters.dit.audio.data import load_corpus
-from fog_a_adapters.dit.demo import bundled_task
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = ("f5_tts", "voicebox", "cosyvoice")
@@ -92,7 +91,7 @@ def test_compare_runs_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.
     seen = {clip for step in range(4) for clip in made.batch(0, step).get("ids") or made.batch(0, step)["utts"]}
     assert not seen & {clip for batch in made.held_out for clip in batch.get("ids") or batch["utts"]}
     monkeypatch.setattr(tasks, name, lambda: made)
-    monkeypatch.setattr(bundled_task, "Plan", partial(Plan, looks=2, draws=2, timing=2))  # measured, but less often
+    monkeypatch.setattr(command, "Plan", partial(Plan, looks=2, draws=2, timing=2))  # measured, but less often
     words = f"compare --task compare_flows:{name} --arm base --arm shallow --arm foga --k 2 --seeds 2 --warmup 4"
     with pytest.raises(SystemExit, match=r"^0$"):
         main([*words.split(), "--steps", "3", "--out", str(tmp_path)])
