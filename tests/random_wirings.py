@@ -86,7 +86,8 @@ def fits(case: Case) -> bool:
         return case.batch is tokens and getattr(case.model()(tokens()), "shape", None) == (2, 6, WIDTH)
 
 
-FITTING = [case for case in CASES if fits(case)]
+FITTING = [case for case in CASES if case.name != "groups" and fits(case)]
+"""Without units that are one layer only where layers like those in them stand nowhere else in the model."""
 
 
 def wiring(seed: int) -> Wiring:
