@@ -132,7 +132,7 @@ class GenericAdapter(Flow):
         cond = self._read(batch)
         x1 = cond[self.data]
         x0 = self.sigma * noise(x1, self._described(batch, x1).ids, seed)
-        return self.convention.path(x0, x1, _spread(sample_times(t, x1), x1))[1]
+        return self.convention.path(x0, x1, spread(sample_times(t, x1), x1))[1]
 
     def predict(
         self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0, convention: Convention | None = None
