@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib
 import os
 import re
 import string
@@ -25,7 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 import torch
-from scipy.stats import spearmanr
+from matplotlib.figure import Figure
+from scipy import stats
 
 import fog_a
 import fog_a_adapters
@@ -64,9 +66,8 @@ def clips(folder: Path, count: int) -> list[Clip]:
 
 def pitch(speech: Sequence[Clip]) -> Net:
     """torchfcpe's pitch conformer; wrong is a frame that is off its own answer with all layers."""
-    import torchfcpe  # optional, from the wheel
-
-    weights = Path(torchfcpe.__file__).parent / "assets" / "fcpe_c_v001.pt"
+    torchfcpe: Any = importlib.import_module("torchfcpe")  # optional, from the wheel
+    weights = Path(str(torchfcpe.__file__)).parent / "assets" / "fcpe_c_v001.pt"
     if hashlib.sha256(weights.read_bytes()).hexdigest() != WEIGHTS_SHA256:
         raise SystemExit(f"{weights} is not that of torchfcpe 0.0.4: pip install torchfcpe==0.0.4")
     tracker = torchfcpe.spawn_bundled_infer_model(device="cpu")
@@ -91,12 +92,12 @@ def pitch(speech: Sequence[Clip]) -> Net:
 def words(speech: Sequence[Clip]) -> Net:
     """Whisper tiny.en; the batch is its own greedy transcript, the error the word error rate."""
     import jiwer
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     folder = os.environ.get("FOG_A_WHISPER") or "out/whisper"
     kind: Any = WhisperForConditionalGeneration
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     features = WhisperFeatureExtractor.from_pretrained(folder)(
         [clip.audio.numpy() for clip in speech], sampling_rate=RATE, return_tensors="pt"
     ).input_features
@@ -121,13 +122,19 @@ def spoken(text: str) -> str:
     return " ".join(text.translate(str.maketrans(string.punctuation, " " * len(string.punctuation))).split()) or "-"
 
 
+def correlation(a: Any, b: Any) -> float:
+    """Spearman's rank correlation."""
+    found: Any = stats.spearmanr(a, b)
+    return float(found.statistic)
+
+
 def stability(scores: fog_a.Scores, draws: int = 200) -> tuple[float, float]:
     """Over random halves of the clips: their mean rank correlation, and how often the least layer is the same."""
     rng, values = np.random.default_rng(0), scores.per_sample()
     halves = [rng.permutation(len(values)) for _ in range(draws)]
     cut = len(values) // 2
     means = [(values[h[:cut]].mean(0), values[h[cut:]].mean(0)) for h in halves]
-    rho = float(np.mean([spearmanr(a, b).statistic for a, b in means]))
+    rho = float(np.mean([correlation(a, b) for a, b in means]))
     return rho, float(np.mean([a.argmin() == b.argmin() for a, b in means]))
 
 
@@ -151,7 +158,7 @@ def closed(net: Net, blocks: fog_a.Blocks, names: Sequence[str]) -> float:
         return net.error()
 
 
-def picture(scores: fog_a.Scores, alone: Sequence[float], lines: dict[str, list[float]], unit: str) -> plt.Figure:
+def picture(scores: fog_a.Scores, alone: Sequence[float], lines: dict[str, list[float]], unit: str) -> Figure:
     """Scores with intervals; the error without one layer against its score; the error by how many are removed."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     mean, interval = scores.mean(), scores.interval(warn=False)
@@ -190,7 +197,7 @@ def main() -> None:
     print(f"{net.unit}: {net.error():.1f} with all layers")
     for name, error in zip(scores.layers, alone, strict=True):
         print(f"  without {name}: {error:.1f}")
-    print(f"  rank correlation of score and error {spearmanr(scores.mean(), alone).statistic:.2f}")
+    print(f"  rank correlation of score and error {correlation(scores.mean(), alone):.2f}")
     lines = curves(net, scores, a.most)
     for label, errors in lines.items():
         print(f"  {label:20s} " + " ".join(f"{e:6.1f}" for e in errors))

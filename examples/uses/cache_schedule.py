@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 import fog_a
 from fog_a_adapters.dit import DiTConfig, FlowMatching
@@ -66,7 +67,7 @@ def measure(seed: int, layers: int, steps: int, held_out: int, shares: Sequence[
     }
 
 
-def picture(runs: Sequence[dict[str, Any]]) -> plt.Figure:
+def picture(runs: Sequence[dict[str, Any]]) -> Figure:
     """The drift and the schedule at one half of the first seed; the errors of all."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     drift, times = np.array(runs[0]["drift"]), runs[0]["times"]

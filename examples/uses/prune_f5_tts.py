@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from f5_tts.model.backbones.dit import DiT
 from f5_tts.model.cfm import CFM
+from matplotlib.figure import Figure
 
 import fog_a
 from fog_a_adapters.compare.measures import flow_losses
@@ -32,7 +33,7 @@ ARMS = ("least contribution", "even spacing", "first n")
 
 def new_model(depth: int, dim: int = 64) -> CFM:
     """F5-TTS's Base has depth 22 and dim 1024."""
-    sizes = dict(heads=4, dim_head=dim // 4, ff_mult=2, mel_dim=100, text_num_embeds=256, text_dim=32)
+    sizes: dict[str, Any] = dict(heads=4, dim_head=dim // 4, ff_mult=2, mel_dim=100, text_num_embeds=256, text_dim=32)
     return CFM(DiT(dim=dim, depth=depth, **sizes), mel_spec_kwargs=dict(n_mel_channels=100))
 
 
@@ -110,7 +111,7 @@ def interval(x: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def picture(runs: Sequence[dict[str, np.ndarray]]) -> plt.Figure:
+def picture(runs: Sequence[dict[str, np.ndarray]]) -> Figure:
     """The change of the loss against the whole model, by arm; a mark for each seed with its interval over clips."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, when in zip(axes, ("at once", "tuned"), strict=True):

@@ -18,7 +18,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import spearmanr
+from matplotlib.figure import Figure
+from scipy import stats
 
 import fog_a
 from fog_a_adapters.dit import DiTConfig, FlowMatching
@@ -47,6 +48,12 @@ def measure(seed: int, layers: int, steps: int, held_out: int, scales: Sequence[
     return {"seed": seed, "score": score, "plain": distance(flow), "guided": guided}
 
 
+def correlation(a: Any, b: Any) -> float:
+    """Spearman's rank correlation."""
+    found: Any = stats.spearmanr(a, b)
+    return float(found.statistic)
+
+
 def changes(run: dict[str, Any], domain: str) -> np.ndarray:
     """(scales, layers): the distance with guidance over that without it, minus 1."""
     table = [[d[domain] for d in row] for row in run["guided"].values()]
@@ -60,7 +67,7 @@ def summary(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> str:
         lines.append(f"{domain}: without guidance {[round(r['plain'][domain], 1) for r in runs]}")
         for i, scale in enumerate(scales):
             change = np.array([changes(r, domain)[i] for r in runs])  # seeds, layers
-            rho = [spearmanr(r["score"][domain], c).statistic for r, c in zip(runs, change, strict=True)]
+            rho = [correlation(r["score"][domain], c) for r, c in zip(runs, change, strict=True)]
             row = " ".join(f"{100 * m:+.0f}" for m in change.mean(0))
             best = [int(np.argmin(c)) for c in change]
             top = [int(np.argmax(r["score"][domain])) for r in runs]
@@ -72,7 +79,7 @@ def summary(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def picture(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> plt.Figure:
+def picture(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> Figure:
     """Above, the change by layer and scale; below, the change against the score, a color for each seed."""
     domains = list(runs[0]["plain"])
     figure, axes = plt.subplots(2, len(domains), figsize=(4.6 * len(domains), 6.4), layout="constrained", squeeze=False)

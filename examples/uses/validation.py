@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy import stats
 
 import fog_a
 
@@ -61,7 +61,8 @@ def overlap(a: np.ndarray, b: np.ndarray, k: int) -> int:
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's."""
-    return float(spearmanr(a, b).statistic)
+    found: Any = stats.spearmanr(a, b)
+    return float(found.statistic)
 
 
 def show_published() -> None:
