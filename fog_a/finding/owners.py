@@ -74,12 +74,16 @@ def _leads_on(flow: Flow, u: Update) -> bool:
 
 
 def _goes_on(flow: Flow, u: Update) -> bool:
-    """Do the calls around the sum, up to the owner, hand it on? Attention mixing in the first layer's values adds deep
-    inside a branch, and gives out something else: no layer's update."""
+    """Do the calls around the sum, up to the owner, hand it on, and nothing else that is made of it, but to a further
+    update? Attention mixing in the first layer's values adds deep inside a branch, and gives out something else, if
+    the values beside it: no layer's update."""
     bit = flow.forks[u.sum]
     inner = itertools.takewhile(lambda c: c != u.owner, flow.trace.ancestors(u.op.call))
-    outs = [[v for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit] for c in inner]
-    return all(any(flow.passed[v] & bit for v in values) for values in outs if values)
+    outs = [
+        [bool(flow.passed[v] & bit) for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit] for c in inner
+    ]
+    further = any(flow.trunk[w.stream] & bit for w in flow.updates if w is not u)
+    return all(any(passed) if further else all(passed) for passed in outs if passed)
 
 
 def _owner(flow: Flow, u: Update) -> int:

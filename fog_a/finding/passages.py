@@ -223,8 +223,14 @@ def through(flow: Flow, call: int) -> dict[LeafPath, Source]:
 
 
 def chain(flow: Flow, call: int) -> list[Update]:
-    """The updates inside `call` whose sums reach its outputs by additions, rearrangements, norms and activations."""
+    """The updates inside `call` whose sums reach its outputs by additions, rearrangements, norms and activations, or by
+    the streams of such updates, if through the linear maps that mix several streams."""
     bits = 0
     for v in flow.trace.calls[call].outputs.values():
         bits |= flow.passed[v]
-    return [u for u in flow.updates if bits & flow.forks[u.sum] and flow.trace.inside(u.op.call, call)]
+    way: list[Update] = []
+    for u in sorted(flow.updates, key=lambda u: u.sum, reverse=True):
+        if flow.forks[u.sum] & bits and flow.trace.inside(u.op.call, call):
+            way.append(u)
+            bits |= flow.bypass[u.stream]
+    return way[::-1]
