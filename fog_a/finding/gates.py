@@ -36,7 +36,7 @@ class Gates:
         give |= dict.fromkeys(beside)
         left = [b for b in left if not self._carried(b.update, layer.call, give)]
         kept = {p: s for b in left if not b.parts for p, s in self._shortcut(layer.call, b.update).items()}
-        give |= kept
+        give |= kept | dict.fromkeys(sides(self.flow, layer.call, kept, ()))
         left = [b for b in left if b.parts or not self._carried(b.update, layer.call, kept)]
         if any(not b.parts for b in left) or not (passages or left or kept):
             return [], passages, True
