@@ -32,7 +32,6 @@ class Prefix:
         everything = [*blocks, *(case.closed or ())]
         self.calls = gate_points(everything)
         self.modules = named_modules(case.module)
-        self.owner = {(s.module, s.call): b.name for b in everything for s in b.gate_points}
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
         self.clean = clean or Clean(case.closed)
         self.v = self.base() if clean is None or v is None else v
@@ -90,29 +89,26 @@ class Prefix:
         inputs: dict[Key, dict[LeafPath, Tensor]] = {}
         acted: list[Key] = []
         start = self.first[block.name]
+        points = gate_points([block])  # another block may have a gate at the same call, on another output
 
         def known(key: Key) -> bool:
-            point = self.calls[key]
-            return self._known(point, start) or (value == 0 and self._of(key, block) and self._zeros(point))
+            return self._known(self.calls[key], start) or (value == 0 and key in points and self._zeros(points[key]))
 
         def before(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._of(key, block):
-                inputs[key] = kept_inputs(self.calls[key], args, kwargs)
+            if key in points:
+                inputs[key] = kept_inputs(points[key], args, kwargs)
             (self.clean.skip if known(key) else self.clean.enter)(key, args, kwargs)
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
             out = self.clean.resume(key) if known(key) else self.clean.leave(key, out)
-            if not self._of(key, block):
+            if key not in points:
                 return out
             acted.append(key)
-            return closed(self.calls[key], block, inputs.pop(key), out, value)
+            return closed(points[key], block, inputs.pop(key), out, value)
 
         with self.clean, at_calls(self.modules, self.calls, before, after):
             v = self.run()
         return v, acted
-
-    def _of(self, key: Key, block: ResidualBlock) -> bool:
-        return self.owner[key] == block.name
 
     def _known(self, point: GatePoint, start: int) -> bool:
         """Is what this call gives out known? Up to and with the first gate it is, from the clean run; of a closed
