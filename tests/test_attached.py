@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from jaxtyping import config
 from small_flow import a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 
@@ -142,7 +144,17 @@ def test_arguments_of_another_forward() -> None:
     assert float(model(batch["x1"], batch["domains"], ids=batch["ids"]).detach()) > 0 and reg.step == 1
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without jaxtyping's checks, which a compiler would trace."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_a_compiled_model() -> None:
     results, batch = [], a_batch()
     for compiled in (False, True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ pytest.importorskip("ipykernel")
 Run = Callable[[str], list[Any]]
 """Runs a cell; gives its outputs."""
 
-NET = """
+NET = f"""
 import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch, fog_a
 from small_flow import a_batch, a_flow
 
