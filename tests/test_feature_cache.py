@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_never_silent(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_thousands_of_flipped_bits_are_never_silent(tmp_path: Path) -> None:
-    flips(4000, tmp_path)
+    flips(4600, tmp_path)
 
 
 def test_survives_a_kill(tmp_path: Path) -> None:
