@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_nets import Layer
+from small_nets import Layer, TwoStreams
 from torch import Tensor, nn
 
 import fog_a
@@ -199,3 +200,25 @@ def test_samples_without_rows_of_their_own(batch: dict[str, Tensor]) -> None:
         Unsupported, match="drift is measured for each sample, and here its samples depend on each other"
     ):
         fog_a.drift(wrapped(Talking()), {"x1": batch["x1"]}, steps=3)
+
+
+def test_branches_with_their_gates_at_one_call() -> None:
+    torch.manual_seed(0)
+    net, x = TwoStreams().eval(), torch.randn(4, 5, 6)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def sampler(net: nn.Module, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + net(x) / 3
+        return x
+
+    blocks = fog_a.find_blocks(net, x, level="branch")
+    scores = fog_a.drift(net, x, sampler, blocks=blocks)
+    hook = net.attends[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    with torch.no_grad():
+        sampler(net, x)
+    hook.remove()
+    for j in range(2):
+        updates = [out[j].flatten(1) for out in seen]
+        want = [(b - a).norm(dim=1) / b.norm(dim=1) for a, b in itertools.pairwise(updates)]
+        np.testing.assert_allclose(scores.values[:, :, j], torch.stack(want, 1), rtol=1e-4)

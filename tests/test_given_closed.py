@@ -14,7 +14,7 @@ from random_parents import Spec
 from row_counter import rows
 from sharing import how
 from small_flow import a_batch, a_flow
-from small_nets import Net, tokens
+from small_nets import Net, TwoStreams, tokens
 from test_properties import random_nets
 from torch import Tensor
 
@@ -266,3 +266,30 @@ def test_pictures() -> None:
     pytest.importorskip("matplotlib")
     net, x = Net(), tokens()
     assert fog_a.interactions(net, x).plot().axes and fog_a.remove(net, x, keep=1).plot().axes
+
+
+@pytest.mark.parametrize("way", ["auto", "loop", fog_a.Shared(rows=4)])
+@pytest.mark.parametrize("shut", [[(0, 0), (0, 1)], [(0, 0)], [(1, 1)]])
+def test_closed_branches_with_their_gates_at_one_call(way: Any, shut: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    net, x = TwoStreams().eval(), torch.randn(4, 5, 6)
+    closed = [f"attends.{i}[{j}]" for i, j in shut]
+    scores = fog_a.attribute(net, x, level="branch", closed=closed, how=way, progress=False)
+    rest = [(i, j) for i in range(3) for j in range(2) if (i, j) not in shut]
+    with torch.no_grad():
+        want = [relative(net(x, [*shut, k]), net(x, shut)) for k in rest]
+    np.testing.assert_allclose(scores.values[:, 0], np.stack(want, 1), rtol=1e-5, atol=1e-7)
+
+
+def test_pairs_and_removal_of_branches_with_their_gates_at_one_call() -> None:
+    torch.manual_seed(0)
+    net, x = TwoStreams().eval(), torch.randn(4, 5, 6)
+    places = {f"attends.{i}[{j}]": (i, j) for i in range(3) for j in range(2)}
+    pairs = fog_a.interactions(net, x, level="branch")
+    what = fog_a.remove(net, x, keep=1, level="branch")
+    with torch.no_grad():
+        joint = [relative(net(x, [places[a], places[b]]), net(x)).mean() for a, b in pairs.pairs]
+        gone = [[places[name] for name in what.removed[:n]] for n in range(1, 6)]
+        curve = [relative(net(x, off), net(x)).mean() for off in gone]
+    np.testing.assert_allclose(pairs.joint.mean(), joint, rtol=1e-5)
+    np.testing.assert_allclose(what.curve[1:], curve, rtol=1e-5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from row_counter import rows
-from small_nets import Layer, Net, tokens
+from small_nets import Layer, Net, TwoStreams, tokens
 from torch import Tensor, nn
 
 import fog_a
@@ -146,3 +146,15 @@ def test_an_exception_leaves_no_hook(net: Net) -> None:
     with pytest.raises(RuntimeError), fog_a.skip_guidance(net, blocks, 1.0):
         net(torch.randn(2, 3, 9))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("off", [[(1, 0)], [(1, 1)], [(1, 0), (1, 1)]])
+def test_branches_with_their_gates_at_one_call(off: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    net, x = TwoStreams().eval(), torch.randn(4, 5, 6)
+    blocks = fog_a.find_blocks(net, x, level="branch").named([f"attends.{i}[{j}]" for i, j in off])
+    with torch.no_grad(), fog_a.skip_guidance(net, blocks, 2.0) as guided:
+        v = net(x)
+        assert guided.doubled
+    with torch.no_grad():
+        torch.testing.assert_close(v, net(x) + 2.0 * (net(x) - net(x, off)))

@@ -25,7 +25,7 @@ from torch import Tensor
 from fog_a.attributing.axes import Axis
 from fog_a.attributing.layout import Layout
 from fog_a.attributing.ratio import norm
-from fog_a.blocks.block import Blocks, GatePoint
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import carried, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, replaced
@@ -101,26 +101,22 @@ def _gradient(y: Tensor, gates: Float[Tensor, "L B"], again: bool) -> Float[Tens
 def _hung_on(gates: Float[Tensor, "L B"], case: Case, blocks: Blocks, layout: Layout) -> Iterator[None]:
     """Inside, block k's update is multiplied by gates[k], which are 1."""
     calls = gate_points(blocks)
-    gated: dict[Key, list[tuple[int, GatePoint]]] = {key: [] for key in calls}
-    for i, block in enumerate(blocks):  # two branches may have their gates at one call, on two of its outputs
-        for key, point in gate_points([block]).items():
-            gated[key].append((i, point))
-    kept: dict[Key, list[dict[LeafPath, Tensor]]] = {}
+    places = {(p.module, p.call, path): i for i, b in enumerate(blocks) for p in b.gate_points for path in p.give}
+    kept: dict[Key, dict[LeafPath, Tensor]] = {}
 
     def before(key: Key, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
-            kept[key] = [kept_inputs(point, args, kwargs) for _, point in gated[key]]
+            kept[key] = kept_inputs(calls[key], args, kwargs)
 
     def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
-        new: dict[LeafPath, Tensor] = {}
-        for inputs, (i, point) in zip(kept.pop(key), gated[key], strict=True):
-            for path, passage in point.give.items():
-                y, axis = leaf(out, path), layout.returned[key].get(path)
-                if axis is None:
-                    raise Unsupported(f"samples share what {key[0]} gives out: no gate of their own. Use how='auto'")
-                with torch.no_grad():
-                    f = y - carried(inputs, passage, y, blocks[i])
-                new[path] = y + (_along(gates[i], axis, y) - 1) * f  # f_k as a constant: the slope at g_k = 1
+        given, new = kept.pop(key), {}
+        for path, passage in calls[key].give.items():
+            i, y, axis = places[*key, path], leaf(out, path), layout.returned[key].get(path)
+            if axis is None:
+                raise Unsupported(f"samples share what {key[0]} gives out: no gate of their own. Use how='auto'")
+            with torch.no_grad():
+                f = y - carried(given, passage, y, blocks[i])
+            new[path] = y + (_along(gates[i], axis, y) - 1) * f  # f_k as a constant: the slope at g_k = 1
         return replaced(out, new)
 
     with at_calls(named_modules(case.module), calls, before, after):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import check_acted, closed, kept_inputs
-from fog_a.blocks.tree import LeafPath, leaves
+from fog_a.blocks.tree import LeafPath
 from fog_a.finding.clean import Clean
 from fog_a.flows.case import Case
 
@@ -120,5 +120,4 @@ class Prefix:
 
     def _zeros(self, point: GatePoint) -> bool:
         """A later gate of the same block (another branch) need not run either if it gives nothing but zeros."""
-        kept = self.clean.kept[point.module, point.call]
-        return {p for p, _ in leaves(kept)} == set(point.give) and all(p is None for p in point.give.values())
+        return self.clean.whole(point) and all(source is None for source in point.give.values())

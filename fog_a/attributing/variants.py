@@ -165,10 +165,11 @@ def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
 def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
     if budget.rows is not None and budget.rows < 2 * case.rows:
         raise Unshared("")  # room for the batch alone: no need to know where its samples are
-    if len(gate_points(blocks)) < sum(len(b.gate_points) for b in blocks):
+    gated = Blocks([*blocks, *(case.closed or ())], blocks.model)
+    if len(gate_points(gated)) < sum(len(b.gate_points) for b in gated):
         raise Unshared("two blocks have their gates at one call, on two of its outputs")
     keep_memory()
-    layout, plain = layout_of(case, Blocks([*blocks, *(case.closed or ())], blocks.model), discovery)
+    layout, plain = layout_of(case, gated, discovery)
     if layout.problem is not None:
         raise Unshared(layout.problem)
     tile = None if _on_gpu(case) else TILE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -127,8 +128,13 @@ Key = tuple[str, int]
 
 
 def gate_points(blocks: Iterable[ResidualBlock]) -> dict[Key, GatePoint]:
-    """All gated calls, in order of execution."""
-    found = {(s.module, s.call): s for b in blocks for s in b.gate_points}
+    """All gated calls, in order of execution; where several blocks have their gates at one call, each on outputs of
+    its own, one point for all of them."""
+    found: dict[Key, GatePoint] = {}
+    for point in (s for b in blocks for s in b.gate_points):
+        other = found.setdefault((point.module, point.call), point)
+        if other is not point:
+            found[point.module, point.call] = replace(other, give={**other.give, **point.give})
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 

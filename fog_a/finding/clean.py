@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
-from fog_a.blocks.calls import Key, at_calls, tree
+from fog_a.blocks.calls import Key, at_calls, gate_points, tree
 from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
@@ -48,7 +48,8 @@ class Clean:
         self.first: tuple[Key, dict[LeafPath, Tensor]] | None = None
         self.steady = True
         self.copies = copies
-        self._closed = {(p.module, p.call): (p, block) for block in closed or () for p in block.gate_points}
+        self._shut = tuple(closed or ())
+        self._closed = gate_points(self._shut)
         self._inputs: dict[Key, dict[LeafPath, Tensor]] = {}
         self._sealed: set[Key] = set()
         self._answers: dict[Key, list[Answer]] = {}
@@ -146,28 +147,32 @@ class Clean:
     def enter(self, key: Key, args: Any, kwargs: Any) -> None:
         """A call begins."""
         if key in self._closed:
-            self._inputs[key] = kept_inputs(self._closed[key][0], args, kwargs)
+            self._inputs[key] = kept_inputs(self._closed[key], args, kwargs)
 
     def leave(self, key: Key, out: Any) -> Any:
         """What the model gets of a call that gave this out."""
         if key not in self._closed:
             return out
-        point, block = self._closed[key]
+        point = self._closed[key]
+        block = next(b for b in self._shut if any((p.module, p.call) == key for p in b.gate_points))
         return closed(point, block, self._inputs.pop(key), out, 0.0)
 
     def hidden(self, key: Key) -> bool:
         """Whether nothing of what the call gives out is left: its gate is closed, and replaces all of it."""
-        if key not in self._closed:
+        point = self._closed.get(key)
+        if point is None or not self.whole(point):
             return False
-        give = self._closed[key][0].give
-        return {p for p, _ in leaves(self.kept[key])} == set(give) and all(
-            s is None or (s.index is None and s.inside is None) for s in give.values()
-        )
+        return all(s is None or (s.index is None and s.inside is None) for s in point.give.values())
+
+    def whole(self, point: GatePoint) -> bool:
+        """Whether a closed gate replaces all that its call gives out."""
+        return {path for path, _ in leaves(self.kept[point.module, point.call])} == set(point.give)
 
     def closing(self, block: ResidualBlock) -> Clean:
         """The same clean run, in which this block is to be closed too."""
         twin = copy.copy(self)
-        twin._closed = self._closed | {(p.module, p.call): (p, block) for p in block.gate_points}
+        twin._shut = (*self._shut, block)
+        twin._closed = gate_points(twin._shut)
         for name in ("kept", "_answers", "_versions", "_writes", "_sealed"):
             setattr(twin, name, copy.copy(getattr(self, name)))
         return twin
@@ -206,7 +211,7 @@ class Clean:
         """Whether all that these calls compute reaches others through what a closed gate replaces, if at all."""
         return all(
             (p.module, p.call) in self._sealed
-            and {path for path, _ in leaves(self.kept[p.module, p.call])} == set(p.give)
+            and self.whole(p)
             and not any(source is not None and source.inside for source in p.give.values())
             for p in points
         )

@@ -82,7 +82,7 @@ class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
         """A call ends. A new output for it, or None."""
 
     def __enter__(self) -> Self:
-        owner = {(p.module, p.call): b for b in self.blocks for p in b.gate_points}
+        owner = {(p.module, p.call, path): b for b in self.blocks for p in b.gate_points for path in p.give}
         points = gate_points(self.blocks)
         kept: dict[Key, dict[LeafPath, Tensor]] = {}
 
@@ -91,8 +91,9 @@ class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
 
         def after(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
             inputs = kept.pop(key)
-            outputs = {p: BlockOutput(owner[key], key, p, leaf(out, p), inputs, s) for p, s in points[key].give.items()}
-            return replaced(out, {path: self.at(output) for path, output in outputs.items()})
+            gives = points[key].give.items()
+            outputs = [BlockOutput(owner[*key, path], key, path, leaf(out, path), inputs, s) for path, s in gives]
+            return replaced(out, {output.path: self.at(output) for output in outputs})
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(unbroken())
