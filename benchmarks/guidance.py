@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from attribution import sizes
 from finding import fastest
 from nets import case
 
@@ -26,8 +27,8 @@ def main() -> None:
     heads = ("case", "plain, ms", "two, ms", "guided, ms", "of two", "first, ms", "memory, of a plain forward's")
     print("{:16s} {:>10s} {:>9s} {:>11s} {:>7s} {:>10s} {:>9s}".format(*heads))
     for name in a.case or CASES:
-        layers, dim, frames, batch = (int(n) for n in name.split("x"))
-        net, x = case(layers, dim, frames, batch)
+        layers = sizes(name)[0]
+        net, x = case(*sizes(name))
         blocks = fog_a.find_blocks(net, x)
         middle = blocks[layers // 2 : layers // 2 + 1]
         with torch.no_grad():

@@ -10,21 +10,18 @@ as is usual, all blocks at every n-th step. The error is the relative change of 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from trained import options, trained
 
 import fog_a
-from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.audio.data import load_corpus
-from fog_a_adapters.dit.demo.train import Recipe, new_model, train
+from fog_a_adapters.dit import FlowMatching
 
 POINTS = 17
 """Of the sampler's time grid: 16 calls of the network."""
@@ -37,10 +34,7 @@ def sample(model: FlowMatching, batch: Any) -> torch.Tensor:
 
 def measure(seed: int, layers: int, steps: int, held_out: int, shares: Sequence[float]) -> dict[str, Any]:
     """One trained model: the drift of its blocks, and the error of schedules."""
-    corpus = load_corpus(held_out=held_out, seed=seed)
-    model = new_model(lambda: FlowMatching(DiTConfig.tiny(layers=layers)), seed)
-    model.start_at(corpus.mean_frame())
-    train(model, corpus, Recipe(steps=steps, seed=seed))
+    model, corpus = trained(seed, layers, steps, held_out)
     flow = fog_a.wrap(model)
     halves = [[flow.samples(b).rows(range(i, len(b["ids"]), 2)) for b in corpus.held_out()] for i in (0, 1)]
     first, *others = [fog_a.drift(flow, batch, sample) for batch in halves[0]]
@@ -89,13 +83,8 @@ def picture(runs: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=350)
-    parser.add_argument("--held-out", type=int, default=16, help="clips a domain")
+    parser = options(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.34, 0.5, 0.67, 0.8])
-    parser.add_argument("--out", type=Path, default=Path("out"))
     a = parser.parse_args()
     runs = [measure(seed, a.layers, a.steps, a.held_out, a.shares) for seed in range(a.seeds)]
     a.out.mkdir(parents=True, exist_ok=True)

@@ -10,30 +10,23 @@ guidance: below 0 is nearer.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
+from trained import options, trained
 
 import fog_a
-from fog_a_adapters.dit import DiTConfig, FlowMatching
-from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.demo.distance import SampleDistance
-from fog_a_adapters.dit.demo.train import Recipe, new_model, train
 
 
 def measure(seed: int, layers: int, steps: int, held_out: int, scales: Sequence[float]) -> dict[str, Any]:
     """One trained model: its contribution scores, and its distances by layer and scale."""
-    corpus = load_corpus(held_out=held_out, seed=seed)
-    model = new_model(lambda: FlowMatching(DiTConfig.tiny(layers=layers)), seed)
-    model.start_at(corpus.mean_frame())
-    train(model, corpus, Recipe(steps=steps, seed=seed))
+    model, corpus = trained(seed, layers, steps, held_out)
     flow, batches = fog_a.wrap(model), corpus.held_out()
     scores = fog_a.attribute(flow, batches, times=4, progress=False)
     blocks = fog_a.find_blocks(flow, batches[0])
@@ -104,13 +97,8 @@ def picture(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=350)
-    parser.add_argument("--held-out", type=int, default=16, help="clips a domain")
+    parser = options(__doc__)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0])
-    parser.add_argument("--out", type=Path, default=Path("out"))
     a = parser.parse_args()
     runs = [measure(seed, a.layers, a.steps, a.held_out, a.scales) for seed in range(a.seeds)]
     a.out.mkdir(parents=True, exist_ok=True)

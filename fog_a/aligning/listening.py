@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from fog_a.blocks.local import check_local, local
 from fog_a.blocks.tap import tap
 from fog_a.errors import BadScores, NoActivations, ShapeMismatch, UnknownBlock
 from fog_a.flows.flow import Flow
+from fog_a.flows.network import argument, arguments
 from fog_a.flows.samples import Samples
 
 Local = bool | str | Collection[str]
@@ -145,15 +145,14 @@ class Listening:
     def _stand_at_the_entrance(self) -> None:
         """Keep the argument t of each training forward, and ignore one without grad that comes after one with it."""
         network, name = unwrapped(self.flow.module), self.flow.t
-        arguments = list(inspect.signature(network.forward).parameters)
-        place = arguments.index(name) if name in arguments else len(arguments)
+        names = arguments(network)
 
         def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not torch.compiler.is_compiling():
                 trained = self._tap is not None and any(h.requires_grad for (h, *_) in self._tap.all.values())
                 self._ignores = trained and not torch.is_grad_enabled()
             if self._hears():
-                t = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+                t = argument(names, args, kwargs, name)
                 self.t = t.detach() if isinstance(t, Tensor) else None
 
         self._entrance.close()

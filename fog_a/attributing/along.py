@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from fog_a.attributing.ways import is_whole
 from fog_a.blocks.calls import hooked
-from fog_a.blocks.tree import leaf, leaves, replaced
+from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, BadBatch
 from fog_a.flows.batches import velocity_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
-from fog_a.flows.network import arguments
+from fog_a.flows.network import argument, arguments
 from fog_a.flows.samples import Inputs, Samples
 
 
@@ -64,8 +64,7 @@ class Along:
             raise BadArgument(
                 f"expected Along(sampler, steps) with a function sampler(model, batch), got {self.sampler!r}"
             )
-        whole = isinstance(self.steps, numbers.Integral) and not isinstance(self.steps, bool)
-        if not whole or self.steps < 1:
+        if not is_whole(self.steps) or self.steps < 1:
             raise BadArgument(f"expected Along(steps=) as a number of steps, 1 or more, got {self.steps!r}")
 
     def cases(self, flow: Flow, batch: Any, seed: int, start: int) -> tuple[list[Case], tuple[float, ...]]:
@@ -140,10 +139,7 @@ def _time(flow: Flow, call: Inputs, otherwise: float) -> float:
     """The flow's t of a call, from the network's own argument where that is known."""
     if flow.t is None:
         return otherwise
-    tau = call.kwargs.get(flow.t)
-    names = arguments(flow.module)
-    if tau is None and flow.t in names and names.index(flow.t) < len(call.args):
-        tau = leaf(call.args, (names.index(flow.t),))
+    tau = argument(arguments(flow.module), call.args, call.kwargs, flow.t)
     if not isinstance(tau, Tensor):
         return otherwise if tau is None else float(tau)
     return float(flow.flow_time(tau.reshape(-1)[:1].double())[0])

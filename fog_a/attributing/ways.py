@@ -30,7 +30,7 @@ class Shared:
     memory: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.rows is not None and (not _whole(self.rows) or self.rows < 1):
+        if self.rows is not None and (not is_whole(self.rows) or self.rows < 1):
             raise BadArgument(
                 f"expected Shared(rows=) as a number of rows, 1 or more, got {self.rows!r}. "
                 "A batch of B samples needs B rows, and B more for each ablation beside it"
@@ -60,7 +60,7 @@ class FirstOrder:
     projections: int = 8
 
     def __post_init__(self) -> None:
-        if not _whole(self.projections) or self.projections < 1:
+        if not is_whole(self.projections) or self.projections < 1:
             raise BadArgument(f"expected FirstOrder(projections=) of 1 or more, got {self.projections!r}. 8 is usual")
 
 
@@ -93,11 +93,11 @@ class Settled:
     looks: int | None = None
 
     def __post_init__(self) -> None:
-        if not _whole(self.k) or self.k < 1:
+        if not is_whole(self.k) or self.k < 1:
             raise BadArgument(f"expected Settled(k=) of 1 or more, got {self.k!r}. 3 is usual")
         if not isinstance(self.confidence, numbers.Real) or not 0 < self.confidence < 1:
             raise BadArgument(f"expected Settled(confidence=) between 0 and 1, got {self.confidence!r}. 0.95 is usual")
-        if self.looks is not None and (not _whole(self.looks) or self.looks < 1):
+        if self.looks is not None and (not is_whole(self.looks) or self.looks < 1):
             raise BadArgument(f"expected Settled(looks=) of 1 batch or more, got {self.looks!r}")
 
 
@@ -144,7 +144,7 @@ def parse_bytes(memory: int | str | None) -> int | None:
     >>> parse_bytes("64MiB")
     67108864
     """
-    if memory is None or (_whole(memory) and not isinstance(memory, str)):
+    if memory is None or (is_whole(memory) and not isinstance(memory, str)):
         return None if memory is None else int(memory)
     text = memory if isinstance(memory, str) else ""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", text, re.IGNORECASE)
@@ -154,5 +154,6 @@ def parse_bytes(memory: int | str | None) -> int | None:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
-def _whole(n: Any) -> bool:
+def is_whole(n: Any) -> bool:
+    """Whether it is a whole number: an int or numpy's, no bool."""
     return isinstance(n, numbers.Integral) and not isinstance(n, bool)

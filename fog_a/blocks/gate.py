@@ -57,7 +57,6 @@ class gate(contextlib.AbstractContextManager["gate"]):
         self.value = value
         self.fired: dict[str, int] = {b.name: 0 for b in blocks}
         self._counters: dict[tuple[str, int], Counter] = {}
-        self._replays = Replays()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> gate:

@@ -198,6 +198,11 @@ def weights_mark(module: nn.Module) -> str:
     return mark.hexdigest()
 
 
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two velocities are equal, NaN in the same places."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 def per_sample(v: Tensor) -> Tensor:
     """v as (B, n) in float32."""
     return v.detach().float().reshape(len(v), -1)

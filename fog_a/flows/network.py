@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +155,16 @@ def _contents(output: Any) -> tuple[str, str]:
 def arguments(net: Any) -> list[str]:
     """The names of the arguments of a network's forward, without `*args` and `**kwargs`."""
     return [name for name, p in _parameters(net).items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def argument(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], name: str | None) -> Any:
+    """What a call gave under this name, by keyword or by place; None if nothing. `names`: the network's `arguments`."""
+    if name is None:
+        return None
+    if name in kwargs:
+        return kwargs[name]
+    place = names.index(name) if name in names else len(args)
+    return args[place] if place < len(args) else None
 
 
 def takes_any(net: Any) -> bool:

@@ -7,7 +7,6 @@ It is the error in a block's update, were it taken from the step before: what ca
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
+from fog_a.flows.network import argument, arguments
 from fog_a.flows.samples import Inputs, Samples
 from fog_a.scores.scores import Scores
 from fog_a.using.calls import BlockOutput, NetworkCalls, When
@@ -109,9 +109,7 @@ class _Drift(NetworkCalls):
 
     def _time(self, inputs: Inputs) -> float | None:
         """The flow time of a call, where the adapter names the argument that holds it."""
-        names = list(inspect.signature(self.net.module.forward).parameters)
-        named = dict(zip(names, inputs.args, strict=False)) | inputs.kwargs
-        tau = named.get(self.flow.t or "")
+        tau = argument(arguments(self.net.module), inputs.args, inputs.kwargs, self.flow.t)
         return None if tau is None else float(self.flow.flow_time(torch.as_tensor(tau)).float().mean())
 
     def at(self, output: BlockOutput) -> Tensor:

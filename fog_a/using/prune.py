@@ -21,7 +21,7 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, UnknownBlock, Unsupported
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
-from fog_a.flows.case import Case
+from fog_a.flows.case import Case, same_bits
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores.lists import indices
 from fog_a.using.numbered import why_not
@@ -175,7 +175,7 @@ def _check_same(chosen: Blocks, cases: Sequence[Case], want: Sequence[Tensor]) -
             got = case.run()
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             raise _refused(chosen, f"the model does not run without them ({type(e).__name__}: {e})") from e
-        if got.shape != v.shape or not bool(((got == v) | (got.isnan() & v.isnan())).all()):
+        if not same_bits(got, v):
             fixed = [b.name for b in chosen if b.definition == "branches"]
             reason = f"; gate 0 keeps the shortcut of {fixed[0]}, which goes with the module" if fixed else ""
             raise _refused(chosen, f"the output differs: the model goes by the number of its layers{reason}")

@@ -7,7 +7,6 @@ All that are left are measured again after each. A small change now is no promis
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ from torch import nn
 from fog_a.attributing.along import Along
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.variants import variants
+from fog_a.attributing.ways import is_whole
 from fog_a.attributing.yardstick import Measure
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
@@ -126,8 +126,7 @@ def remove(
         >>> len(what.removed), what.left, what.curve.shape
         (2, (4, 3, 2), (3,))
     """
-    whole = isinstance(keep, numbers.Integral) and not isinstance(keep, bool)
-    if not whole or keep < 1:
+    if not is_whole(keep) or keep < 1:
         raise BadArgument(f"expected keep= as how many blocks are left, 1 or more, got {keep!r}")
     run = trial(model, batch, blocks, level, forward, times, seed)
     if keep >= len(run.blocks):
