@@ -62,7 +62,7 @@ def run(
     layers: int = 12,
     dim: int = 64,
 ) -> Demo:
-    """Train a small DiT on a folder of audio and attribute its layers; about two minutes on two cores.
+    """Train a small DiT on a folder of audio and attribute its layers; about three minutes on two cores.
 
     Args:
         data: a folder with manifest.csv; None: the packaged clips.
