@@ -68,7 +68,7 @@ def bundled_task(
         model.start_at(corpus.mean_frame())
         return wrap(model)
 
-    taught = teachers or _teachers(teacher, corpus, frames)
+    taught = teachers or teachers_for(teacher, corpus, frames)
     where = "the packaged clips" if data is None else str(data)
     return Task(
         name=f"bundled DiT, {sizes.layers} × {sizes.dim}",
@@ -86,7 +86,7 @@ def bundled_task(
     )
 
 
-def _teachers(name: str | None, corpus: Corpus, frames: str | Path | None) -> dict[str, Any]:
+def teachers_for(name: str | None, corpus: Corpus, frames: str | Path | None = None) -> dict[str, Any]:
     """Domain → teacher: Whisper for speech where it is named, log-mel statistics else."""
     taught: dict[str, Any] = {d: SpectralTeacher(domain=d) for d in corpus.domains}
     if name is None:

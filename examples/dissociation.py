@@ -1,0 +1,137 @@
+"""Do layers that store and layers that contribute differ, are the first ones dominant, and does the ranking stay?
+
+    python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
+    python examples/dissociation.py train --whisper out/whisper --data ../shared/audio --out out/dissociation
+    python examples/dissociation.py tell  --out out/dissociation
+
+Base trainings alone, no alignment: docs/experiments/PLAN.md, part C. At each look `attribute` and `lasp` measure the
+same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import fog_a
+from fog_a.files import write_json
+from fog_a.scores.scores import Scores
+from fog_a_adapters.compare.files import read_json
+from fog_a_adapters.compare.leg import Leg, Progress, Schedule
+from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
+from fog_a_adapters.dit.demo.bundled_task import teachers_for
+from fog_a_adapters.dit.demo.train import new_model
+from fog_a_adapters.dit.model.dit import DiTConfig
+from fog_a_adapters.dit.model.flow import FlowMatching
+
+FIRST = 300
+"""The first seed: of no other experiment."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the trainings and of what is measured; `looks`: after which steps."""
+
+    layers: int = 8
+    dim: int = 48
+    size: int = 8
+    frames: int = 48
+    clips: int = 32
+    times: int = 8
+    looks: tuple[int, ...] = (100, 500, 1000, 2000)
+    lr: float = 2e-3
+    bitc: float = 0.5
+
+
+class Trainings:
+    """One corpus, its teachers, and the clips on which every look measures."""
+
+    def __init__(self, setting: Setting, corpus: Corpus, teachers: Any, out: Path) -> None:
+        self.setting, self.corpus, self.teachers, self.out = setting, corpus, teachers, out
+        s = setting
+        self.config = DiTConfig.tiny(layers=s.layers, dim=s.dim, token_dim=s.dim, domains=corpus.domains)
+        held_out = sorted(corpus.test, key=lambda i: (i.domain, i.id))
+        self.probed = collate([i.crop(0, s.frames) for i in held_out])
+
+    def seed(self, seed: int) -> dict[str, Any]:
+        """Train and look; what is there already is not made again."""
+        s, path, state = self.setting, self.out / f"seed{seed}.json", self.out / f"seed{seed}.pt"
+        made: dict[str, Any] = read_json(path) or {}
+        leg, bitc = self._leg(seed)
+        progress = leg.load(state) if state.exists() else Progress(0)
+        with tqdm(total=s.looks[-1], initial=progress.step, desc=f"seed {seed}", mininterval=10.0) as bar:
+            for look in s.looks:
+                if str(look) in made:
+                    continue
+                leg.run(self.batch, seed, look, progress, state, tick=lambda _: bar.update() and None)
+                made[str(look)] = self.look(leg, bitc, seed)
+                write_json(path, made)
+        state.unlink(missing_ok=True)
+        return made
+
+    def batch(self, seed: int, step: int) -> Any:
+        """Training batch number `step`, without its audio: Whisper's frames of each clip are there already."""
+        return self.corpus.batch(step, self.setting.size, self.setting.frames, seed)
+
+    def _leg(self, seed: int) -> tuple[Leg, fog_a.BiTC]:
+        model = new_model(lambda: FlowMatching(self.config), seed)
+        model.start_at(self.corpus.mean_frame())
+        flow = fog_a.wrap(model)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            bitc = fog_a.BiTC(flow, self.teachers, weight=self.setting.bitc, batch=self.batch(seed, 0))
+        return Leg(flow, {"bitc": bitc}, Schedule(self.setting.lr, self.setting.looks[-1]), weight_decay=0.1), bitc
+
+    def look(self, leg: Leg, bitc: fog_a.BiTC, seed: int) -> dict[str, Any]:
+        """Kind → domain → mean of each layer: of all clips, of every other clip from the first and from the second on,
+        and over flow time.
+        """
+        leg.model.eval()
+        where: dict[str, Any] = {"times": self.setting.times, "seed": seed}
+        scores = {
+            "foga": fog_a.attribute(leg.flow, self.probed, progress=False, **where),
+            "lasp": fog_a.lasp(leg.flow, self.probed, head=bitc, center=True, beside=(), **where),
+        }
+        leg.train()
+        return {kind: {d: means(of, d) for d in of.domain_names} for kind, of in scores.items()}
+
+
+def means(scores: Scores, domain: str) -> dict[str, Any]:
+    """The layers' means, over everything and over parts, to five digits."""
+    values = scores.values[[d == domain for d in scores.domains]]
+    parts = {"all": values, "even": values[0::2], "odd": values[1::2]}
+    made = {name: rounded(part.mean((0, 1))) for name, part in parts.items()}
+    return made | {"times": rounded(values.mean(0))}
+
+
+def rounded(x: np.ndarray) -> list[Any]:
+    """Five significant digits: small files."""
+    return [rounded(row) if np.ndim(row) else float(f"{row:.5g}") for row in x]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("stage", choices=("train",))
+    parser.add_argument("--whisper", type=Path, default=Path("out/whisper"), help="folder that whisper_folder made")
+    parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
+    parser.add_argument("--out", type=Path, default=Path("out/dissociation"))
+    parser.add_argument("--first", type=int, default=FIRST)
+    parser.add_argument("--seeds", type=int, default=20)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = Setting()
+    corpus = load_corpus(args.data, audio=True, held_out=setting.clips)
+    trainings = Trainings(setting, corpus, teachers_for(f"whisper:{args.whisper}", corpus), args.out)
+    for seed in range(args.first, args.first + args.seeds):
+        trainings.seed(seed)
+
+
+if __name__ == "__main__":
+    main()
