@@ -66,10 +66,14 @@ class Trainings:
         leg, bitc = self._leg(seed)
         progress = leg.load(state) if state.exists() else Progress(0)
         with tqdm(total=s.looks[-1], initial=progress.step, desc=f"seed {seed}", mininterval=10.0) as bar:
+
+            def tick(loss: float) -> None:
+                bar.update()
+
             for look in s.looks:
                 if str(look) in made:
                     continue
-                leg.run(self.batch, seed, look, progress, state, tick=lambda _: bar.update() and None)
+                leg.run(self.batch, seed, look, progress, state, tick=tick)
                 made[str(look)] = self.look(leg, bitc, seed)
                 write_json(path, made)
         state.unlink(missing_ok=True)

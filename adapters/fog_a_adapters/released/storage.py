@@ -29,13 +29,10 @@ l2 = partial(normalize, dim=-1)
 
 
 class BiTC(fog_a.BiTC):
-    """The release's BiT-C: L2-normalized descriptors, domains weighted by their share of the batch.
+    """The release's BiT-C: domains weighted by their share of the batch. Its descriptor is Eq. 3's, with LayerNorm.
 
     There the gradient reaches no embedding, only the heads; here it does. Its λ: .5 speech, 1 sound.
     """
-
-    def describe(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        return l2_descriptor(h, mask)
 
     def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
         """Summed over the samples of all domains and divided by the batch."""
