@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import fog_a
 from fog_a.aligning.warmup import Draw
 from fog_a.flows.samples import Samples
-from fog_a.scores.selection import Choice, Selection
+from fog_a.scores.selection import Selection
 from fog_a_adapters import released
 
 ABSENT = ["torchaudio", "torchdiffeq"]
@@ -169,8 +169,8 @@ def alignment(clone: Path, seed: int) -> tuple[float, float]:
     flow = Beside(plain)
     names = fog_a.find_blocks(flow, batch).main.names
     weights = {d: {names[k]: w for k, w in getattr(model, f"repa_lambda_{d}").items()} for d in DOMAINS}
-    layers = {d: tuple(Choice(layer=n, depth=names.index(n), weight=w) for n, w in weights[d].items()) for d in DOMAINS}
-    chosen = Selection(domains=layers, weighting="proportional", total=2.0)
+    layers = {d: [{"layer": n, "depth": names.index(n), "weight": w} for n, w in weights[d].items()] for d in DOMAINS}
+    chosen = Selection.model_validate({"domains": layers, "weighting": "proportional", "total": 2.0})
     reg = released.AGREPA(flow, TEACHERS, chosen, batch=batch)
     term = heads_of(flow, model)
     pairs = [(p, dict(model.named_parameters())[n]) for n, p in plain.named_parameters()]
