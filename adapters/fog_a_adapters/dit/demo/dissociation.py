@@ -1,8 +1,7 @@
 """Do layers that store and layers that contribute differ, are the first ones dominant, and does the ranking stay?
 
     python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
-    python examples/dissociation.py train --whisper out/whisper --data ../shared/audio --out out/dissociation
-    python examples/dissociation.py tell  --out out/dissociation
+    python -m fog_a_adapters.dit.demo.dissociation train --whisper out/whisper --data ../shared/audio
 
 Base trainings alone, no alignment: docs/experiments/PLAN.md, part C. At each look `attribute` and `lasp` measure the
 same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
