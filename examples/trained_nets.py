@@ -15,6 +15,7 @@ import argparse
 import csv
 import hashlib
 import importlib
+import json
 import os
 import re
 import string
@@ -158,22 +159,59 @@ def closed(net: Net, blocks: fog_a.Blocks, names: Sequence[str]) -> float:
         return net.error()
 
 
-def picture(scores: fog_a.Scores, alone: Sequence[float], lines: dict[str, list[float]], unit: str) -> Figure:
-    """Scores with intervals; the error without one layer against its score; the error by how many are removed."""
+def measured(net: Net, most: int) -> dict[str, Any]:
+    """All numbers of a network: its scores, their stability, and its error without layers."""
+    scores = fog_a.attribute(net.model, net.batch, progress=False)
+    blocks = fog_a.find_blocks(net.model, net.batch)
+    alone = [closed(net, blocks, [name]) for name in scores.layers]
+    rho, agree = stability(scores)
+    return {
+        "layers": list(scores.layers),
+        "samples": len(scores.ids),
+        "contribution": scores.mean().tolist(),
+        "interval": scores.interval().tolist(),
+        "halves: rank correlation": rho,
+        "halves: same least layer": agree,
+        "error": net.unit,
+        "without one layer": alone,
+        "rank correlation of score and error": correlation(scores.mean(), alone),
+        "with layers closed": curves(net, scores, most),
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The numbers as text."""
+    lines, columns = result["with layers closed"], ("layers", "contribution", "interval", "without one layer")
+    rows = zip(*(result[column] for column in columns), strict=True)
+    return "\n".join([
+        f"{result['samples']} samples; {result['error']}: {lines['first'][0]:.1f} with all layers; each layer, its "
+        "contribution, the error without it:",
+        *(f"  {name:32s} {mean:.3f} [{low:.3f}, {high:.3f}] {error:6.1f}" for name, mean, (low, high), error in rows),
+        f"rank correlation of score and error {result['rank correlation of score and error']:.2f}",
+        f"halves of the samples: rank correlation {result['halves: rank correlation']:.2f}, "
+        f"the same least layer in {result['halves: same least layer']:.0%}",
+        "with 0, 1, ... layers closed:",
+        *(f"  {label:20s} " + " ".join(f"{e:6.1f}" for e in errors) for label, errors in lines.items()),
+    ])  # fmt: skip
+
+
+def picture(result: dict[str, Any]) -> Figure:
+    """Scores with intervals; the error without one layer against its score; the error by how many are closed."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    mean, interval = scores.mean(), scores.interval(warn=False)
-    short = [re.sub(r"^(model|net)\.|[._]layers", "", name) for name in scores.layers]
+    mean, interval = np.array(result["contribution"]), np.array(result["interval"])
+    short = [re.sub(r"^(model|net)\.|[._]layers", "", name) for name in result["layers"]]
     left.errorbar(range(len(mean)), mean, [mean - interval[:, 0], interval[:, 1] - mean], fmt="o", capsize=3)
     left.set(xticks=range(len(mean)), ylabel="contribution, 95 % interval", ylim=(0, None))
     left.set_xticklabels(short, rotation=30, ha="right")
-    middle.plot(mean, alone, "o")
-    for x, y, name in zip(mean, alone, short, strict=True):
+    middle.plot(mean, result["without one layer"], "o")
+    for x, y, name in zip(mean, result["without one layer"], short, strict=True):
         middle.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     middle.set(xlabel="contribution", ylabel="error without the layer, %")
     middle.margins(x=0.25, y=0.1)
-    for label, errors in lines.items():
+    for label, errors in result["with layers closed"].items():
         right.plot(range(len(errors)), errors, marker=".", label=label)
-    right.set(xlabel="layers closed", ylabel=f"error: {unit}")
+    right.set(xlabel="layers closed", ylabel=f"error: {result['error']}")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.yaxis.label.set_fontsize(8)
     right.legend(fontsize=8)
     return figure
@@ -184,25 +222,18 @@ def main() -> None:
     parser.add_argument("what", choices=("pitch", "words"))
     parser.add_argument("--data", type=Path, default=PACKAGED, help="a folder with manifest.csv")
     parser.add_argument("--clips", type=int, default=30)
-    parser.add_argument("--most", type=int, default=4, help="at most so many layers are removed")
+    parser.add_argument("--most", type=int, default=4, help="at most so many layers are closed")
+    parser.add_argument("--numbers", type=Path, help="draw these, written by an earlier run")
     parser.add_argument("--out", type=Path, default=Path("out"))
     a = parser.parse_args()
-    net = {"pitch": pitch, "words": words}[a.what](clips(a.data, a.clips))
-    scores = fog_a.attribute(net.model, net.batch, progress=False)
-    print(scores.table())
-    rho, agree = stability(scores)
-    print(f"halves of the clips: rank correlation {rho:.2f}, the same least layer in {agree:.0%}")
-    blocks = fog_a.find_blocks(net.model, net.batch)
-    alone = [closed(net, blocks, [name]) for name in scores.layers]
-    print(f"{net.unit}: {net.error():.1f} with all layers")
-    for name, error in zip(scores.layers, alone, strict=True):
-        print(f"  without {name}: {error:.1f}")
-    print(f"  rank correlation of score and error {correlation(scores.mean(), alone):.2f}")
-    lines = curves(net, scores, a.most)
-    for label, errors in lines.items():
-        print(f"  {label:20s} " + " ".join(f"{e:6.1f}" for e in errors))
     a.out.mkdir(parents=True, exist_ok=True)
-    picture(scores, alone, lines, net.unit).savefig(a.out / f"trained_{a.what}.png", dpi=110)
+    if a.numbers:
+        result = json.loads(a.numbers.read_text())
+    else:
+        result = measured({"pitch": pitch, "words": words}[a.what](clips(a.data, a.clips)), a.most)
+        (a.out / f"trained_{a.what}.json").write_text(json.dumps(result, indent=1))
+    print(summary(result))
+    picture(result).savefig(a.out / f"trained_{a.what}.png", dpi=110)
 
 
 if __name__ == "__main__":

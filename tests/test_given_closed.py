@@ -190,6 +190,23 @@ def test_along_a_guided_trajectory() -> None:
         fog_a.attribute(net, x, times=fog_a.Along(guided, 3, combine), progress=False)
 
 
+def test_times_along_of_a_network_with_a_clock_of_its_own() -> None:
+    """Also where the sampler gives one number for all samples."""
+
+    class Timed(Net):
+        def forward(self, x: Tensor, t: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(x) * (1 + torch.as_tensor(t).float().mean() / 1000)
+
+    def sampler(model: Any, batch: Any) -> None:
+        x = batch["x1"]
+        for tick in (1000.0, torch.tensor(750.0), torch.full((3,), 500.0)):
+            x = x + model(x, tick) / 4
+
+    flow = fog_a.wrap(Timed(), x="x", t="t", time=lambda t: 1000 * (1 - t))
+    scores = fog_a.attribute(flow, {"x1": tokens()}, times=fog_a.Along(sampler, 3), progress=False)
+    assert scores.times == pytest.approx((0.0, 0.25, 0.5))
+
+
 @pytest.mark.parametrize("options", [{"sampler": 3, "steps": 2}, {"sampler": guided, "steps": 0}])
 def test_along_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(BadArgument, match="expected Along"):
@@ -208,6 +225,44 @@ def test_pairs_are_joint_minus_sum() -> None:
     assert pairs.interval(warn=False).shape == (3, 3, 2) and "blocks.0 × blocks.2" in str(pairs)
     with pytest.raises(BadArgument, match="two or more blocks"):
         fog_a.interactions(net, x, ["blocks.0"])
+
+
+def test_a_block_named_twice_is_one() -> None:
+    net, x = Net(depth=3), tokens()
+    assert fog_a.attribute(net, x, blocks=["blocks.1", "blocks.1"], progress=False).layers == ("blocks.1",)
+    with pytest.raises(BadArgument, match="expected two or more blocks, got 1"):
+        fog_a.interactions(net, x, ["blocks.1", "blocks.1"])
+
+
+@pytest.mark.parametrize("metric", ["loss", lambda v, v_k, batch: (v_k - v).square().flatten(1).mean(1)])
+def test_pairs_and_removal_by_another_yardstick(metric: Any) -> None:
+    """The change of the flow loss, or of a function of one's own: as `attribute` measures it with the others closed."""
+    flow, batch, options = a_flow(), a_batch(3), {"times": [0.25], "seed": 5, "metric": metric}
+    single = fog_a.attribute(flow, batch, progress=False, **options)
+    pairs = fog_a.interactions(flow, batch, **options)
+    np.testing.assert_allclose(pairs.singles.values, single.values, rtol=1e-4, atol=1e-6)
+    assert (
+        pairs.singles.kind == pairs.joint.kind == single.kind and pairs.scores.info["metric"] == single.info["metric"]
+    )
+    what = fog_a.remove(flow, batch, keep=2, **options)
+    assert what.removed[0] == single.layers[int(single.mean().argmin())]
+    np.testing.assert_allclose(what.curve[1], single.mean().min(), rtol=1e-4, atol=1e-6)
+    joint = dict(zip(pairs.pairs, pairs.joint.mean(), strict=True))
+    given = [mean for pair, mean in joint.items() if what.removed[0] in pair]
+    np.testing.assert_allclose(what.curve[2], min(given), rtol=1e-4, atol=1e-6)
+    assert what.scores.kind == single.kind and "relative change" not in str(what)
+
+
+def test_domains_and_masks_of_pairs_and_removal() -> None:
+    net, x = Net(depth=4), tokens(samples=4)
+    mask, domains = torch.ones(4, 5, dtype=torch.bool), ["a", "b", "a", "b"]
+    mask[:, 2:] = False
+    options: dict[str, Any] = {"domains": domains, "mask": mask}
+    single = fog_a.attribute(net, x, progress=False, **options)
+    pairs, what = fog_a.interactions(net, x, **options), fog_a.remove(net, x, keep=3, **options)
+    np.testing.assert_allclose(pairs.singles.mean("b"), single.mean("b"), rtol=1e-5)
+    assert what.scores.domains == tuple(domains)
+    np.testing.assert_allclose(what.curve[1], single.mean().min(), rtol=1e-5)
 
 
 def test_pairs_take_no_more_than_their_suffixes() -> None:
@@ -254,6 +309,14 @@ def test_over_several_batches_and_times() -> None:
     what = fog_a.remove(flow, batches, keep=2, times=2)
     assert what.scores.times == (0.25, 0.75) and len(what.scores.ids) == 5
     assert fog_a.interactions(flow, batches, times=2).scores.times == (0.25, 0.75)
+
+
+def test_a_metric_that_gives_nan_leaves_the_model() -> None:
+    net, x = Net(depth=3), tokens()
+    for measure in (lambda **o: fog_a.remove(net, x, keep=1, **o), lambda **o: fog_a.interactions(net, x, **o)):
+        with pytest.raises(BadOutput, match=r"metric= gave NaN or inf without blocks\.0"):
+            measure(metric=lambda v, v_k, batch: torch.full((len(v),), torch.nan))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 @pytest.mark.parametrize("keep", [0, -1, 2.5, True, None, 4, 9])

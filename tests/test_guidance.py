@@ -141,6 +141,41 @@ def test_what_cannot_be_guided(net: Net) -> None:
             fog_a.skip_guidance(net, blocks, scale)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (None, "expected when= to give True or False"),
+        (0.3, "expected when= to give True or False"),
+        (torch.tensor([True, False]), "gave 2 bools for a call on 3 rows"),
+        (torch.ones(3), "a bool for each row"),
+    ],
+)
+def test_when_gives_bools(net: Net, told: Any, words: str) -> None:
+    blocks = fog_a.find_blocks(net, tokens())
+    guided = fog_a.skip_guidance(net, blocks, 1.0, when=lambda call: told)
+    with pytest.raises(BadArgument, match=words), torch.no_grad(), guided:
+        net(tokens())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    with pytest.raises(BadArgument, match="expected when= as a function"):
+        fog_a.skip_guidance(net, blocks, 1.0, when=told if told is not None else "x")
+
+
+@pytest.mark.parametrize("way", ["a compiled model", "a compiled block", "DataParallel"])
+def test_compiled_and_wrapped_models_are_guided(net: Net, way: str) -> None:
+    """Inside, nothing compiled runs; what is wrapped is guided inside the wrapper."""
+    torch.manual_seed(0)
+    plain, x = Net(4).eval(), tokens()
+    want = pushed(plain, fog_a.find_blocks(plain, x)[1:2], 1.5, x)
+    model: Any = torch.compile(plain) if way == "a compiled model" else plain
+    if way == "a compiled block":
+        plain.blocks[1].compile()
+    if way == "DataParallel":
+        model = nn.DataParallel(plain)
+    with torch.no_grad(), fog_a.skip_guidance(model, fog_a.find_blocks(model, x)[1:2], 1.5) as guided:
+        assert torch.allclose(model(x), want, atol=1e-6) and guided.calls == 1
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
+
+
 def test_an_exception_leaves_no_hook(net: Net) -> None:
     blocks = fog_a.find_blocks(net, tokens())
     with pytest.raises(RuntimeError), fog_a.skip_guidance(net, blocks, 1.0):

@@ -78,6 +78,17 @@ def test_what_is_measured_afterwards_is_of_the_shorter_model() -> None:
     assert now.layers == want.layers and (now.values == want.values).all()
 
 
+def test_one_block_or_its_name() -> None:
+    for drop in (lambda model: "blocks.1", lambda model: fog_a.find_blocks(model, tokens())[1]):
+        model = net()
+        assert fog_a.prune(model, drop(model), tokens()).dropped == ("blocks.1",)
+    model = net()
+    with pytest.raises(UnknownBlock, match=r"Type selection\.layers"):
+        fog_a.prune(model, fog_a.Selection.fixed(["blocks.1"]), tokens())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadArgument, match="prune has no keyword 'keep'"):
+        fog_a.prune(model, ["blocks.1"], tokens(), keep=3)  # pyright: ignore[reportCallIssue]
+
+
 def test_a_selection_of_the_least_layers_in_training_mode() -> None:
     model, x = net().train(), tokens(16)
     least = fog_a.select(fog_a.attribute(model, x), 2, by="bottom")

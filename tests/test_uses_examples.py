@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,12 @@ def test_curves_and_halves_of_a_trained_net(example: Any) -> None:
     assert set(lines) == {"least contribution", "most contribution", "first", "last", "spread evenly"}
     assert all(errors[0] == 0 < errors[1] for errors in lines.values())
     assert lines["least contribution"][1] <= lines["most contribution"][1]
-    rho, agree = trained.stability(scores)
-    assert -1 <= rho <= 1 and 0 <= agree <= 1
+    result = trained.measured(net, most=2)
+    assert result["with layers closed"] == lines and result["layers"] == list(scores.layers)
+    assert -1 <= result["halves: rank correlation"] <= 1 and 0 <= result["halves: same least layer"] <= 1
+    assert f"blocks.0{' ' * 24} {scores.mean()[0]:.3f}" in trained.summary(result)
     assert trained.spoken("It's 85, right?") == "it s eight five right" and trained.spoken("...") == "-"
-    trained.picture(scores, [1.0] * 4, lines, "distance")
+    trained.picture(json.loads(json.dumps(result)))
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """Skip guidance on the bundled model: every layer, several scales and seeds, and whether its score says which is good.
 
-    python examples/uses/skip_guidance.py            # three seeds, seven minutes of one core: out/skip_guidance.png
+    python examples/uses/skip_guidance.py            # three seeds, twenty minutes of one core: out/skip_guidance.png
     python examples/uses/skip_guidance.py --seeds 1 --steps 20 --layers 3 --scales 1
+    python examples/uses/skip_guidance.py --clips    # what samples look like: out/skip_guidance_clips.png
 
 For each seed a small DiT is trained on the packaged clips and attributed on held-out clips. Then it samples their mels
-with each of its layers skipped in guidance. Reported is the Fréchet distance to the real clips, minus that without
-guidance: below 0 is nearer.
+with each of its layers skipped in guidance. Reported is the change of the Fréchet distance to the real clips against
+that without guidance: below 0 is nearer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scipy import stats
 from trained import options, trained
 
 import fog_a
+from fog_a.blocks.block import Blocks
 from fog_a_adapters.dit.demo.distance import SampleDistance
 
 
@@ -73,35 +75,61 @@ def summary(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> str:
 
 
 def picture(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> Figure:
-    """Above, the change by layer and scale; below, the change against the score, a color for each seed."""
+    """Above, the change over the scale, a line for each skipped layer; below, the change against the score."""
     domains = list(runs[0]["plain"])
     figure, axes = plt.subplots(2, len(domains), figsize=(4.6 * len(domains), 6.4), layout="constrained", squeeze=False)
-    middle = len(scales) // 2
-    for j, domain in enumerate(domains):
-        above, below = axes[0][j], axes[1][j]
+    order, shown = np.argsort([*scales, 0.0]), int(np.argmin(np.abs(np.array(scales) - 1)))
+    for (above, below), domain in zip(axes.T, domains, strict=True):
         change = 100 * np.array([changes(r, domain) for r in runs])  # seeds, scales, layers
-        for i, scale in enumerate(scales):
-            mean, spread = change[:, i].mean(0), (change[:, i].min(0), change[:, i].max(0))
-            places = np.arange(len(mean)) + 0.12 * (i - middle)
-            above.errorbar(
-                places, mean, [mean - spread[0], spread[1] - mean], fmt="o", capsize=2, label=f"s = {scale:g}"
-            )
-        above.set(title=domain, xlabel="skipped layer", ylabel="change of the Fréchet distance, %")
-        for run, c in zip(runs, change[:, middle], strict=True):
+        mean = np.concatenate([change.mean(0), np.zeros((1, change.shape[2]))])[order]
+        for layer in range(change.shape[2]):
+            color = plt.get_cmap("viridis")(layer / change.shape[2])
+            above.plot(np.array([*scales, 0.0])[order], mean[:, layer], marker=".", color=color, label=f"layer {layer}")
+        above.set(title=domain, xlabel="scale s", ylabel="change of the Fréchet distance, %", yscale="symlog")
+        for run, c in zip(runs, change[:, shown], strict=True):
             below.plot(run["score"][domain], c, "o", label=f"seed {run['seed']}")
-        below.set(xlabel="contribution of the layer", ylabel=f"change at s = {scales[middle]:g}, %")
+        below.set(xlabel="contribution of the layer", ylabel=f"change at s = {scales[shown]:g}, %")
         for ax in (above, below):
             ax.axhline(0, color="0.6", lw=1)
             ax.legend(fontsize=8)
     return figure
 
 
+def drawn(seed: int, layers: int, steps: int, held_out: int) -> Figure:
+    """One held-out clip of each domain: itself, and its samples without guidance and with some."""
+    model, corpus = trained(seed, layers, steps, held_out)
+    flow, batch = fog_a.wrap(model), corpus.held_out()[0]
+    blocks = fog_a.find_blocks(flow, batch)
+    columns: dict[str, tuple[int, float] | None] = {
+        "without guidance": None, "last layer, s = 1": (-1, 1.0), "last layer, s = −1": (-1, -1.0),
+        "first layer, s = 1": (0, 1.0),
+    }  # fmt: skip
+    made = {"the clip": batch["mel"]}
+    for title, given in columns.items():
+        place, scale = given or (0, 0.0)
+        with fog_a.skip_guidance(flow, Blocks([blocks[place]], blocks.model), scale):
+            made[title] = model.sample(batch, steps=16, cfg=1.0, seed=seed)
+    domains = [model.config.domains[int(d)] for d in batch["domain"]]
+    rows = [domains.index(domain) for domain in dict.fromkeys(domains)]
+    figure, axes = plt.subplots(len(rows), len(made), figsize=(2.6 * len(made), 1.9 * len(rows)), layout="constrained")
+    for line, i in zip(np.atleast_2d(axes), rows, strict=True):
+        for ax, (title, mels) in zip(line, made.items(), strict=True):
+            ax.imshow(mels[i, : int(batch["lengths"][i])].T, origin="lower", aspect="auto", vmin=-2.5, vmax=2.5)
+            ax.set(title=f"{domains[i]}: {title}", xticks=[], yticks=[])
+            ax.title.set_fontsize(8)
+    return figure
+
+
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0])
+    parser.add_argument("--clips", action="store_true", help="draw samples of the first seed, and measure nothing")
     a = parser.parse_args()
-    runs = [measure(seed, a.layers, a.steps, a.held_out, a.scales) for seed in range(a.seeds)]
     a.out.mkdir(parents=True, exist_ok=True)
+    if a.clips:
+        drawn(0, a.layers, a.steps, a.held_out).savefig(a.out / "skip_guidance_clips.png", dpi=110)
+        return
+    runs = [measure(seed, a.layers, a.steps, a.held_out, a.scales) for seed in range(a.seeds)]
     (a.out / "skip_guidance.json").write_text(json.dumps({"scales": a.scales, "runs": runs}, indent=1))
     picture(runs, a.scales).savefig(a.out / "skip_guidance.png", dpi=110)
     print(summary(runs, a.scales))

@@ -25,6 +25,7 @@ from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.width import few
 from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import ShapeMismatch, Unsupported, Untrained, ZeroVelocity
 from fog_a.finding.blocks import find_blocks
@@ -229,7 +230,7 @@ class Warmup:
 
     def refuse_sharded(self) -> None:
         """Raises Unsupported for a model that one rank cannot run."""
-        if any(type(p).__name__ == "DTensor" for p in self.flow.module.parameters()):
+        if is_sharded(self.flow.module):
             raise Unsupported(
                 "probing during training runs on one rank, and a sharded model (FSDP2) needs all ranks for a forward. "
                 "Attribute first, select(scores).save(path), and pass AGREPA(..., selection=Selection.load(path))"

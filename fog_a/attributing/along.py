@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fog_a.attributing.ways import is_whole
@@ -73,7 +74,7 @@ class Along:
             raise BadArgument("times=Along(...) runs your own sampler: leave forward= out")
         per_step = self._steps(flow, batch, seed)
         twin = _Trajectory(flow, self, batch)
-        times = tuple(_time(flow, calls[0], j / self.steps) for j, calls in enumerate(per_step))
+        times = tuple(time_of(flow, calls[0], j / self.steps) for j, calls in enumerate(per_step))
         calls = [Inputs(*((c.args, c.kwargs) for c in step)) for step in per_step]
         return [Case(twin, c, t, seed, start) for c, t in zip(calls, times, strict=True)], times
 
@@ -135,11 +136,7 @@ def _takes_steps(sampler: Any) -> bool:
     return True
 
 
-def _time(flow: Flow, call: Inputs, otherwise: float) -> float:
+def time_of(flow: Flow, call: Inputs, otherwise: float) -> float:
     """The flow's t of a call, from the network's own argument where that is known."""
-    if flow.t is None:
-        return otherwise
-    tau = argument(arguments(flow.module), call.args, call.kwargs, flow.t)
-    if not isinstance(tau, Tensor):
-        return otherwise if tau is None else float(tau)
-    return float(flow.flow_time(tau.reshape(-1)[:1].double())[0])
+    tau = None if flow.t is None else argument(arguments(flow.module), call.args, call.kwargs, flow.t)
+    return otherwise if tau is None else float(flow.flow_time(torch.as_tensor(tau).reshape(-1)[:1].double())[0])

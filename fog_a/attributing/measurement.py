@@ -22,14 +22,15 @@ from fog_a.attributing.story import Story
 from fog_a.attributing.trials import Times, cases_of
 from fog_a.attributing.variants import layout_of, variants
 from fog_a.attributing.ways import FirstOrder, How, Shared
-from fog_a.attributing.yardstick import Metric, metric_name, yardstick
+from fog_a.attributing.yardstick import Metric, metric_kind, metric_name, yardstick
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, BadOutput, Interrupted, Unsupported, Untrained
 from fog_a.flows.batches import signature
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
-from fog_a.flows.samples import Samples
+from fog_a.flows.samples import Samples, names_of
 from fog_a.scores.scores import Scores
 
 
@@ -121,7 +122,7 @@ class Measurement:
         room = self.how.bytes if isinstance(self.how, Shared) else None
         self.choice = chosen(case, self.wanted, self.level, room, self.closed)
         self.blocks = self.choice.blocks
-        sharded = self._sharded
+        sharded = is_sharded(self.blocks.model)
         self.signature = signature(self.blocks.model, self.blocks)
         if not sharded:
             self.signature["weights"] = weights_mark(self.blocks.model)
@@ -133,11 +134,6 @@ class Measurement:
             mask = self.flow.override.mask
             identity["mask"] = None if mask is None else fingerprint(torch.as_tensor(mask))
         return Cells(identity, self.checkpoint, alone=self.alone or sharded)
-
-    @property
-    def _sharded(self) -> bool:
-        """FSDP2's parameters are spread: all processes must run the same ablations, one at a time."""
-        return any(type(p).__name__ == "DTensor" for m in self.blocks.model.modules() for p in m._parameters.values())
 
     def _measuring(self, case: Case) -> Callable[[], tuple[Values, Tensor | None]]:
         def measure() -> tuple[Values, Tensor | None]:
@@ -155,7 +151,7 @@ class Measurement:
             run = self.envoys.variants(case, self.blocks, self.gate)
         else:
             discovery = self.choice.shown(case)
-            run = variants(case, self.blocks, self.gate, "loop" if self._sharded else self.how, discovery)
+            run = variants(case, self.blocks, self.gate, self.how, discovery)
         v = run.base
         measure = yardstick(self.metric, case, v)
         scores = [measure(v_k, b.name) for v_k, b in zip(run.ablated, self.blocks, strict=True)]
@@ -167,7 +163,7 @@ class Measurement:
     def _estimated(self, case: Case) -> tuple[Values, None]:
         """Eq. 9 to first order, for each sample and block."""
         assert isinstance(self.how, FirstOrder)
-        if self._sharded:
+        if is_sharded(self.blocks.model):
             raise Unsupported("FirstOrder is not for sharded models. Use how='auto'")
         layout, _ = layout_of(case, self.blocks)
         change, base = slopes(case, self.blocks, layout, self.how.projections)
@@ -181,13 +177,8 @@ class Measurement:
         if verdicts is not None:
             info["settled"] = {d: dict(holds=bool(v), reason=v.reason, look=v.look) for d, v in verdicts.items()}
         values = np.concatenate([part for part, _ in self.parts])
-        names = ("ids", "domains", "groups")
-        rows = {name: tuple(x for _, samples in self.parts for x in getattr(samples, name)) for name in names}
-        return Scores(values, self.blocks.names, axis, kind=self._kind, info=info, **rows)
-
-    @property
-    def _kind(self) -> str:
-        return "contribution" if self.metric is None else "loss" if self.metric == "loss" else "metric"
+        rows = names_of([samples for _, samples in self.parts])
+        return Scores(values, self.blocks.names, axis, kind=metric_kind(self.metric), info=info, **rows)
 
     def _info(self) -> dict[str, Any]:
         """What is needed to repeat the measurement."""

@@ -26,7 +26,7 @@ from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import gate_points
+from fog_a.blocks.calls import gate_points, is_sharded
 from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadArgument, NotResidual, Unsupported
@@ -112,7 +112,7 @@ def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str
     alone = [b.name for b in (*blocks, *(case.closed or ())) if b.alone]
     if alone and isinstance(how, Shared):
         raise Unsupported(f"{', '.join(alone)} can be closed in a run of its own only. Use how='auto' or 'loop'")
-    if alone or how == "loop":
+    if alone or how == "loop" or is_sharded(case.module):
         return ["loop"]
     if how == "prefix":
         return ["prefix", "loop"]

@@ -43,6 +43,11 @@ def metric_name(metric: Metric) -> str:
     return f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
 
 
+def metric_kind(metric: Metric) -> str:
+    """The kind of the scores that it gives."""
+    return "contribution" if metric is None else "loss" if metric == "loss" else "metric"
+
+
 def yardstick(metric: Metric, case: Case, v: Tensor) -> Measure:
     """What measures the ablations of a case whose base velocity is v.
 

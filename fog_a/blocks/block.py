@@ -9,7 +9,7 @@ block in somebody's model and says how its gate g_l is reached by hooks; nothing
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -173,18 +173,20 @@ class Blocks(Sequence[ResidualBlock]):
         return {stack: self._part(members) for stack, members in groups.items()}
 
     def named(self, names: str | Sequence[str]) -> Blocks:
-        """These blocks, in the order asked for. Raises UnknownBlock with near matches."""
+        """These blocks, each once, in the order asked for. Raises UnknownBlock with near matches."""
         table = {b.name: b for b in self._blocks}
-        names = [names] if isinstance(names, (str, int)) else list(names)
+        names = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
         for name in names:
             if not isinstance(name, str):
-                raise UnknownBlock(f"expected a block's name, got {name!r}. Type blocks[{name!r}:] for a part of them")
+                raise UnknownBlock(
+                    f"expected a block's name, got {str(name)[:40]}. Type selection.layers, or blocks[2:3] by number"
+                )
             if name not in table:
                 raise UnknownBlock(
                     f"no block is named {name!r} (there are {len(table)}: {', '.join(list(table)[:4])}, …)"
                     f"{near(name, table)}. find_blocks(model, batch).names lists them all"
                 )
-        return self._part([table[name] for name in names])
+        return self._part([table[name] for name in dict.fromkeys(names)])
 
     @overload
     def __getitem__(self, key: int | str) -> ResidualBlock: ...

@@ -42,6 +42,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model if inner is None else unwrapped(inner)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has spread its parameters over processes: all of them must run the same calls then."""
+    return any(type(p).__name__ == "DTensor" for p in model.parameters())
+
+
 class Counter:
     """Which execution of a module this is, within one forward in which it runs `times` times."""
 

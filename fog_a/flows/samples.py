@@ -53,3 +53,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def names_of(several: Sequence[Samples]) -> dict[str, tuple[str, ...]]:
+    """The ids, domains and groups of all samples, as `Scores` take them."""
+    return {
+        key: tuple(name for samples in several for name in getattr(samples, key))
+        for key in ("ids", "domains", "groups")
+    }

@@ -6,6 +6,7 @@ threshold serves all blocks, chosen so that a given share of the block evaluatio
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,9 +61,7 @@ class CacheSchedule:
     def replay(self, flow: Flow | nn.Module, blocks: Blocks, *, when: When | None = None) -> Replay:
         """A context in which the flow's sampler uses old updates as scheduled; to see what that does, not for speed.
 
-        Args:
-            blocks: from `find_blocks`; those of the schedule are used.
-            when: which calls of the network are steps of the run, as in `drift`.
+        `blocks` are from `find_blocks`, `when` says which calls of the network are steps of the run, as in `drift`.
         """
         return Replay(self, flow, blocks.named(self.layers), when)
 
@@ -80,7 +79,7 @@ class Replay(NetworkCalls):
         self._updates: dict[Any, Tensor] = {}
 
     def begin(self, inputs: Inputs, rows: Any) -> None:
-        """The next step of the schedule."""
+        """The next step."""
         if self.calls > len(self.schedule.compute):
             raise BadArgument(
                 f"the schedule has {len(self.schedule.compute)} steps, and the sampler makes another: expected as many "
@@ -91,13 +90,10 @@ class Replay(NetworkCalls):
         """What the block gives, or its stream with the old update."""
         place = (output.key, output.path)
         if self.schedule.compute[self.calls - 1, self.schedule.layers.index(output.block.name)]:
-            self._updates[place] = output.y if output.source is None else output.y - output.closed()
+            self._updates[place] = output.update()
             return output.y
         old = self._updates[place]
         return old if output.source is None else output.closed() + old
-
-    def end(self, out: Any) -> None:
-        """Nothing is left to do."""
 
 
 def cache_schedule(scores: Scores, share: float = 0.5, *, domain: str | None = None) -> CacheSchedule:
@@ -114,17 +110,13 @@ def cache_schedule(scores: Scores, share: float = 0.5, *, domain: str | None = N
     if getattr(scores, "kind", None) != "drift":
         raise BadArgument(f"expected scores of kind 'drift', got {getattr(scores, 'kind', type(scores).__name__)!r}")
     curve = np.nan_to_num(scores.curve(domain), nan=1e30)
-    least = 1 / (len(curve) + 1)
-    if not least <= share <= 1:
-        raise BadArgument(
-            f"share = {share}: expected {least:.3f} to 1; the first of {len(curve) + 1} steps is computed"
-        )
+    steps = len(curve) + 1
+    if not 1 / steps <= share <= 1:
+        raise BadArgument(f"share = {share}: expected {1 / steps:.3f} to 1; the first of {steps} steps is computed")
     thresholds = np.unique(np.concatenate([curve.ravel(), np.cumsum(curve, axis=0).ravel(), [0.0, np.inf]]))
-    low, high = -1, len(thresholds) - 1  # the least threshold that keeps to the share
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _plan(curve, thresholds[middle]).mean() <= share else (middle, high)
-    return CacheSchedule(scores.layers, _plan(curve, thresholds[high]), float(thresholds[high]))
+    # the least threshold that keeps to the share
+    least = bisect.bisect_left(thresholds, True, key=lambda threshold: bool(_plan(curve, threshold).mean() <= share))
+    return CacheSchedule(scores.layers, _plan(curve, thresholds[least]), float(thresholds[least]))
 
 
 def _plan(curve: Float[np.ndarray, "J L"], threshold: float) -> Bool[np.ndarray, "n L"]:

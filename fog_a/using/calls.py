@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from fog_a.blocks.gate import carried, kept_inputs
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager, preserved
-from fog_a.errors import UnknownBlock
+from fog_a.errors import BadArgument, UnknownBlock
 from fog_a.flows.bare import BareFlow, flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
@@ -48,13 +49,20 @@ class BlockOutput:
         """The stream as it came in, or zeros."""
         return carried(self.inputs, self.source, self.y, self.block)
 
+    def update(self) -> Tensor:
+        """What the block adds."""
+        return self.y if self.source is None else self.y - self.closed()
+
 
 class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
     """Hooks around the calls of a flow's network and of some of its blocks; what they do is the subclass's.
 
     Raises:
-        UnknownBlock: names, or blocks of another model.
+        UnknownBlock: names, or blocks of another model. BadArgument: `when` is no function, or gives no bools.
     """
+
+    layout: Layout
+    """Of the call that runs."""
 
     def __init__(self, flow: Flow | nn.Module, blocks: Blocks, when: When | None = None) -> None:
         self.net = BareFlow(flow_of(flow).module)
@@ -62,22 +70,22 @@ class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
             raise UnknownBlock(
                 "expected blocks of this flow's network, at least one. Type find_blocks(flow, batch).named([...])"
             )
+        if when is not None and not callable(when):
+            raise BadArgument(f"expected when= as a function of a call's Inputs, got {when!r}")
         self.blocks, self.when = blocks, when
         self.calls = 0
-        self.layout: Layout | None = None
         self._counts = self._paused = False
         self._layouts: dict[Hashable, Layout] = {}
         self._stack = contextlib.ExitStack()
 
     @abc.abstractmethod
-    def begin(self, inputs: Inputs, rows: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A call begins, of which these rows count (True: all). New (args, kwargs) for it, or None."""
+    def begin(self, inputs: Inputs, rows: Bool[Tensor, "*B"]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A call begins, of which these rows count (one bool: all). New (args, kwargs) for it, or None."""
 
     @abc.abstractmethod
     def at(self, output: BlockOutput) -> Tensor:
         """What a block gives out, in the place of `output.y`."""
 
-    @abc.abstractmethod
     def end(self, out: Any) -> Any:
         """A call ends. A new output for it, or None."""
 
@@ -111,27 +119,34 @@ class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
         if self._paused:
             return None
         inputs = Inputs(*args, **kwargs)
-        rows = True if self.when is None else self.when(inputs)
-        self._counts = bool(torch.as_tensor(rows).any())
+        rows = self._counting(inputs)
+        self._counts = bool(rows.any())
         if not self._counts:
             return None
-        self.layout = self._measured(inputs)
+        case = Case(self.net, inputs)
+        if case.layout not in self._layouts:  # where the rows are in a call of this shape
+            with self.plain(), preserved(*case.modules):
+                self._layouts[case.layout] = layout_of(case, self.blocks)[0]
+        self.layout = self._layouts[case.layout]
+        if rows.ndim and len(rows) != self.layout.samples:
+            raise BadArgument(
+                f"when= gave {len(rows)} bools for a call on {self.layout.samples} rows. Give one or each"
+            )
         self.calls += 1
         return self.begin(inputs, rows)
+
+    def _counting(self, inputs: Inputs) -> Bool[Tensor, "*B"]:
+        told: Any = True if self.when is None else self.when(inputs)
+        rows = torch.as_tensor(told) if isinstance(told, (bool, list, Tensor, np.bool_, np.ndarray)) else None
+        if rows is None or rows.dtype is not torch.bool or rows.ndim > 1:
+            raise BadArgument(f"expected when= to give True or False, or a bool for each row, got {told!r}")
+        return rows
 
     def _after(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         if self._paused or not self._counts:
             return None
         self._counts = False
         return self.end(out)
-
-    def _measured(self, inputs: Inputs) -> Layout:
-        """Where the rows are in a call of this shape."""
-        case = Case(self.net, inputs)
-        if case.layout not in self._layouts:
-            with self.plain(), preserved(*case.modules):
-                self._layouts[case.layout] = layout_of(case, self.blocks)[0]
-        return self._layouts[case.layout]
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[None]:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fog_a.attributing.along import time_of
+from fog_a.attributing.ratio import EPS
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved, rng
@@ -23,12 +25,10 @@ from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
-from fog_a.flows.network import argument, arguments
-from fog_a.flows.samples import Inputs, Samples
+from fog_a.flows.samples import Inputs, Samples, names_of
 from fog_a.scores.scores import Scores
 from fog_a.using.calls import BlockOutput, NetworkCalls, When
 
-EPS = 1e-8
 Sampler = Callable[[Any, Any], Any]
 """(model, batch) → samples: the user's own, which calls the network once for each step."""
 
@@ -47,20 +47,17 @@ def drift(
     """How much each block's update changes between neighboring steps of a sampling run, per sample: one pass.
 
     Args:
-        flow: a flow from `wrap`; a bare module with a `sampler`.
-        batch: what the flow reads.
-        sampler: `sampler(model, batch)`, which calls the network once for each step, such as
-            `lambda model, batch: model.sample(batch, steps=16, cfg=1)`. None: the `steps` midpoints of [0, 1], at x_t
-            made of the batch's data and the same noise throughout.
+        flow, batch: a flow from `wrap` and what it reads; a bare module with a `sampler`.
+        sampler: `sampler(model, batch)`, calling the network once a step, such as `lambda m, batch: m.sample(batch)`.
+            None: the `steps` midpoints of [0, 1], at x_t made of the batch's data and the same noise throughout.
         blocks: `Blocks` or names. None: those of `find_blocks` whose update depends on x_t.
-        steps: without a sampler, how many times.
         when: which calls of the network count, a function of their `Inputs`; of a sampler with classifier-free guidance
             the conditional ones. None: all.
         seed: of the noise, and of what the sampler draws.
 
     Returns:
-        Scores of kind "drift", samples × (steps − 1) × layers, each ≥ 0 and without a unit: 0, nothing changes; 1, the
-        change is as large as the update. The times are those of the later steps.
+        Scores of kind "drift", samples × (steps − 1) × layers, each ≥ 0 and without a unit: 1, the change is as large
+        as the update. The times are those of the later steps.
 
     Raises:
         Unsupported: the samples have no rows of their own in the network. BadBatch: fewer than two steps.
@@ -69,11 +66,11 @@ def drift(
     flow = flow_of(flow)
     if sampler is None and flow.grid(None) == (None,):
         raise BadBatch("a bare module has no time axis. Type drift(net, batch, sampler), or fog_a.wrap(net, ...)")
-    every = find_blocks(flow, batch) if not isinstance(blocks, Blocks) else blocks
-    chosen = every if isinstance(blocks, Blocks) else every.main if blocks is None else every.named(blocks)
-    samples = flow.samples(batch)
-    modules = dict.fromkeys([chosen.model, *flow.modules])
-    with preserved(*modules), _Drift(flow, chosen, samples, when) as run, rng(seed):
+    if not isinstance(blocks, Blocks):
+        every = find_blocks(flow, batch)
+        blocks = every.main if blocks is None else every.named(blocks)
+    modules = dict.fromkeys([blocks.model, *flow.modules])
+    with preserved(*modules), _Drift(flow, blocks, flow.samples(batch), when) as run, rng(seed):
         if sampler is not None:
             sampler(flow.model, batch)
         for t in flow.grid(steps) if sampler is None else ():
@@ -89,14 +86,13 @@ class _Drift(NetworkCalls):
     def __init__(self, flow: Flow, blocks: Blocks, samples: Samples, when: When | None) -> None:
         super().__init__(flow, blocks, when)
         self.flow, self.samples = flow, samples
-        self.times: list[float | None] = []
+        self.times: list[float] = []
         self.columns: list[Float[np.ndarray, "S L"]] = []
-        self._now: dict[str, list[Tensor]] = {}
-        self._last: dict[str, list[Tensor]] = {}
+        self._now: dict[str, list[Float[Tensor, "S n"]]] = {}
+        self._last: dict[str, Float[Tensor, "S N"]] = {}
 
     def begin(self, inputs: Inputs, rows: Any) -> None:
         """The time of the call."""
-        assert self.layout is not None
         if self.layout.problem is not None:
             raise Unsupported(f"drift is measured for each sample, and here {self.layout.problem}")
         if self.layout.samples != len(self.samples):
@@ -105,55 +101,44 @@ class _Drift(NetworkCalls):
                 "samples: expected the same. Sample without guidance, or name the calls that count by when="
             )
         self._now = {}
-        self.times.append(self._time(inputs))
-
-    def _time(self, inputs: Inputs) -> float | None:
-        """The flow time of a call, where the adapter names the argument that holds it."""
-        tau = argument(arguments(self.net.module), inputs.args, inputs.kwargs, self.flow.t)
-        return None if tau is None else float(self.flow.flow_time(torch.as_tensor(tau)).float().mean())
+        self.times.append(time_of(self.flow, inputs, np.nan))
 
     def at(self, output: BlockOutput) -> Tensor:
         """Notes the update, each sample's frames that are real."""
-        assert self.layout is not None
-        update = output.y if output.source is None else output.y - output.closed()
-        axis, first = self.layout.returned[output.key][output.path], output.block.name not in self._now
+        update, first = output.update(), output.block.name not in self._now
+        axis = self.layout.returned[output.key][output.path]
         plain = (axis.dim, axis.fold) == (0, 1)
         if plain and first:
             tokens, mask = self.flow.tokens(update, output.block, self.samples)
             update = tokens if mask is None else tokens * mask[..., None].to(tokens.dtype)
-        n = self.layout.samples
-        rows = [update[i] if plain else axis.rows(update, i, i + 1) for i in range(n)]
+        rows = [update[i] if plain else axis.rows(update, i, i + 1) for i in range(self.layout.samples)]
         self._now.setdefault(output.block.name, []).append(torch.stack([x.reshape(-1).float() for x in rows]))
         return output.y
 
     def end(self, out: Any) -> None:
         """One column of scores, from the second call on."""
-        if self._last:
-            self.columns.append(np.stack([self._change(name) for name in self.blocks.names], axis=1))
-        self._last, self._now = self._now, {}
-
-    def _change(self, name: str) -> Float[np.ndarray, " S"]:
-        now, before = torch.cat(self._now[name], 1), torch.cat(self._last[name], 1)
-        if now.shape != before.shape:
-            raise ShapeMismatch(f"block {name!r} gave {tuple(now.shape)} after {tuple(before.shape)} a step before")
-        return ((now - before).norm(dim=1) / (now.norm(dim=1) + EPS)).cpu().numpy()
+        now, column = {name: torch.cat(parts, 1) for name, parts in self._now.items()}, []
+        for name, before in self._last.items():
+            u = now[name]
+            if u.shape != before.shape:
+                raise ShapeMismatch(f"block {name!r} gave {tuple(u.shape)} after {tuple(before.shape)} a step before")
+            column.append((u - before).norm(dim=1) / (u.norm(dim=1) + EPS))
+        if column:
+            self.columns.append(torch.stack(column, dim=1).cpu().numpy())
+        self._last = {name: now[name] for name in self.blocks.names}
 
     def scores(self, seed: int) -> Scores:
         """All columns."""
         import fog_a
 
-        times, notes = self.times[1:], []
-        if None in times:
-            times = [j / len(times) for j in range(1, len(times) + 1)]
+        times, notes = tuple(self.times[1:]), []
+        if np.isnan(times).any():
+            times = tuple(j / len(times) for j in range(1, len(times) + 1))
             notes.append("the network's flow times are not known: times are shares of the run")
         info = {
             "seed": seed, "steps": self.calls, "notes": notes, "stacks": [b.stack for b in self.blocks],
             "signature": signature(self.blocks.model, self.blocks),
             "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__)},
         }  # fmt: skip
-        s = self.samples
-        rows = {"ids": s.ids, "domains": s.domains, "groups": s.groups}
         values = np.stack(self.columns, axis=1)
-        return Scores(
-            values, self.blocks.names, tuple(t for t in times if t is not None), kind="drift", info=info, **rows
-        )
+        return Scores(values, self.blocks.names, times, kind="drift", info=info, **names_of([self.samples]))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
@@ -57,11 +58,10 @@ class skip_guidance(NetworkCalls):
             raise BadArgument(f"expected scale= as a finite number, such as 1.5, got {scale!r}")
         super().__init__(flow, blocks, (lambda inputs: False) if scale == 0 else when)
         self.scale, self.doubled = float(scale), False
-        self._inputs, self._rows = Inputs(), None
+        self._inputs, self._rows = Inputs(), torch.tensor(True)
 
-    def begin(self, inputs: Inputs, rows: Any) -> Any:
+    def begin(self, inputs: Inputs, rows: Bool[Tensor, "*B"]) -> Any:
         """The rows twice, where both halves can share a forward."""
-        assert self.layout is not None
         self._inputs, self._rows = inputs, rows
         self.doubled = self.layout.problem is None and not any(b.alone for b in self.blocks)
         if not self.doubled:
@@ -72,7 +72,7 @@ class skip_guidance(NetworkCalls):
 
     def at(self, output: BlockOutput) -> Tensor:
         """Open in the first half of the rows, closed in the second."""
-        if not self.doubled or self.layout is None:
+        if not self.doubled:
             return output.y
         n, axis, given = self.layout.samples, self.layout.returned[output.key][output.path], self.layout.given
         second = {p: a.rows(output.inputs[p], n, 2 * n) for p, a in given[output.key].items() if p in output.inputs}
@@ -81,7 +81,6 @@ class skip_guidance(NetworkCalls):
 
     def end(self, out: Any) -> Any:
         """The guided velocity in the place of v; of other outputs the rows of the network as it is."""
-        assert self.layout is not None
         if not self.doubled:
             with self.plain(), gate(self.blocks, 0):
                 skipped = self.net.module(*self._inputs.args, **self._inputs.kwargs)
@@ -93,7 +92,5 @@ class skip_guidance(NetworkCalls):
         return replaced(out, {**new, path: self._pushed(axis.rows(both, 0, n), axis.rows(both, n, 2 * n))})
 
     def _pushed(self, v: Tensor, skipped: Tensor) -> Tensor:
-        pushed = v + self.scale * (v - skipped)
-        if not isinstance(self._rows, Tensor) or self._rows.ndim == 0:
-            return pushed
-        return torch.where(self._rows.to(v.device).reshape(-1, *[1] * (v.ndim - 1)), pushed, v)
+        rows = self._rows.to(v.device).reshape(-1, *[1] * (v.ndim - 1))
+        return torch.where(rows, v + self.scale * (v - skipped), v)

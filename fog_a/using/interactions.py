@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from fog_a.attributing.along import Along
-from fog_a.attributing.variants import Variants, variants
+from fog_a.attributing.variants import variants
+from fog_a.attributing.yardstick import Metric, metric_kind, yardstick
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, known_keywords
+from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
-from fog_a.using.trial import measured, trial
+from fog_a.using.trial import Level, Trial, with_closed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ class Interactions:
     Attributes:
         blocks: the k blocks, in order of execution.
         pairs: their names, in the order of `scores.layers`.
-        scores: Scores of kind "interaction", samples × times × pairs: joint − sum, signed, in units of ‖v‖.
+        scores: Scores of kind "interaction", samples × times × pairs: joint − sum, signed, in ‖v‖ or the metric.
         joint: Scores of both closed, samples × times × pairs. singles: of each block alone, samples × times × blocks.
     """
 
@@ -64,12 +66,10 @@ class Interactions:
         """The k pairs of largest joint − sum, or all."""
         return self.scores.table(k, level=level)
 
-    def plot(self, *, domain: str | None = None, level: float = 0.95) -> Figure:
-        """All pairs as one picture; a dot where the interval leaves 0 out.
+    __repr__ = table
 
-        Raises:
-            MissingDependency: without matplotlib.
-        """
+    def plot(self, *, domain: str | None = None, level: float = 0.95) -> Figure:
+        """All pairs in one picture; a dot where the interval leaves 0 out. MissingDependency without matplotlib."""
         mean, interval = self.mean(domain), self.interval(level, domain, warn=False)
         size, count = float(np.nanmax(np.abs(mean))) or 1.0, len(self.blocks)
         fig = canvas.figure(1.6 + 0.34 * count, 1.2 + 0.34 * count)
@@ -83,14 +83,10 @@ class Interactions:
         canvas.colorbar(ax, mesh, "change of v, relative")
         return fig
 
-    def __repr__(self) -> str:
-        return self.table()
-
     def _square(self, values: Float[Array, "P *rest"]) -> Float[Array, "k k *rest"]:
-        place = {name: i for i, name in enumerate(self.blocks)}
-        square = np.full((len(place), len(place), *values.shape[1:]), np.nan)
-        for (a, b), value in zip(self.pairs, values, strict=True):
-            square[place[a], place[b]] = square[place[b], place[a]] = value
+        first, second = np.triu_indices(len(self.blocks), 1)
+        square = np.full((len(self.blocks), len(self.blocks), *values.shape[1:]), np.nan)
+        square[first, second] = square[second, first] = values
         return square
 
 
@@ -101,9 +97,12 @@ def interactions(
     batch: Any,
     blocks: Blocks | Sequence[str] | None = None,
     *,
-    level: Literal["layer", "branch"] = "layer",
+    level: Level = "layer",
     forward: Forward | None = None,
     times: int | Sequence[float] | Along | None = None,
+    domains: Sequence[str] | None = None,
+    mask: Bool[Tensor, "B ..."] | None = None,
+    metric: Metric = None,
     seed: int = 0,
 ) -> Interactions:
     """What closing two blocks changes beyond the sum of what closing each changes, for all pairs of `blocks`.
@@ -111,7 +110,7 @@ def interactions(
     k blocks take the clean run and at most k(k + 1)/2 runs of what comes after a block.
 
     Args:
-        model, batch, level, forward, times, seed: as in `attribute`.
+        model, batch, level, forward, times, domains, mask, metric, seed: as in `attribute`.
         blocks: `Blocks` or names, two or more. None: those of `find_blocks` whose update depends on x_t.
 
     Raises:
@@ -126,48 +125,39 @@ def interactions(
         >>> pairs.pairs, pairs.mean().shape
         ((('layers.0', 'layers.2'),), (2, 2))
     """
-    run = trial(model, batch, blocks, level, forward, times, seed)
-    ordered = sorted(run.blocks, key=lambda b: min(p.order for p in b.gate_points))
-    chosen = Blocks(ordered, run.blocks.model)
-    if len(chosen) < 2:
-        raise BadArgument(f"expected two or more blocks, got {len(chosen)}. Leave blocks= out for all of them")
-    singles, joint = [], []
-    for case in run.cases:
-        with preserved(*case.modules):
-            alone, both = _pairs(case, chosen)
-        case.close()
-        singles.append(alone)
-        joint.append(both)
-    place = [(i, j) for i in range(len(chosen)) for j in range(i + 1, len(chosen))]
-    names = tuple((chosen[i].name, chosen[j].name) for i, j in place)
-    first, second = ([p[side] for p in place] for side in (0, 1))
+    trial = Trial(flow_of(model, forward, domains, mask), batch, blocks, level, times, metric, seed)
+    names = trial.blocks.names
+    if len(names) < 2:
+        raise BadArgument(f"expected two or more blocks, got {len(names)}. Leave blocks= out for all of them")
+    singles, joint = zip(*(_pairs(trial, case) for case in trial.cases), strict=True)
+    first, second = np.triu_indices(len(names), 1)
     beyond = [both - alone[:, first] - alone[:, second] for alone, both in zip(singles, joint, strict=True)]
-    layers = [f"{a} × {b}" for a, b in names]
+    pairs = tuple((names[i], names[j]) for i, j in zip(first, second, strict=True))
+    layers = [" × ".join(pair) for pair in pairs]
     return Interactions(
-        chosen.names,
         names,
-        run.scores(beyond, layers, "interaction"),
-        run.scores(joint, layers, "contribution"),
-        run.scores(singles, chosen.names, "contribution"),
+        pairs,
+        trial.scores(beyond, layers, "interaction"),
+        trial.scores(joint, layers, metric_kind(metric)),
+        trial.scores(singles, names, metric_kind(metric)),
     )
 
 
-def _pairs(case: Case, blocks: Blocks) -> tuple[Array, Array]:
-    """FoG-A of each block (B, k), and of each pair (B, P): the first in order is closed, then each that follows."""
-    clean = variants(case, blocks, how="prefix")
-    measure = measured(case, clean.base)
+def _pairs(trial: Trial, case: Case) -> tuple[Float[Array, "B k"], Float[Array, "B P"]]:
+    """The change without each block, and without each pair: the first in order is closed, then each that follows."""
     singles, pairs = list[Array](), list[Array]()
-    for i, block in enumerate(blocks):
-        alone = _closed(case, blocks, i, clean)
-        singles.append(measure(alone.base, block.name))
-        pairs += [measure(v, block.name) for v in alone.ablated]
+    with preserved(*case.modules):
+        clean = variants(case, trial.blocks, how="prefix")
+        measure = yardstick(trial.metric, case, clean.base)
+        for i, block in enumerate(trial.blocks):
+            shut, prefix = with_closed(case, clean.prefix, block)
+            rest = trial.blocks[i + 1 :]
+            if prefix is None:
+                run = variants(shut, rest, how="loop")
+                alone, both = run.base, run.ablated
+            else:
+                alone, both = prefix.v, (prefix.variant(b, 0.0) for b in rest)
+            singles.append(measure(alone, block.name))
+            pairs += [measure(v, block.name) for v in both]
+    case.close()
     return np.stack(singles, axis=1), np.stack(pairs, axis=1)
-
-
-def _closed(case: Case, blocks: Blocks, i: int, clean: Variants) -> Variants:
-    """The ablations of all blocks after block i, with it closed."""
-    rest, shut = blocks[i + 1 :], case.closing(blocks[i : i + 1])
-    if clean.prefix is None:
-        return variants(shut, rest, how="loop")
-    prefix = clean.prefix.closing(blocks[i])
-    return Variants(prefix.v, "prefix", (prefix.variant(b, 0.0) for b in rest), prefix=prefix)

@@ -28,15 +28,20 @@ def why_not(model: nn.Module, path: str, kept: Sequence[int], run: Callable[[], 
         return reason
     if list(kept) == list(range(len(kept))):
         return None  # no item changes its number
-    return _numbers(items) or _entries(model, path, len(items)) or _handed(items, run)
+    if name := _number([dict(_held(item)) for item in items]):
+        return f"each layer keeps its number in {name}, and what goes by it (a cache) would have gaps"
+    if name := _entries(model, path, len(items)):
+        return f"{name} has an entry for each layer, by its number"
+    name = _number(_given(items, run))
+    return f"the model hands each layer its number ({name})" if name else None
 
 
 def _shapes(items: Sequence[nn.Module], kept: Sequence[int]) -> str | None:
     """A model of fewer layers has the parameters of the first ones at its beginning, of the last ones at its end."""
     old = [{name: tuple(p.shape) for name, p in item.named_parameters()} for item in items]
-    end, last = len(old) - len(kept), len(kept) - 1
-    first = next((i for i, k in enumerate(kept) if old[k] != old[i]), last)
-    odd = 0 if first == 0 != last else next((i for i in range(first, last + 1) if old[kept[i]] != old[end + i]), None)
+    new, end, last = [old[k] for k in kept], old[len(old) - len(kept) :], len(kept) - 1
+    first = next((i for i in range(last) if new[i] != old[i]), last)
+    odd = 0 if first == 0 != last else next((i for i in range(first, last + 1) if new[i] != end[i]), None)
     if odd is None:
         return None
     return (
@@ -45,20 +50,38 @@ def _shapes(items: Sequence[nn.Module], kept: Sequence[int]) -> str | None:
     )
 
 
-def _numbers(items: Sequence[nn.Module]) -> str | None:
-    """An attribute that holds each layer's number: a key cache is written by it."""
-    tables = [dict(_integers(item)) for item in items]
-    names = [name for name in tables[0] if [table.get(name) for table in tables] == list(range(len(items)))]
-    return (
-        f"each layer keeps its number in {names[0]}, and what goes by it (a cache) would have gaps" if names else None
-    )
+def _number(tables: Sequence[Mapping[str, int]]) -> str | None:
+    """A name under which each layer has its number."""
+    names = tables[0] if len(tables) > 1 else ()
+    return next((n for n in names if [table.get(n) for table in tables] == list(range(len(tables)))), None)
 
 
-def _integers(item: nn.Module) -> Iterator[tuple[str, int]]:
+def _held(item: nn.Module) -> Iterator[tuple[str, int]]:
+    """Attributes that are whole numbers."""
     for name, module in item.named_modules():
-        for key, value in vars(module).items():
-            if type(value) is int:
-                yield f"{name}.{key}" if name else key, value
+        yield from ((f"{name}.{key}".lstrip("."), value) for key, value in vars(module).items() if type(value) is int)
+
+
+def _given(items: Sequence[nn.Module], run: Callable[[], Any]) -> list[dict[str, int]]:
+    """Whole numbers among the arguments of each layer's last call."""
+    calls: list[dict[str, int]] = [{} for _ in items]
+    with contextlib.ExitStack() as stack:
+        for call, item in zip(calls, items, strict=True):
+
+            def before(args: Any, kwargs: Any, call: dict[str, int] = call) -> None:
+                call.update(_whole(tree(args, kwargs)))
+
+            stack.enter_context(hooked(item, before=before))
+        run()
+    return calls
+
+
+def _whole(x: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
+    if type(x) is int:
+        yield path, x
+    elif isinstance(x, (Mapping, list, tuple)) and depth < 3:
+        for key, child in x.items() if isinstance(x, Mapping) else enumerate(x):
+            yield from _whole(child, f"{path}.{key}".lstrip("."), depth + 1)
 
 
 def _entries(model: nn.Module, path: str, length: int) -> str | None:
@@ -66,45 +89,15 @@ def _entries(model: nn.Module, path: str, length: int) -> str | None:
     for name, module in named_modules(model).items():
         if name and not path.startswith(f"{name}."):
             continue
-        held = {**vars(module), **{f"config.{k}": v for k, v in _mapping(getattr(module, "config", None)).items()}}
-        for key, value in held.items():
+        config = getattr(module, "config", None)
+        config = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        for key, value in {**vars(module), **{f"config.{k}": v for k, v in config.items()}}.items():
             if type(value) in (list, tuple) and len(value) == length and _for_layers(key, value):
-                return f"{f'{name}.' if name else ''}{key} has an entry for each layer, by its number"
+                return f"{name}.{key}".lstrip(".")
     return None
 
 
 def _for_layers(key: str, values: Sequence[Any]) -> bool:
     """Whether entries, not all the same, are of layers: words, or numbers under a name that says so."""
-    if key.split(".")[-1].startswith("_"):
-        return False
-    words = all(isinstance(v, (str, bool)) for v in values) or "layer" in key or "block" in key
-    return words and any(v != values[0] for v in values[1:])
-
-
-def _mapping(config: Any) -> Mapping[str, Any]:
-    return config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
-
-
-def _handed(items: Sequence[nn.Module], run: Callable[[], Any]) -> str | None:
-    """An integer among the arguments of each layer's call that is its number."""
-    seen: dict[int, dict[tuple[Any, ...], int]] = {}
-    with contextlib.ExitStack() as stack:
-        for i, item in enumerate(items):
-
-            def before(args: Any, kwargs: Any, i: int = i) -> None:
-                seen[i] = dict(_whole(tree(args, kwargs)))
-
-            stack.enter_context(hooked(item, before=before))
-        run()
-    if len(seen) < 2:
-        return None
-    names = [path for path in seen[min(seen)] if all(given.get(path) == i for i, given in seen.items())]
-    return f"the model hands each layer its number ({'.'.join(map(str, names[0]))})" if names else None
-
-
-def _whole(x: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
-    if type(x) is int:
-        yield path, x
-    elif isinstance(x, (Mapping, list, tuple)) and len(path) < 3:
-        for key, child in x.items() if isinstance(x, Mapping) else enumerate(x):
-            yield from _whole(child, (*path, key))
+    told = all(isinstance(v, (str, bool)) for v in values) or "layer" in key or "block" in key
+    return told and not key.split(".")[-1].startswith("_") and any(v != values[0] for v in values[1:])

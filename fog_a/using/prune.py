@@ -7,18 +7,19 @@ a number goes wrong. So the shorter model is run before it is handed out, and mu
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import named_modules, unwrapped
+from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.blocks.calls import is_sharded, named_modules, unwrapped
 from fog_a.blocks.gate import gate
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadArgument, UnknownBlock, Unsupported
+from fog_a.errors import BadArgument, UnknownBlock, Unsupported, known_keywords
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case, same_bits
@@ -45,9 +46,14 @@ class Pruned:
     state_dict: Mapping[str, Tensor] = field(repr=False)
 
 
+@known_keywords
 @unbroken()
 def prune(
-    model: nn.Module | Flow, drop: Blocks | Sequence[str], batch: Any, *, forward: Forward | None = None
+    model: nn.Module | Flow,
+    drop: Blocks | ResidualBlock | str | Sequence[str],
+    batch: Any,
+    *,
+    forward: Forward | None = None,
 ) -> Pruned:
     """Take blocks out of the model itself, after a check that its output has the bits of their closed gates.
 
@@ -83,49 +89,47 @@ def prune(
     flow = flow_of(model, forward)
     _check_plain(flow)
     cases = [Case(flow, batch, t) for t in flow.grid(None)]
-    net = cases[0].module
     blocks = find_blocks(flow, batch)
-    chosen = drop if isinstance(drop, Blocks) else blocks.named(drop)
-    if not chosen or chosen.model is not net:
+    drop = drop.name if isinstance(drop, ResidualBlock) else drop
+    net, dropped = blocks.model, drop if isinstance(drop, Blocks) else blocks.named(drop)
+    if not dropped or dropped.model is not net:
         raise UnknownBlock("expected names of blocks of this model in drop=, at least one. find_blocks lists them")
-    lists = _kept(net, chosen)
-    _check_alone(blocks, chosen)
+    lists = _kept(net, dropped)
+    _check_alone(blocks, dropped)
+    modules = named_modules(net)
     with preserved(*cases[0].modules):
         for path, kept in lists.items():
             if reason := why_not(net, path, kept, cases[0].run):
-                raise _refused(chosen, f"in {path or 'the model'} {reason}")
-        with gate(chosen, 0):
+                raise _refused(dropped, f"in {path or 'the model'} {reason}")
+        with gate(dropped, 0):
             want = [case.run() for case in cases]
-        with _shortened(net, lists) as keep:
-            _check_same(chosen, cases, want)
-            keep()
-    root = flow.model if isinstance(flow.model, nn.Module) else net
+        with _shortened([(modules[path], kept) for path, kept in lists.items()]):
+            _check_same(dropped, cases, want)
+    now = {module: name for name, module in named_modules(net).items()}
+    stems = {name: re.split(r"[@[]", name)[0] for name in blocks.names if name not in dropped.names}
     return Pruned(
-        kept={b.name: _renamed(b.name, lists) for b in blocks if b.name not in chosen.names},
-        dropped=chosen.names,
+        kept={name: now[modules[stem]] + name[len(stem) :] for name, stem in stems.items() if stem in modules},
+        dropped=dropped.names,
         depth={path: len(kept) for path, kept in lists.items()},
-        state_dict=root.state_dict(),
+        state_dict=(flow.model if isinstance(flow.model, nn.Module) else net).state_dict(),
     )
 
 
 def _check_plain(flow: Flow) -> None:
     """Raises Unsupported for a model that is compiled, wrapped for many devices, or sharded."""
-    for root in {id(m): m for m in (flow.model, flow.module) if isinstance(m, nn.Module)}.values():
+    for root in [m for m in (flow.model, flow.module) if isinstance(m, nn.Module)]:
         around = [m for m in root.modules() if unwrapped(m) is not m or m._compiled_call_impl is not None]
-        spread = [p for p in root.parameters() if type(p).__name__ == "DTensor" or p.is_meta]
-        if around or spread:
-            what = f"compiled or wrapped ({type(around[0]).__name__})" if around else "sharded, or on the meta device"
+        what = f"compiled or wrapped ({type(around[0]).__name__})" if around else ""
+        if is_sharded(root) or any(p.is_meta for p in root.parameters()):
+            what = what or "sharded, or on the meta device"
+        if what:
             raise Unsupported(f"the model is {what}: prune the plain module first, then compile, wrap or shard it")
 
 
-def _kept(net: nn.Module, chosen: Blocks) -> dict[str, list[int]]:
-    """List path → the numbers that stay.
-
-    Raises:
-        BadArgument: a block that is no item of a list, or none is left of a list.
-    """
+def _kept(net: nn.Module, dropped: Blocks) -> dict[str, list[int]]:
+    """List path → the numbers that stay. Raises BadArgument: a block is no item of a list, or none is left of one."""
     modules, lists = named_modules(net), {}
-    for path, numbers in indices(chosen.names).items():
+    for path, numbers in indices(dropped.names).items():
         parent = modules.get(path)
         if not isinstance(parent, (nn.ModuleList, nn.Sequential)):
             raise BadArgument(
@@ -138,63 +142,47 @@ def _kept(net: nn.Module, chosen: Blocks) -> dict[str, list[int]]:
     return lists
 
 
-def _check_alone(blocks: Blocks, chosen: Blocks) -> None:
+def _check_alone(blocks: Blocks, dropped: Blocks) -> None:
     """Raises Unsupported for a block that gives out something else than its stream: that goes with the block."""
     beside = {row.block or row.place: row.reason for row in blocks.coverage.of("beside")}
-    for block in chosen:
+    for block in dropped:
         sources = [source for point in block.gate_points for source in point.give.values()]
         aside = block.form == "stream" and None in sources and any(source is not None for source in sources)
         if aside or block.name in beside:
             reason = beside.get(block.name, "its parent adds it elsewhere")
-            raise _refused(chosen, f"{block.name} gives something beside its stream: {reason}")
+            raise _refused(dropped, f"{block.name} gives something beside its stream: {reason}")
 
 
 @contextlib.contextmanager
-def _shortened(net: nn.Module, lists: Mapping[str, list[int]]) -> Iterator[Any]:
-    """The model with these items of its lists alone; they come back afterwards unless `keep()` was called."""
-    modules = {path: named_modules(net)[path] for path in lists}
-    before = {path: dict(module._modules) for path, module in modules.items()}
-    done: list[bool] = []
+def _shortened(lists: Sequence[tuple[nn.Module, Sequence[int]]]) -> Iterator[None]:
+    """These lists with the numbered items alone; after an exception they are as they were."""
+    before = [module._modules for module, _ in lists]
     try:
-        for path, module in modules.items():
-            items = list(before[path].values())
-            module._modules.clear()
-            module._modules.update({str(i): items[k] for i, k in enumerate(lists[path])})
-        yield lambda: done.append(True)
-    finally:
-        if not done:
-            for path, module in modules.items():
-                module._modules.clear()
-                module._modules.update(before[path])
+        for module, kept in lists:
+            items = list(module._modules.values())
+            module._modules = {str(i): items[k] for i, k in enumerate(kept)}
+        yield
+    except BaseException:
+        for (module, _), modules in zip(lists, before, strict=True):
+            module._modules = modules
+        raise
 
 
-def _check_same(chosen: Blocks, cases: Sequence[Case], want: Sequence[Tensor]) -> None:
+def _check_same(dropped: Blocks, cases: Sequence[Case], want: Sequence[Tensor]) -> None:
     """Raises Unsupported where the shorter model does not run, or its output has other bits."""
     for case, v in zip(cases, want, strict=True):
         try:
             got = case.run()
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise _refused(chosen, f"the model does not run without them ({type(e).__name__}: {e})") from e
+        except Exception as e:
+            raise _refused(dropped, f"the model does not run without them ({type(e).__name__}: {e})") from e
         if not same_bits(got, v):
-            fixed = [b.name for b in chosen if b.definition == "branches"]
+            fixed = [b.name for b in dropped if b.definition == "branches"]
             reason = f"; gate 0 keeps the shortcut of {fixed[0]}, which goes with the module" if fixed else ""
-            raise _refused(chosen, f"the output differs: the model goes by the number of its layers{reason}")
+            raise _refused(dropped, f"the output differs: the model goes by the number of its layers{reason}")
 
 
-def _refused(chosen: Blocks, reason: str) -> Unsupported:
+def _refused(dropped: Blocks, reason: str) -> Unsupported:
     return Unsupported(
-        f"taking out {', '.join(chosen.names)} is not the same as closing them: {reason}. The model is as it was; "
+        f"taking out {', '.join(dropped.names)} is not the same as closing them: {reason}. The model is as it was; "
         "fog_a.gate(blocks, 0) closes them exactly"
     )
-
-
-def _renamed(name: str, lists: Mapping[str, list[int]]) -> str:
-    """The name after the lists were shortened; lists inside lists too."""
-    parts = name.split(".")
-    for path, kept in lists.items():
-        depth = len(path.split(".")) if path else 0
-        if len(parts) > depth and ".".join(name.split(".")[:depth]) == path:
-            number = parts[depth].split("@")[0]
-            if number.isdecimal() and int(number) in kept:
-                parts[depth] = parts[depth].replace(number, str(kept.index(int(number))), 1)
-    return ".".join(parts)

@@ -9,26 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from fog_a.attributing.along import Along
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.variants import variants
 from fog_a.attributing.ways import is_whole
-from fog_a.attributing.yardstick import Measure
-from fog_a.blocks.block import Blocks
+from fog_a.attributing.yardstick import Measure, Metric, metric_kind, yardstick
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, BadOutput, known_keywords
+from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
-from fog_a.using.trial import measured, trial
+from fog_a.using.trial import Level, Trial, with_closed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ class Removal:
     Attributes:
         removed: names in the order in which they went.
         kept: names of what is left, in order of execution.
-        scores: Scores of kind "removal", samples × times × removed: ‖Δv‖/‖v‖ once this block has gone too.
+        scores: samples × times × removed: ‖Δv‖/‖v‖ (or the metric) once this block has gone too.
         rounds: for each round, what every block that was left would have brought the mean to.
     """
 
@@ -56,11 +57,11 @@ class Removal:
     def left(self) -> tuple[int, ...]:
         """How many blocks are left at each point of the curve: all of them first."""
         total = len(self.kept) + len(self.removed)
-        return tuple(total - r for r in range(len(self.removed) + 1))
+        return tuple(range(total, len(self.kept) - 1, -1))
 
     @property
     def curve(self) -> Float[Array, " R"]:
-        """Mean ‖Δv‖/‖v‖ at each of `left`: 0 first."""
+        """The mean change at each of `left`: 0 first."""
         return np.concatenate([[0.0], self.scores.mean()])
 
     def interval(self, level: float = 0.95, *, seed: int = 0, warn: bool = True) -> Float[Array, "R 2"]:
@@ -69,27 +70,23 @@ class Removal:
 
     def table(self) -> str:
         """One line for each removal."""
-        lines = [f"{'left':>4}  {'without':<{max(map(len, self.removed))}}  ‖Δv‖/‖v‖"]
+        width = max(map(len, self.removed))
+        lines = [f"{'left':>4}  {'without':<{width}}  {canvas.UNIT[self.scores.kind]}"]
         steps = zip(self.left[1:], self.removed, self.curve[1:], strict=True)
-        return "\n".join([*lines, *(f"{n:>4}  {name:<{len(lines[0]) - 16}}  {x:.4f}" for n, name, x in steps)])
+        return "\n".join([*lines, *(f"{n:>4}  {name:<{width}}  {x:.4f}" for n, name, x in steps)])
+
+    __repr__ = table
 
     def plot(self, *, level: float = 0.95) -> Figure:
-        """‖Δv‖/‖v‖ over what is left, with its interval.
-
-        Raises:
-            MissingDependency: without matplotlib.
-        """
+        """The curve over what is left, with its interval. Raises MissingDependency without matplotlib."""
         fig = canvas.figure(5.2, 3.2)
         ax = fig.subplots()
         canvas.band(ax, self.left, self.curve, self.interval(level, warn=False), canvas.PALETTE[0])
         ax.set_xlim(max(self.left), min(self.left))
         canvas.tidy(ax)
         canvas.title(ax, "what can go", f"n = {len(self.scores.ids)}")
-        canvas.axis(ax, "blocks left", "‖Δv‖ / ‖v‖")
+        canvas.axis(ax, "blocks left", canvas.UNIT[self.scores.kind])
         return fig
-
-    def __repr__(self) -> str:
-        return self.table()
 
 
 @known_keywords
@@ -100,9 +97,12 @@ def remove(
     keep: int,
     *,
     blocks: Blocks | Sequence[str] | None = None,
-    level: Literal["layer", "branch"] = "layer",
+    level: Level = "layer",
     forward: Forward | None = None,
     times: int | Sequence[float] | Along | None = None,
+    domains: Sequence[str] | None = None,
+    mask: Bool[Tensor, "B ..."] | None = None,
+    metric: Metric = None,
     seed: int = 0,
 ) -> Removal:
     """Close blocks one at a time, always the one that changes v least, until `keep` are left. The model stays as it is.
@@ -110,9 +110,10 @@ def remove(
     What comes before a closed block is shared, not run again.
 
     Args:
-        model, batch, level, forward, times, seed: as in `attribute`.
+        model, batch, level, forward, times, domains, mask, seed: as in `attribute`.
         keep: how many blocks are left, from 1 to one less than there are.
         blocks: which may go: `Blocks` or names. None: those of `find_blocks` whose update depends on x_t.
+        metric: as in `attribute`; the block goes without which it is lowest.
 
     Raises:
         BadArgument: keep= out of its range. UnknownBlock, BadBatch, BadOutput, Unsupported: as in `attribute`.
@@ -126,55 +127,51 @@ def remove(
         >>> len(what.removed), what.left, what.curve.shape
         (2, (4, 3, 2), (3,))
     """
-    if not is_whole(keep) or keep < 1:
-        raise BadArgument(f"expected keep= as how many blocks are left, 1 or more, got {keep!r}")
-    run = trial(model, batch, blocks, level, forward, times, seed)
-    if keep >= len(run.blocks):
+    trial = Trial(flow_of(model, forward, domains, mask), batch, blocks, level, times, metric, seed)
+    if not is_whole(keep) or not 1 <= keep < len(trial.blocks):
         raise BadArgument(
-            f"expected keep= below the {len(run.blocks)} blocks that there are, got {keep}: nothing is to go then"
+            f"expected keep= as how many of {len(trial.blocks)} blocks are left, 1 to {len(trial.blocks) - 1}, "
+            f"got {keep!r}"
         )
-    states = [_Case(case) for case in run.cases]
-    left, removed, rounds = run.blocks, list[str](), list[dict[str, float]]()
+    kind = "removal" if metric is None else metric_kind(metric)
+    cases = [_Closing(case, metric) for case in trial.cases]
+    left, removed, rounds = trial.blocks, list[str](), list[dict[str, float]]()
     while len(left) > keep:
-        columns = [state.measured(left) for state in states]
-        values = run.scores(columns, left.names, "removal").mean()
-        if not np.isfinite(values).any():
+        means = trial.scores([case.measured(left) for case in cases], left.names, kind).mean()
+        if not np.isfinite(means).any():
             raise BadOutput("no block can go: v is NaN or inf without any one of them. Check the precision, or batch=")
-        best = int(np.nanargmin(values))
-        rounds.append(dict(zip(left.names, values.tolist(), strict=True)))
+        best = int(np.nanargmin(means))
+        rounds.append(dict(zip(left.names, means.tolist(), strict=True)))
         removed.append(left[best].name)
-        for state in states:
-            state.close(left[best : best + 1], best)
-        left = Blocks([b for i, b in enumerate(left) if i != best], left.model, left.coverage)
-    for state in states:
-        state.case.close()
-    scores = run.scores([np.stack(state.curve, axis=1) for state in states], removed, "removal")
+        for case in cases:
+            case.close(left[best], best)
+        left = Blocks([b for i, b in enumerate(left) if i != best], left.model)
+    scores = trial.scores([np.stack(case.curve, axis=1) for case in cases], removed, kind)
     return Removal(tuple(removed), left.names, scores, tuple(rounds))
 
 
-class _Case:
+class _Closing:
     """One case, of which more and more is closed."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, case: Case, metric: Metric) -> None:
         self.curve: list[Array] = []
-        self._measure: Measure | None = None
+        self._case = case
+        self._metric: Metric = metric
         self._prefix: Prefix | None = None
-        self._last: list[Array] = []
+        self._measure: Measure | None = None
+        self._columns: list[Array] = []
 
     def measured(self, blocks: Blocks) -> Float[Array, "B L"]:
         """How far v is from where it began once each of these blocks has gone too."""
-        with preserved(*self.case.modules):
-            run = variants(self.case, blocks, prefix=self._prefix)
-            if self._measure is None:
-                self._measure = measured(self.case, run.base)
-            self._last = [self._measure(v_k, b.name) for v_k, b in zip(run.ablated, blocks, strict=True)]
-        self._prefix = run.prefix
-        return np.stack(self._last, axis=1)
+        with preserved(*self._case.modules):
+            run = variants(self._case, blocks, prefix=self._prefix)
+            self._prefix = run.prefix
+            self._measure = self._measure or yardstick(self._metric, self._case, run.base)
+            self._columns = [self._measure(v_k, b.name) for v_k, b in zip(run.ablated, blocks, strict=True)]
+        return np.stack(self._columns, axis=1)
 
-    def close(self, block: Blocks, place: int) -> None:
+    def close(self, block: ResidualBlock, place: int) -> None:
         """This block goes for good."""
-        self.curve.append(self._last[place])
-        with preserved(*self.case.modules):
-            self._prefix = None if self._prefix is None else self._prefix.closing(block[0])
-        self.case = self.case.closing(block) if self._prefix is None else self._prefix.case
+        self.curve.append(self._columns[place])
+        with preserved(*self._case.modules):
+            self._case, self._prefix = with_closed(self._case, self._prefix, block)
