@@ -120,6 +120,14 @@ def test_scd_marks_the_peaks() -> None:
         assert text in words
 
 
+def test_scd_says_how_far_storage_and_contribution_are_apart() -> None:
+    words = texts(plot_scd(make("storage", reverse=True), make())).splitlines()
+    found = [line for line in words if line.startswith(("speech: storage peaks", "sound: storage peaks"))]
+    assert len(found) == 2 and all("+11 [+11, +11] layers deeper" in line for line in found)
+    lone = texts(plot_scd(make("storage", n=1), make(n=1)))
+    assert "layers deeper" not in lone  # one clip a domain has no interval
+
+
 def test_a_narrow_panel_has_its_small_print_below_its_title() -> None:
     fig = plot_scd(make("storage", n=8), make(n=8))
     fig.draw_without_rendering()

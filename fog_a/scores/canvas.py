@@ -78,6 +78,12 @@ def headline(fig: Figure, text: str | None) -> None:
         fig.suptitle(literal(text), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
+def footing(fig: Figure, lines: Sequence[str]) -> None:
+    """Lines of small print below all panels."""
+    if lines:
+        fig.supxlabel(literal("\n".join(lines)), x=0.01, ha="left", fontsize=9, color=SOFT)
+
+
 def tidy(ax: Axes, *, grid: Literal["x", "y", "both"] | None = "y") -> None:
     """Quiet spines and ticks, a faint grid behind the data."""
     for side in ("top", "right"):

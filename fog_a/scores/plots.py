@@ -14,6 +14,7 @@ import numpy as np
 from fog_a.errors import ShapeMismatch
 from fog_a.scores import canvas, statistics
 from fog_a.scores.canvas import INK, NAME, PALETTE, QUIET, SOFT, UNIT, Labels, axis, title
+from fog_a.scores.dissociation import dissociation
 from fog_a.scores.labels import layer_ticks, legend_of, time_label
 from fog_a.scores.ranking import SIGNED, Ranked, Ranking, rankings
 
@@ -139,23 +140,28 @@ def plot_scd(
 ) -> Figure:
     """The paper's Figure 1: storage | contribution over layers × t, a row per domain, peaks marked.
 
+    Below stands each domain's dissociation test: how much deeper storage peaks, and how far the two orders are apart
+    beyond what other clips would do (`fog_a.scores.dissociation`).
+
     Args:
         storage: from `lasp`. contribution: from `attribute`; both of the same layers.
         domain: one domain only; None: all that both have.
         labels: "number" or "name".
-        level: of the intervals, where a kind has no time axis and is drawn as bars.
+        level: of the intervals.
         heading: above all panels.
 
     Raises: ShapeMismatch where layers or domains do not fit.
     """
     pairs = _pairs(storage, contribution, domain)
+    tests = [str(test) for pair in pairs if (test := dissociation(*pair, level=level)) is not None]
     width = min(max(4.8, 0.19 * len(storage.layers) + 1.8), 9.0)
-    fig = canvas.figure(2 * width, 2.35 * len(pairs) + 0.7)
+    fig = canvas.figure(2 * width, 2.35 * len(pairs) + 0.2 * len(tests) + 0.7)
     grid = fig.subplots(len(pairs), 2, squeeze=False, sharex="col")
     for side, column in enumerate(grid.T):
         _scd_column(list(column), [pair[side] for pair in pairs], labels, level)
         for ax in column if side == 0 and storage.times is not None else ():
             axis(ax, y=time_label(pairs[0][0]))
+    canvas.footing(fig, tests)
     canvas.headline(fig, heading)
     return fig
 

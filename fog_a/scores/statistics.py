@@ -153,6 +153,21 @@ def top(mean: Float[Array, "... L"], k: int) -> Int[Array, "... k"]:
     return np.argsort(-np.where(np.isfinite(mean), mean, -np.inf), axis=-1, kind="stable")[..., :k]
 
 
+def bootstrap_means(
+    x: Float[Array, "n L"], *, groups: Sequence[str] | None = None, resamples: int = 2000, seed: int = 0
+) -> Float[Array, "R L"]:
+    """The mean of each column in each bootstrap resample; NaN where it drew no finite value."""
+    x = np.asarray(x, dtype=np.float64)
+    good = np.isfinite(x)
+    filled = np.where(good, x, 0.0)
+    parts = _strata(len(x), groups)
+    total, count = np.zeros((resamples, x.shape[1])), np.zeros((resamples, x.shape[1]))
+    for rows, w in zip(parts, _resample([len(p) for p in parts], resamples, seed), strict=True):
+        total += w @ filled[rows]
+        count += w @ good[rows].astype(np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+
+
 def bootstrap_top(
     x: Float[Array, "n L"],
     k: int,
@@ -162,15 +177,7 @@ def bootstrap_top(
     seed: int = 0,
 ) -> Bool[Array, "R L"]:
     """Which layers are in the top-k set of each bootstrap resample."""
-    x = np.asarray(x, dtype=np.float64)
-    good = np.isfinite(x)
-    filled = np.where(good, x, 0.0)
-    parts = _strata(len(x), groups)
-    total, count = np.zeros((resamples, x.shape[1])), np.zeros((resamples, x.shape[1]))
-    for rows, w in zip(parts, _resample([len(p) for p in parts], resamples, seed), strict=True):
-        total += w @ filled[rows]
-        count += w @ good[rows].astype(np.float64)
-    mean = np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+    mean = bootstrap_means(x, groups=groups, resamples=resamples, seed=seed)
     inside = np.zeros(mean.shape, dtype=bool)
     np.put_along_axis(inside, top(mean, k), True, axis=1)
     return inside
