@@ -54,7 +54,7 @@ def timed(layers: int, dim: int, frames: int, batch: int, repeats: int) -> dict[
     return found
 
 
-def streams(layers: int, dim: int, frames: int, batch: int) -> tuple[float, float]:
+def streams(layers: int, dim: int, frames: int, batch: int) -> float:
     """What each variant adds to the memory of a forward, by the estimate that `memory=` goes by."""
     net, x = case(layers, dim, frames, batch)
     blocks, one = fog_a.find_blocks(net, x), Case(BareFlow(net), x)
@@ -62,8 +62,7 @@ def streams(layers: int, dim: int, frames: int, batch: int) -> tuple[float, floa
         layout, _ = measure(one, blocks)
         weigh(layout, one, blocks)
     assert layout.bytes is not None
-    stream = 4 * batch * frames * dim
-    return layout.bytes[0] / stream, layout.bytes[1] / stream
+    return layout.bytes / (4 * batch * frames * dim)
 
 
 def main() -> None:
@@ -76,8 +75,7 @@ def main() -> None:
     small = timed(L, 16, 2, 1, a.repeats)
     s = (small["prefix"] - (L + 1) / 2 * small["forward"]) / (L * (L - 1) / 2)
     g = (small["fanout"] - small["forward"]) / (L * (L + 1))
-    inside, between = streams(24, 256, 200, 2)
-    print(f"a variant of a fan-out needs {inside:.0f} streams inside a block, {between:.0f} between blocks")
+    print(f"a variant of a fan-out needs {streams(24, 256, 200, 2):.0f} streams")
     print(f"a skipped call s = {s * 1e6:.0f} µs, a variant's rows at a call g = {g * 1e6:.0f} µs")
     for name in a.case or ("24x256x200x2",):
         L, *rest = (int(n) for n in name.split("x"))

@@ -12,10 +12,8 @@ from row_counter import rows
 from sharing import how
 from small_nets import Net, tokens
 from torch import Tensor
-from trap_nets import CLEAR, HARD
 
 import fog_a
-from fog_a.attributing import variants as ways
 from fog_a.attributing.footprint import Footprint
 from fog_a.attributing.ways import parse_bytes
 from fog_a.blocks.block import Blocks
@@ -54,13 +52,8 @@ def wide() -> tuple[Net, Tensor, Blocks]:
 
 @pytest.mark.parametrize("kib", [210, 300, 600])
 @pytest.mark.parametrize("strategy", ["fanout", "auto"])
-@pytest.mark.parametrize("tile", [64, None])
-def test_a_budget_is_kept_and_used(
-    wide: Any, monkeypatch: pytest.MonkeyPatch, kib: int, strategy: str, tile: int | None
-) -> None:
+def test_a_budget_is_kept_and_used(wide: Any, kib: int, strategy: str) -> None:
     net, x, blocks = wide
-    if tile is not None:
-        monkeypatch.setattr(ways, "TILE", tile)
     memory = f"{kib}KiB"
     whole = attribute(net, x, "loop", blocks=blocks)
     scores = attribute(net, x, strategy, blocks=blocks, memory=memory)
@@ -120,33 +113,15 @@ def test_no_forward_has_more_rows_than_asked_for(wide: Any, most: int) -> None:
     assert seen.count(0) == -(-12 // per_run)
 
 
-@pytest.mark.parametrize("tile", [1, 500, 1500, 3000, 10**9])
 @pytest.mark.parametrize("gate", [0.0, 0.5])
-def test_tiles_change_nothing(wide: Any, monkeypatch: pytest.MonkeyPatch, tile: int, gate: float) -> None:
-    """A block is called on parts of the rows, and on no row twice; gates fire once."""
+def test_no_block_runs_on_a_row_twice(wide: Any, gate: float) -> None:
     net, x, blocks = wide
     loop = attribute(net, x, "loop", blocks=blocks, gate=gate)
-    monkeypatch.setattr(ways, "TILE", tile)
-    tiled = attribute(net, x, blocks=blocks, gate=gate)
-    np.testing.assert_allclose(tiled.values, loop.values, rtol=ROUNDING)
+    shared = attribute(net, x, blocks=blocks, gate=gate)
+    np.testing.assert_allclose(shared.values, loop.values, rtol=ROUNDING)
     clean = rows(lambda: net(x), [[b] for b in net.blocks])
     counted = rows(lambda: attribute(net, x, blocks=blocks, gate=gate), [[b] for b in net.blocks])
     assert counted == [n * (i + 1) for i, n in enumerate(clean)]
-
-
-@pytest.mark.parametrize("name", [*CLEAR, *HARD])
-def test_tiles_on_traps(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A tile for each variant: still right, or refused."""
-    torch.manual_seed(0)
-    monkeypatch.setattr(ways, "TILE", 1)
-    module, batch = {**CLEAR, **HARD}[name]()
-    loop = attribute(module, batch, "loop")
-    try:
-        tiled = attribute(module, batch)
-    except Unsupported as refusal:
-        assert name in HARD and "cannot be used" in str(refusal)
-    else:
-        np.testing.assert_allclose(tiled.values, loop.values, rtol=ROUNDING, atol=ROUNDING / 10)
 
 
 def test_noise_floor() -> None:

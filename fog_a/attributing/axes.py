@@ -26,6 +26,20 @@ class Axis(NamedTuple):
             return x.narrow(self.dim, start * self.fold, (stop - start) * self.fold)
         return self._apart(x).narrow(self.dim + 1, start, stop - start).flatten(self.dim, self.dim + 1)
 
+    def split(self, x: Tensor, n: int) -> list[Tensor]:
+        """The batches of n samples that x is made of."""
+        if not self.outer:
+            return list(x.split(n * self.fold, self.dim))
+        return [y.flatten(self.dim, self.dim + 1) for y in self._apart(x).split(n, self.dim + 1)]
+
+    def pick(self, x: Tensor, batches: Sequence[int], n: int) -> Tensor:
+        """These batches of n samples of x, in order."""
+        first, last = batches[0], batches[-1]
+        if last - first == len(batches) - 1:
+            return self.rows(x, first * n, (last + 1) * n)
+        parts = self.split(x, n)
+        return self.join([parts[i] for i in batches])
+
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         """Several batches of samples as one."""
         if len(pieces) == 1:

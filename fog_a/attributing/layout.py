@@ -47,21 +47,14 @@ class Layout:
     """Of the velocity in what is there."""
     given: Table = field(default_factory=dict)
     returned: Table = field(default_factory=dict)
-    elements: int = 0
-    """Of the largest output of a gated call, for the batch as it is."""
-    bytes: tuple[int, int] | None = None
-    """What each further batch adds inside a call and between calls; None until `weigh`."""
+    bytes: int | None = None
+    """What each further batch takes beside a plain forward; None until `weigh`."""
     problem: str | None = None
     """Why ablations cannot share a forward."""
     noise: float = 0.0
     """How far the clean rows of a fan-out are from a plain run, relative to its norm."""
     verified: set[Hashable] = field(default_factory=set)
     """The cases, with their clean rows, of which ablations were compared with the definition."""
-
-    def needs(self, ablations: int, at_once: int) -> int:
-        """Bytes beyond a plain forward, with so many ablations beside it, so many of them in one call of a block."""
-        inside, between = self.bytes or (0, 0)
-        return ablations * between + at_once * inside
 
 
 def layout_of(case: Case, blocks: Blocks, discovery: Discovery | None = None) -> tuple[Layout, Tensor | None]:
@@ -98,15 +91,16 @@ def weigh(layout: Layout, case: Case, blocks: Blocks) -> None:
 
     with used, at_calls(named_modules(case.module), calls, before, after):
         v = case.run()
+    largest = max((point.elements for point in calls.values()), default=0)
     # between calls a batch stands there twice, while its pieces are put together
-    layout.bytes = used.peak, used.outside + 2 * layout.elements * v.element_size()
+    layout.bytes = used.peak + used.outside + 2 * largest * v.element_size()
 
 
 def measure(case: Case, blocks: Blocks, discovery: Discovery | None = None) -> tuple[Layout, Tensor]:
     """The layout of this case, and the base velocity that was seen on the way."""
     calls = gate_points(blocks)
     base = look(case, calls) if discovery is None else recall(discovery, calls)
-    layout = Layout(samples=len(base.v), elements=max((s.elements for s in calls.values()), default=0))
+    layout = Layout(samples=len(base.v))
     layout.problem = _refusal(case, blocks, base) or _fit(layout, case, calls, base)
     return layout, base.v
 

@@ -35,10 +35,8 @@ from fog_a.flows.case import Case, fingerprint, per_sample
 
 LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
-TILE = 65536
-"""On a CPU, a block's call on many more elements than this waits for memory."""
-DEEP = 40
-"""With so many blocks below that size, a fan-out saves more than the few forwards that check it cost."""
+DEEP = 40, 65536
+"""With so many blocks below this size, a fan-out saves more than the few forwards that check it cost."""
 FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, NotResidual)
 """What a model may raise on a larger batch than its own."""
 
@@ -118,7 +116,7 @@ def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str
         return ["prefix", "loop"]
     size = max((s.elements for b in blocks for s in b.gate_points), default=0)
     asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
-    small = size < LAUNCH_BOUND or (size < TILE and len(blocks) >= DEEP)
+    small = size < LAUNCH_BOUND or (len(blocks) >= DEEP[0] and size < DEEP[1])
     shared = ["fanout", "prefix"] if asked or _on_gpu(case) or small else ["prefix"]
     return shared if isinstance(how, Shared) else [*shared, "loop"]
 
@@ -172,12 +170,11 @@ def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery:
     layout, plain = layout_of(case, gated, discovery)
     if layout.problem is not None:
         raise Unshared(layout.problem)
-    tile = None if _on_gpu(case) else TILE
     if budget.bytes is not None and layout.bytes is None:
         weigh(layout, case, blocks)
-    chunk = _chunk(layout, tile, len(blocks), budget)
+    size = _size(layout, len(blocks), budget)
     try:
-        v, *ablated = fanout(case, blocks, layout, value, chunk, tile)
+        v, *ablated = fanout(case, blocks, layout, value, size)
     except FAILURES as error:  # plain forwards run
         reason = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
         raise Unshared(reason) from error
@@ -204,22 +201,17 @@ def _drawn(case: Case, v: Tensor, ablated: Sequence[Tensor], everywhere: bool) -
     return sorted({drawn, int(sizes.argmax()), int(sizes.argmin())})
 
 
-def _chunk(layout: Layout, tile: int | None, count: int, budget: Shared) -> int:
+def _size(layout: Layout, count: int, budget: Shared) -> int:
     """How many ablations one forward may hold besides the clean rows, which a plain forward holds too."""
-
-    def needed(n: int) -> int:
-        return layout.needs(n, n if tile is None else min(n, max(tile // max(layout.elements, 1), 1) - 1))
-
-    chunk = count if budget.rows is None else min(count, budget.rows // layout.samples - 1)
-    if chunk < 1:  # one ablation at a time, then
+    size = count if budget.rows is None else min(count, budget.rows // layout.samples - 1)
+    if size < 1:  # one ablation at a time, then
         raise Unshared("")
-    while budget.bytes is not None and needed(chunk) > budget.bytes:
-        chunk -= 1
-        if chunk < 1:
-            raise Unshared(
-                f"one ablation beside the clean rows takes {needed(1)} bytes, more than memory={budget.bytes}"
-            )
-    return chunk
+    if budget.bytes is None:
+        return size
+    each = layout.bytes or 0
+    if budget.bytes < each:
+        raise Unshared(f"one ablation beside the clean rows takes {each} bytes, more than memory={budget.bytes}")
+    return min(size, budget.bytes // each)
 
 
 def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
