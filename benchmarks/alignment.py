@@ -40,7 +40,6 @@ class Kept:
 
     def __init__(self, dim: int) -> None:
         self.name, self.dim = f"kept-{dim}", dim
-        self.domain: str | None = None
 
     def __call__(self, samples: Samples) -> Tensor:
         return torch.randn(len(samples), self.dim, generator=torch.Generator().manual_seed(0))

@@ -50,5 +50,5 @@ def task(name: str, build: Any = None) -> Task:
         batch=lambda seed, step: example.as_batch(corpus.batch(step, size=8, frames=64, seed=seed)),
         held_out=[example.as_batch(clips) for clips in corpus.held_out(per_domain=4)],
         probe=[example.as_batch(corpus.batch(0, size=8, frames=64, seed=-2))],
-        teachers={domain: SpectralTeacher(domain=domain) for domain in example.packaged_clips.DOMAINS},
+        teachers={domain: SpectralTeacher() for domain in example.packaged_clips.DOMAINS},
     )

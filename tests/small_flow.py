@@ -54,8 +54,8 @@ class Net(nn.Module):
 class Statistics:
     """A teacher that reads nothing but the data kept by sample id: no weights, no audio."""
 
-    def __init__(self, dim: int = TEACHER, domain: str | None = None) -> None:
-        self.name, self.dim, self.domain = f"statistics-{dim}", dim, domain
+    def __init__(self, dim: int = TEACHER) -> None:
+        self.name, self.dim = f"statistics-{dim}", dim
 
     def __call__(self, samples: Samples) -> Tensor:
         return torch.stack([self._draw(i, self.dim) for i in samples.ids])

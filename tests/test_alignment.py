@@ -354,6 +354,21 @@ def test_a_domain_that_no_batch_has_is_waited_for() -> None:
         assert (reg.selection is None) == (step < 6)
 
 
+def test_a_domain_that_no_batch_has_had_is_named_long_before_the_choice() -> None:
+    flow = a_flow()
+    reg = AGREPA(flow, {**two_teachers(), "sounds": Statistics()}, k=1, warmup=100, every=2)
+    for step in range(8):
+        flow.loss(a_batch(seed=step))
+        if step == 3:
+            message = (
+                r"step 4: no batch .* domain 'sounds', only of 'sound', 'speech'; near: sound. Is the name right\?"
+            )
+            with pytest.warns(UserWarning, match=message):
+                reg(a_batch(seed=step))
+        else:
+            reg(a_batch(seed=step))
+
+
 def test_heads_that_no_optimizer_has_are_noticed() -> None:
     for trained in (True, False):
         flow, reg, batch = aligned()
@@ -628,7 +643,7 @@ class TestRefusals:
 
     def test_a_teacher_without_frames(self) -> None:
         class Pooled:
-            name, dim, domain = "pooled", 4, None
+            name, dim = "pooled", 4
 
             def __call__(self, samples: Any) -> Tensor:
                 return torch.randn(len(samples), 4)
@@ -676,13 +691,27 @@ class TestRefusals:
         flow = a_flow()
         reg = AGREPA(flow, Statistics(), "blocks.0")
         batch = a_batch()
-        for _ in range(2):
-            flow.loss(batch)
-            if reg.state == "finding":
-                assert reg(batch) == 0
+        flow.loss(batch)
         message = r"layers are 16 wide, but the heads were built for 9: type AGREPA\(\.\.\., batch=one_training_batch"
         with pytest.raises(ShapeMismatch, match=message):
             reg(batch)
+
+    def test_a_domain_that_nobody_knows(self) -> None:
+        """In the selection, in the batch, in what takes the teachers' place: at construction or at the first call."""
+        misspelt = CHOSEN.model_copy(update={"domains": {**CHOSEN.domains, "speach": CHOSEN.domains["speech"]}})
+        message = r"selection has layers of domain 'speach', but teachers are there for 'speech', 'sound'; near: speech"
+        with pytest.raises(Unsupported, match=message):
+            AGREPA(a_flow(), two_teachers(), misspelt)
+        batch = a_batch()
+        message = r"batch has samples of domain 'speech', but teachers are there for 'speach', 'sound'; near: speach"
+        teachers = {"speach": Statistics(), "sound": Statistics()}
+        with pytest.raises(BadBatch, match=message):
+            AGREPA(a_flow(), teachers, batch=batch)
+        with pytest.raises(BadBatch, match=message):
+            AGREPA(a_flow(), teachers)(batch)
+        reg = AGREPA(a_flow(), two_teachers())
+        with pytest.raises(BadFeatures, match=r"features= has an entry of domain 'sounds'.*; near: sound"):
+            reg(batch, features={"sounds": torch.zeros(3, 3)})
 
     def test_what_would_fail_after_the_warmup_fails_at_the_first_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Deaf(Statistics):

@@ -237,7 +237,7 @@ def test_any_wrapped_flow_can_be_compared(tmp_path: Path) -> None:
         return {"x1": x, "ids": [f"{seed}.{step}.{i}" for i in range(6)]}
 
     class Mean:
-        name, dim, domain = "mean", 5, None
+        name, dim = "mean", 5
 
         def __call__(self, samples: fog_a.Samples) -> Tensor:
             g = torch.Generator().manual_seed(len(samples))

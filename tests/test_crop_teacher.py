@@ -22,7 +22,7 @@ RATE = 100
 class Loudness:
     """Ten frames a second, each the mean of its audio and its number; it counts the clips that it was asked about."""
 
-    name, dim, domain = "loudness", 2, None
+    name, dim = "loudness", 2
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -111,5 +111,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     content[-3] ^= 8
     path.write_bytes(content)
     again = CropTeacher(Loudness(), tmp_path)
-    with pytest.raises(BadFeatures, match=rf"{path.name} are corrupt \(its checksum does not match\). Delete"):
+    with pytest.raises(BadFeatures, match=rf"{path.name} is corrupt \(its checksum does not match\). Delete"):
         again(flow.samples(crops([(0.0, 1.0)] * 2, ["clip-0", "clip-1"])))

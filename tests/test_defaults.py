@@ -17,7 +17,7 @@ from fog_a.flows.samples import Samples
 class Reads:
     """A teacher that says where its features lie."""
 
-    name, dim, domain = "reads", TEACHER, None
+    name, dim = "reads", TEACHER
 
     def __call__(self, samples: Samples) -> Tensor:
         rows = [np.random.default_rng(sum(i.encode())).normal(size=TEACHER) for i in samples.ids]

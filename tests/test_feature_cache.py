@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fog_a.errors import BadFeatures
 from fog_a.flows.samples import Samples
-from fog_a.teachers.cached import CachedTeacher, key, prints
+from fog_a.teachers.cached import CachedTeacher, prints
+from fog_a.teachers.store import key
 from fog_a.teachers.teacher import Teacher
 
 
@@ -27,7 +28,6 @@ class Moments:
 
     name = "moments"
     dim: int = 2
-    domain: str | None = None
 
     def __init__(self) -> None:
         self.asked = 0
@@ -174,7 +174,7 @@ def test_survives_a_kill(tmp_path: Path) -> None:
     assert any(p.suffix == ".part" for p in (tmp_path / "moments-mean").iterdir())  # the killed write
     inner = Moments()
     teacher = CachedTeacher(inner, tmp_path)
-    assert sorted(teacher._places) == ["a", "b", "c", "d"]
+    assert sorted(teacher.store.notes) == ["a", "b", "c", "d"]
     teacher.fill([clips("a", "b"), clips("c", "d"), clips("e", "f")])
     assert inner.asked == 2
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fog_a.aligning import heads
+from fog_a.aligning.distances import resample
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.targets import resample
 from fog_a.errors import BadBatch, ShapeMismatch
 
 

@@ -119,7 +119,7 @@ def test_it_teaches_each_domain_its_own_samples() -> None:
     torch.manual_seed(0)
     flow = fog_a.wrap(Net(), x="x_t", t="t")
     batch = {"x1": torch.randn(6, 5, 4), "domains": ["a", "b"] * 3}
-    teacher = ModuleTeacher(nn.Linear(4, 7), "x1", domain="a")
+    teacher = ModuleTeacher(nn.Linear(4, 7), "x1")
     reg = fog_a.AGREPA(flow, {"a": teacher, "b": LatentTeacher(4)}, ["blocks.1"], batch=batch)
     loss = flow.loss(batch) + reg(batch)
     loss.backward()

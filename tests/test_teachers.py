@@ -398,7 +398,6 @@ class Counting:
     """Gives each sample its audio's mean, and remembers whom it was asked about."""
 
     dim: int = 1
-    domain: str | None = None
 
     def __init__(self, name: str = "counting", scale: float = 1.0) -> None:
         self.name, self.scale = name, scale

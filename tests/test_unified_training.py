@@ -155,7 +155,7 @@ def _aligned() -> Aligned:
     """L_FM + L_BiT + AG-REPA, which probes for six steps and then chooses."""
     torch.manual_seed(0)
     flow = fog_a.wrap(FlowMatching(DiTConfig.tiny(layers=4, dim=16, heads=2, token_dim=16, vocab=8)))
-    taught = {d: SpectralTeacher(domain=d) for d in ("speech", "sound")}
+    taught = {d: SpectralTeacher() for d in ("speech", "sound")}
     first = _audio(0)
     reg = fog_a.AGREPA(flow, taught, warmup=6, every=2, k=2, batch=first)
     return Aligned(flow, fog_a.BiTC(flow, taught, batch=first), reg)

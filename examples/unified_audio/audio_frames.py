@@ -17,7 +17,7 @@ from torch import Tensor
 from fog_a.errors import Unsupported
 from fog_a.flows.samples import Samples
 from fog_a.teachers import BEATsTeacher
-from fog_a.teachers.cached import key
+from fog_a.teachers.store import key
 from fog_a.teachers.weights import frozen
 from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE, MELS, RATE, log_mel
 

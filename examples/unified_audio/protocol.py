@@ -119,7 +119,7 @@ def protocol(
     test = [c for d in DOMAINS for c in corpus.some(size.held_out, "test").of("test", d)]
     heard = [c for d in DOMAINS for c in [t for t in test if t.domain == d][: size.heard]]
     frame = torch.cat([reader.mel(c) for c in corpus.some(STATISTICS).of("train")]).mean(0)
-    taught = teachers or {d: SpectralTeacher(domain=d) for d in DOMAINS}
+    taught = teachers or {d: SpectralTeacher() for d in DOMAINS}
     return Task(
         name=f"unified audio, {config.layers} × {config.dim}",
         build=lambda seed: _new(config, frame, seed, reader, dual, device),

@@ -50,8 +50,8 @@ class Weights:
 
     def teachers(self) -> dict[str, Any]:
         """Domain → teacher."""
-        speech = SpectralTeacher(domain="speech") if self.whisper is None else WhisperTeacher(self.whisper)
-        sound = SpectralTeacher(domain="sound") if self.beats is None else BEATsTeacher(self.beats)
+        speech = SpectralTeacher() if self.whisper is None else WhisperTeacher(self.whisper)
+        sound = SpectralTeacher() if self.beats is None else BEATsTeacher(self.beats)
         return {"speech": speech, "sound": sound}
 
     def listener(self, sounds: Vocoder) -> Recognizer | None:

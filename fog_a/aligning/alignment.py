@@ -9,7 +9,6 @@ domains are summed.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -17,26 +16,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.aligning.aligner import Aligner, averages
 from fog_a.aligning.attached import Attached
-from fog_a.aligning.course import Course
+from fog_a.aligning.distances import distances
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening, Local
 from fog_a.aligning.progress import Progress, say_if_idle
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
-from fog_a.aligning.targets import merged
+from fog_a.aligning.targets import Targets
 from fog_a.aligning.warmup import Probe, Warmup, contribution
 from fog_a.aligning.width import head_sizes
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import Unsupported
+from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
 from fog_a.ranks import Group, from_bytes, inside_ddp, to_bytes, world
 from fog_a.scores.selection import Selection
-from fog_a.teachers.routing import check_teachers
 
 
 class AGREPA(Progress):
@@ -88,39 +86,33 @@ class AGREPA(Progress):
         local: Local = False,
         **options: Unpack[RecipeOptions],
     ) -> None:
-        super().__init__()
-        self.recipe = recipe(**options)
-        self.flow = wrap(flow)
-        self._merge = not isinstance(teachers, Mapping)
-        self.teachers: dict[str, Any] = {"all": teachers} if self._merge else dict(teachers)
-        self.domains = tuple(d for d, teacher in self.teachers.items() if teacher is not None)
-        check_teachers(self.teachers)
-        self._group = group
-        self._warmup = Warmup(self.flow, self.recipe, self.domains, blocks, group, probe)
-        self._course = Course(self.recipe, Selection.of(selection, self.domains, self.recipe.total))
-        weakref.finalize(self, say_if_idle, self._course)  # when it is dropped, or when the program ends
-        self._last: dict[str, Tensor] = {}
+        of_run, flow = recipe(**options), wrap(flow)
+        targets = Targets(flow, teachers, features)
+        super().__init__(of_run, Selection.of(selection, targets.domains, of_run.total))
+        self.flow, self.domains, self._targets, self._group = flow, targets.domains, targets, group
         self._attached: list[Attached] = []  # in a list: no submodule
-        layers = None if self.selection is None else {d: list(self.selection.weights(d)) for d in self.domains}
+        self._warmup = Warmup(flow, of_run, targets.domains, blocks, group, probe)
+        layers = targets.layers(self.selection)
         candidates = None if batch is None else self._warmup.blocks(batch)
-        widths, dims = head_sizes(self.flow, self.teachers, self.recipe.k, layers, batch, candidates)
-        self.slots = Slots(widths, dims, self.recipe.head, self.recipe.seed, self.recipe.center, layers)
-        weight, heads = self.recipe.time_weight, self.slots.modules()
-        clock = weight is not None or any(isinstance(m, TimeHeads) for m in heads) or bool(averages(self.teachers))
-        self._listening = Listening(self.flow, clock, local)
-        aligned = (self.flow, self.teachers, self.slots, self._listening)
-        self._aligner = Aligner(*aligned, features=features, time_weight=weight, group=group)
+        widths, dims = head_sizes(targets, of_run.k, layers, batch, candidates)
+        self.slots = Slots(widths, dims, of_run.head, of_run.seed, of_run.center, layers)
+        by_time = of_run.time_weight is not None or any(isinstance(m, TimeHeads) for m in self.slots.modules())
+        self._listening = Listening(flow, by_time or targets.needs_times, local)
         if self.selection is not None:
             self.slots.bind(self.selection, self.domains)
             self._listening.check(self.selection.layers)
-            if batch is not None:
-                self._listen(batch)
+        self._tried = candidates is not None
+        """Whether blocks and widths are known to fit."""
+        if candidates is not None:
+            targets.step(batch, targets.samples(batch))
+            if self.selection is not None:
+                self._listen(candidates)
 
     def attach(self, model: nn.Module, batch: Callable[..., Any] | None = None) -> None:
         """Add the term in the model's own forward, for a trainer that you cannot edit.
 
-        Attach before the trainer makes its optimizer: the heads become parameters of the model. The model's state
-        dict holds `reg.state_dict()` under `ag_repa.state`.
+        Attach before the trainer makes its optimizer: the heads become parameters of the model, and its state dict
+        holds `reg.state_dict()` under `ag_repa.state`.
 
         Args:
             model: its forward gives the loss: a scalar, an output with a `loss`, or a tuple that begins with it.
@@ -148,10 +140,7 @@ class AGREPA(Progress):
         say_if_idle(self._course)
 
     def forward(self, batch: Any, *, features: Any = None, t: Tensor | None = None) -> Float[Tensor, ""]:
-        """The alignment term for the batch of the last forward with grad.
-
-        Of several forwards in a step the last one with grad is aligned; one in eval mode or under no_grad does not
-        count.
+        """The alignment term for the batch of the last forward with grad; eval mode and no_grad do not count.
 
         Args:
             batch: what that forward was given.
@@ -166,21 +155,16 @@ class AGREPA(Progress):
         if not self.training or not torch.is_grad_enabled():
             self._listening.clear()
             return term
-        samples = self.flow.samples(batch)
-        samples = merged(samples) if self._merge else samples
-        state = self.state
-        if state == "probing" and not self._course.calls:
-            self._warmup.refuse_sharded()
-            self._aligner.check_blocks(batch, self._warmup.blocks(batch), self.recipe.k)
+        samples, state = self._targets.samples(batch), self.state
         if state == "aligning":
             with torch.autocast(term.device.type, enabled=False):
                 term = self._align(batch, samples, features, t)
         elif state != "over":
-            self._aligner.try_out(batch, samples, features, t)
-        if state == "finding":
-            self._listen(batch)
+            self._try_out(batch, samples, features, t)
         self._listening.clear()
-        self._advance(batch, samples)
+        self._course.calls += 1
+        if self._choose(batch, samples) or state == "finding":
+            self._listen(self._warmup.blocks(batch))
         return term
 
     def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
@@ -188,48 +172,64 @@ class AGREPA(Progress):
 
         Args:
             sums: domain → Σ over this rank's samples and the domain's layers of λ_k (1 − cos).
-            sizes: domain → how many samples it has in the joint batch.
-            count: how many samples the joint batch has.
+            sizes, count: how many samples of each domain, and in all, the joint batch has.
         """
         return torch.stack([sums[domain] / sizes[domain] for domain in sums]).sum()
+
+    def _try_out(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> None:
+        """Try out on this batch what alignment will need: blocks and widths once, each domain's target once."""
+        if not self._tried:
+            if self.selection is None:
+                self._warmup.refuse_sharded()
+            blocks, layers = self._warmup.blocks(batch), self._targets.layers(self.selection)
+            self._listening.check(blocks.names)
+            self.slots.check(*head_sizes(self._targets, self.recipe.k, layers, batch, blocks))
+            self._tried = True
+        self._targets.try_out(self._targets.step(batch, samples, features), self.slots.gives_tokens)
+        self._listening.times(t, len(samples))
 
     def _align(self, batch: Any, samples: Samples, features: Any, t: Tensor | None) -> Tensor:
         """This rank's part of Eq. 12, scaled so that the mean over ranks is the joint mean."""
         assert self.selection is not None
-        seed = self._course.calls
-        far = self._aligner.distances(batch, samples, self.selection, features=features, t=t, seed=seed)
+        heard = self._listening.read(samples), self._listening.times(t, len(samples))
+        step = self._targets.step(batch, samples, features, self._listening.blocks, *heard, self._course.calls)
+        far = distances(step, self.slots, self._targets, self.selection, self.recipe.time_weight, self._group)
         sizes, count = far.joint_sizes(self.domains, len(samples), self._group)
         scale = self.weight * world(self._group)
         loss = far.zero + scale * self.reduce(far.sums, sizes, count) if far.sums else far.zero
-        self._last = {f"ag_repa/{name}": mean for name, mean in far.means.items()} | {"ag_repa/loss": loss.detach()}
+        self._last = {f"ag_repa/{name}": mean for name, mean in far.cosines.items()}
+        self._last["ag_repa/loss"] = loss.detach()
         if self.recipe.schedule.kind == "saturated":  # for that one alone: reading the mean waits for the device
             self._course.plateau.update(far.similarity(sizes, self.slots.bound, self._group))
         self._course.aligned += 1
         self.slots.watch(self.recipe.accumulation)
         return loss
 
-    def _advance(self, batch: Any, samples: Samples) -> None:
-        """Count the call; after a whole optimizer step, probe and choose when it is time."""
-        self._course.calls += 1
-        if not self._course.choice_is_possible():
-            return
+    def _choose(self, batch: Any, samples: Samples) -> bool:
+        """After a whole optimizer step, probe; whether it was time to choose layers."""
+        if self._course.calls % self.recipe.accumulation or (self.selection is not None and not self.recipe.refresh):
+            return False
         chosen = self._warmup.advance(self.step, batch, samples, first=self.selection is None)
-        if chosen is not None:
-            self.slots.bind(chosen, self.domains)
-            self._course.selection = chosen
-            self._listen(batch)
+        if chosen is None:
+            return False
+        self.slots.bind(chosen, self.domains)
+        self._course.selection = chosen
+        return True
 
-    def _listen(self, batch: Any) -> None:
-        """Find the chosen layers' blocks and hook them, from the next forward on."""
+    def _listen(self, blocks: Blocks) -> None:
+        """Hook the chosen layers, and what SelfTeachers read, from the next forward on. Raises BadScores."""
         assert self.selection is not None
-        self._aligner.listen(self._warmup.blocks(batch), self.selection)
+        self.selection.check(signature(blocks.model, blocks))
+        self._targets.block_of = self._targets.blocks_read(blocks)
+        names = {*self.selection.layers, *self._targets.block_of.values()}
+        self._listening.open(blocks.named([name for name in blocks.names if name in names]))
 
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""
         state = {
             "course": self._course.state(),
             "bound": self.slots.bound,
-            "block of teacher": self._aligner.block_of_teacher,
+            "block of teacher": self._targets.block_of,
             "blocks": self._listening.state(),
             "warmup": self._warmup.state(),
         }
@@ -240,5 +240,5 @@ class AGREPA(Progress):
         saved = from_bytes(state)
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._course.restore(saved["course"])
-        self.slots.bound, self._aligner.block_of_teacher = saved["bound"], saved["block of teacher"]
+        self.slots.bound, self._targets.block_of = saved["bound"], saved["block of teacher"]
         self._warmup.restore(saved["warmup"])

@@ -26,16 +26,7 @@ NAME = "ag_repa"
 
 
 class Attached(nn.Module):
-    """The submodule by which a model carries a regularizer; a copy of the model carries none.
-
-    Args:
-        reg: the regularizer, whose parameters become the model's too.
-        model: its forward gives the training loss.
-        batch: batch(*args, **kwargs) → what the flow reads, from the model's arguments.
-
-    Raises:
-        Unsupported: the model carries a regularizer, or has something else of that name.
-    """
+    """The submodule by which a model carries a regularizer; a copy of the model carries none. See `AGREPA.attach`."""
 
     def __init__(self, reg: Progress, model: nn.Module, batch: Callable[..., Any]) -> None:
         super().__init__()
@@ -101,17 +92,11 @@ def loss_path(out: Any, model: str) -> LeafPath:
     >>> loss_path({"loss": loss}, "Model"), loss_path((loss, None), "Model")
     (('loss',), (0,))
     """
-    candidates: list[LeafPath] = [()]
-    if isinstance(out, Mapping):
-        candidates = [("loss",)] if "loss" in out else []
-    elif hasattr(out, "loss"):
-        candidates = [("loss",)]
-    elif isinstance(out, (tuple, list)) and out:
-        candidates = [(0,)]
-    for path in candidates:
-        value = leaf(out, path)
-        if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-            return path
+    named = "loss" in out if isinstance(out, Mapping) else hasattr(out, "loss")
+    path: LeafPath = ("loss",) if named else (0,) if isinstance(out, (tuple, list)) and out else ()
+    value = leaf(out, path)
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        return path
     raise BadOutput(
         f"expected a training loss from the forward of {model}: a scalar, an output with a `loss`, or a tuple that "
         f"begins with it; got {type(out).__name__}. Attach to the module whose forward gives the loss, or edit the "

@@ -20,11 +20,7 @@ from fog_a.ranks import Group, total
 
 
 class Center(nn.Module):
-    """The running mean of each domain's targets: the same on all ranks, and part of the state dict.
-
-    Args:
-        dims: domain → width of its teacher.
-    """
+    """The running mean of each domain's targets: the same on all ranks, and part of the state dict."""
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         super().__init__()

@@ -60,8 +60,7 @@ class AlignmentCallback(Callback):
 class AttributionCallback(Callback):
     """Attribute held-out batches every `every` optimizer steps, and log `scores.metrics()` by the module's loggers.
 
-    Args:
-        flow, batch, every, out, options: of `fog_a.attributing.watch.Watch`, which is `self.watch`.
+    Its arguments are those of `fog_a.attributing.watch.Watch`, which is `self.watch`.
     """
 
     def __init__(self, flow: Any, batch: Any, every: int = 1000, out: Any = None, **options: Any) -> None:

@@ -8,12 +8,12 @@ made without a graph and gets a graph on its way out of the checkpoint, so the g
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fog_a.aligning.schedules import flow_times
@@ -30,14 +30,17 @@ from fog_a.flows.samples import Samples
 Local = bool | str | Collection[str]
 """The layers that are aligned locally: all, or those of these names."""
 
+SAVED = ("name", "stack", "index", "form", "definition", "parts", "outputs")
+"""What a checkpoint holds of a block that is listened to."""
+
+points = TypeAdapter(tuple[TapPoint, ...])
+
 
 class Listening:
     """A long-lived tap on a few blocks of a flow's network, and on its time.
 
     Args:
-        flow: what is trained.
         clock: whether the flow times are needed: then they are heard before there are blocks to listen to, and checked.
-        local: which layers' outputs train their own block alone.
     """
 
     def __init__(self, flow: Flow, clock: bool = False, local: Local = False) -> None:
@@ -60,10 +63,7 @@ class Listening:
         self.clock, self.blocks = state["clock"], self._blocks(state["blocks"])
 
     def open(self, blocks: Blocks | None = None) -> None:
-        """Listen to these blocks, or again to those of before. Without harm when open already.
-
-        Raises Unsupported for a block that cannot be trained alone, and is to be.
-        """
+        """Listen to these blocks, or again to those of before. Raises Unsupported for one that cannot be local."""
         if blocks is not None:
             self.close()
             for block in filter(self._alone, blocks):
@@ -140,7 +140,11 @@ class Listening:
         return tokens, mask
 
     def _hears(self) -> bool:
-        return worth_recording(self.flow) and (torch.compiler.is_compiling() or not self._ignores)
+        """Whether a forward that runs now can be one of training: not evaluation, not recomputation."""
+        if torch.compiler.is_compiling():
+            return True  # traced once for all forwards; what an eval forward leaves is dropped at the next call
+        backward = torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
+        return not self._ignores and not backward and (torch.is_grad_enabled() or self.flow.module.training)
 
     def _stand_at_the_entrance(self) -> None:
         """Keep the argument t of each training forward, and ignore one without grad that comes after one with it."""
@@ -162,11 +166,8 @@ class Listening:
         """Where to listen, JSON-able: a resumed run listens from its first forward on."""
         if self.blocks is None:
             return None
-        fields = ("name", "stack", "index", "form", "definition", "parts")
-        return [
-            {**{f: getattr(b, f) for f in fields}, "outputs": [dataclasses.asdict(s) for s in b.outputs]}
-            for b in self.blocks
-        ]
+        rows = [{field: getattr(block, field) for field in SAVED} for block in self.blocks]
+        return [{**row, "outputs": points.dump_python(row["outputs"], mode="json")} for row in rows]
 
     def restore(self, state: Sequence[dict[str, Any]] | None) -> None:
         """The reverse of `state`. Raises BadScores where the model has no such modules."""
@@ -178,29 +179,14 @@ class Listening:
         if state is None:
             return None
         blocks, modules = [], named_modules(self.flow.module)
-        for entry in state:
-            points = tuple(_point(saved) for saved in entry["outputs"])
-            parts = [part for point in points for part in (point, point.plus) if part is not None]
-            missing = [part.module for part in parts if part.module not in modules]
+        for row in state:
+            outputs = points.validate_python(row["outputs"])
+            missing = [p.module for point in outputs for p in (point, point.plus) if p and p.module not in modules]
             if missing:
                 raise BadScores(
-                    f"this state was saved with another model: it aligns {entry['name']!r}, and this one has no module "
+                    f"this state was saved with another model: it aligns {row['name']!r}, and this one has no module "
                     f"{missing[0]!r}. Load it beside the model that it was trained with, or start AGREPA anew"
                 )
-            fields = {**entry, "outputs": points, "parts": tuple(entry["parts"])}
+            fields = {**row, "outputs": outputs, "parts": tuple(row["parts"])}
             blocks.append(ResidualBlock(inputs=frozenset(), **fields))
         return Blocks(blocks, unwrapped(self.flow.module))
-
-
-def worth_recording(flow: Flow) -> bool:
-    """Whether a forward that runs now can be one of training: not evaluation, not recomputation for a backward pass."""
-    if torch.compiler.is_compiling():
-        return True  # traced once for all forwards; what an eval forward leaves is dropped at the next call
-    backward = torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
-    return not backward and (torch.is_grad_enabled() or flow.module.training)
-
-
-def _point(saved: dict[str, Any]) -> TapPoint:
-    """A TapPoint from its JSON."""
-    plus = saved.get("plus")
-    return TapPoint(**{**saved, "leaf": tuple(saved["leaf"]), "plus": None if plus is None else _point(plus)})

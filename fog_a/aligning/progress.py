@@ -1,19 +1,65 @@
-"""How far a training with alignment is: its step, its choice, its state, and scalars for loggers."""
+"""How far a training with alignment is: its step, its choice, its schedule, and scalars for loggers.
+
+A training goes through these states:
+
+    probing    nothing is chosen yet: the warm-up measures the layers now and then
+    finding    the layers are chosen by name, and the next call looks for their blocks on its batch
+    aligning   the blocks are listened to, and the term is Eq. 12
+    over       the schedule has ended
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
+import weakref
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fog_a.aligning.course import Course, State
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import Recipe
+from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.warmup import Warmup
 from fog_a.ranks import is_first
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
+
+State = Literal["probing", "finding", "aligning", "over"]
+
+
+class Course:
+    """Where a training stands, in plain numbers and names.
+
+    Attributes:
+        selection: the layers; None: not chosen yet.
+        calls: calls of the term in training so far.
+        aligned: those of them that were aligned.
+        told: whether the user knows that nothing is aligned in a run as short as this.
+    """
+
+    def __init__(self, recipe: Recipe, selection: Selection | None) -> None:
+        self.recipe, self.selection = recipe, selection
+        self.calls = self.aligned = 0
+        self.plateau = Plateau(recipe.schedule)
+        self.told = False
+
+    @property
+    def step(self) -> int:
+        return self.calls // self.recipe.accumulation
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, JSON-able."""
+        selection = None if self.selection is None else self.selection.model_dump(mode="json")
+        return {
+            "calls": self.calls, "aligned": self.aligned, "selection": selection, "plateau": self.plateau.state(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.calls, self.aligned = state["calls"], state["aligned"]
+        self.selection = None if state["selection"] is None else Selection.model_validate(state["selection"])
+        self.plateau.restore(state["plateau"])
 
 
 class Progress(nn.Module):
@@ -23,11 +69,14 @@ class Progress(nn.Module):
         recipe: the options of the run.
     """
 
-    recipe: Recipe
-    _course: Course
-    _warmup: Warmup
-    _listening: Listening
-    _last: dict[str, Tensor]
+    def __init__(self, recipe: Recipe, selection: Selection | None) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self._course = Course(recipe, selection)
+        self._last: dict[str, Tensor] = {}
+        self._warmup: Warmup
+        self._listening: Listening
+        weakref.finalize(self, say_if_idle, self._course)  # when it is dropped, or when the program ends
 
     @property
     def step(self) -> int:
@@ -40,19 +89,25 @@ class Progress(nn.Module):
         return self._course.selection
 
     @property
+    def weight(self) -> float:
+        """The schedule's factor at the next call; 0 before the choice."""
+        if self.selection is None or self._course.plateau.reached:
+            return 0.0
+        return self.recipe.schedule(self._course.aligned // self.recipe.accumulation)
+
+    @property
     def state(self) -> State:
-        """What the next call does: see `fog_a.aligning.course`."""
-        return self._course.state_of(listening=self._listening.blocks is not None)
+        """What the next call does: see the head of `fog_a.aligning.progress`."""
+        if self.selection is None:
+            return "probing"
+        if self.weight == 0:
+            return "over"
+        return "finding" if self._listening.blocks is None else "aligning"
 
     @property
     def scores(self) -> Scores | None:
         """What the probes have measured since the last choice; None when nothing."""
         return self._warmup.scores({}) if self._warmup.rows else None
-
-    @property
-    def weight(self) -> float:
-        """The schedule's factor at the next call; 0 before the choice."""
-        return self._course.weight
 
     def metrics(self) -> dict[str, float]:
         """Scalars of the last call for any logger: the loss, the weight, probes so far, each layer's mean cosine.

@@ -12,7 +12,7 @@ from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import Unsupported
 from fog_a.scores.selection import Weighting
 
-By = Literal["top", "random", "shallow", "deep"]
+By = Literal["top", "bottom", "random", "shallow", "deep"]
 
 
 class RecipeOptions(TypedDict, total=False):

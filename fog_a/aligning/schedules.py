@@ -13,14 +13,16 @@ t² / (t² + σ²(1 − t)²).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+
+Kind = Literal["constant", "linear", "cosine", "stop", "saturated"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class Schedule:
         [1.0, 0.5, 0.0, 0.0]
     """
 
-    kind: Literal["constant", "linear", "cosine", "stop", "saturated"] = "constant"
+    kind: Kind = "constant"
     steps: int = 0
     growth: float = 1e-3
     decay: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "linear", "cosine", "stop", "saturated"):
+        if self.kind not in get_args(Kind):
             raise Unsupported(
                 f"schedule {self.kind!r}: take 'constant', or Schedule(kind, steps) with kind 'linear', 'cosine', "
                 "'stop' or 'saturated'"
@@ -70,7 +72,7 @@ class Plateau:
     average: float | None = None
     best: float = -math.inf
     since: int = 0
-    reached: bool = field(default=False)
+    reached: bool = False
 
     def update(self, similarity: float) -> None:
         """Take the similarity (mean cosine, the same on every rank) of one more aligned step."""
@@ -83,17 +85,13 @@ class Plateau:
             self.best, self.since = self.average, 0
         self.reached = self.since >= self.schedule.steps
 
-    def state(self) -> dict[str, float | int | bool | None]:
+    def state(self) -> dict[str, Any]:
         """What a resumed run needs, as plain numbers."""
-        best = None if self.best == -math.inf else self.best
-        return {"average": self.average, "best": best, "since": self.since, "reached": self.reached}
+        return {name: value for name, value in vars(self).items() if name != "schedule"}
 
-    def restore(self, state: dict[str, float | int | bool | None]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """The reverse of `state`."""
-        best = state["best"]
-        self.average = state["average"]
-        self.best = -math.inf if best is None else float(best)
-        self.since, self.reached = int(state["since"] or 0), bool(state["reached"])
+        vars(self).update(state)
 
 
 def flow_times(t: Tensor | None, count: int) -> Float[Tensor, "B"]:

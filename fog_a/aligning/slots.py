@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, world
 from fog_a.scores.selection import Selection
 
-Weights = Mapping[str, Tensor]
-"""The heads' parameters by name."""
+Outputs = Mapping[str, tuple[Tensor, Tensor | None]]
+"""Layer → what its head gives of a domain's samples, and the mask of their tokens."""
 
 STILL = 20
 """Steps after which heads that have not moved are taken to be in no optimizer; a GradScaler may skip a few."""
@@ -35,10 +35,7 @@ class Slots(nn.Module):
     Args:
         widths: per domain, the stream's width for each of its K slots.
         dims: per domain, the teacher's width.
-        head: makes one head.
-        center: whether the mean of a teacher's features over the training is taken away from them.
-        seed: a head's first values follow from seed, domain and its layer alone (its slot, where the layer is not known
-            yet); the caller's random numbers are left alone.
+        seed: with the domain and the layer (the slot, where the layer is not known yet) it gives a head's first values.
         layers: per domain, the layers that the slots will serve, where they are known.
     """
 
@@ -52,7 +49,7 @@ class Slots(nn.Module):
         layers: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
-        self.widths = {domain: list(row) for domain, row in widths.items()}
+        self.widths, self.dims = {domain: list(row) for domain, row in widths.items()}, dict(dims)
         self.bound: dict[str, list[str]] = {}
         """Domain → the layer that each slot serves; "" for a slot that serves none."""
         self.heads = nn.ModuleDict(
@@ -93,11 +90,12 @@ class Slots(nn.Module):
             fresh = iter([name for name in names if name not in slots])
             self.bound[domain] = [name or next(fresh, "") for name in slots]
 
-    def check(self, width: int) -> None:
-        """Raises ShapeMismatch where the streams are not as wide as the heads were built for."""
-        for row in self.widths.values():
-            for built in row:
-                _check_width(width, built)
+    def check(self, widths: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> None:
+        """Raises ShapeMismatch where measured streams or teachers are not as wide as the heads were built for."""
+        for domain, row in self.widths.items():
+            for width, built in zip(widths[domain], row, strict=True):
+                _check_width("the layers are", width, built)
+            _check_width("the block of a SelfTeacher is", dims[domain], self.dims[domain])
 
     def watch(self, accumulation: int) -> None:
         """Warn where the heads are still what they were at the first call: no optimizer has them."""
@@ -121,33 +119,43 @@ class Slots(nn.Module):
         """Whether a head of this domain says (by `pool=False`) that it keeps the tokens apart."""
         return any(getattr(m, "pool", True) is False for m in self.heads[_key(domain)].modules())
 
-    def synchronized(self, group: Group = None) -> tuple[Tensor, Weights]:
-        """A zero to start the loss from, and the heads' weights; on many ranks their gradients come out in sync."""
+    def outputs(
+        self,
+        rows: Mapping[str, Sequence[int]],
+        layers: Mapping[str, TokensOfLayer],
+        t: Tensor | None,
+        group: Group = None,
+    ) -> tuple[Tensor, dict[str, Outputs]]:
+        """A zero to start the loss from, and what each domain's heads give of its rows."""
         weights: dict[str, Tensor] = dict(self.named_parameters())
         if world(group) == 1:
-            return next(iter(weights.values())).new_zeros(()), weights
-        zero, same = shared(list(weights.values()), group)
-        return zero, dict(zip(weights, same, strict=True))
+            zero = next(iter(weights.values())).new_zeros(())
+        else:
+            zero, same = shared(list(weights.values()), group)
+            weights = dict(zip(weights, same, strict=True))
+        return zero, {domain: self._outputs(domain, rows[domain], layers, t, weights) for domain in rows}
 
-    def outputs(
-        self, domain: str, rows: Sequence[int], layers: Mapping[str, TokensOfLayer], t: Tensor | None, weights: Weights
-    ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Layer by layer: its name, what its head gives of these rows of the batch, and their mask."""
+    def _outputs(
+        self,
+        domain: str,
+        rows: Sequence[int],
+        layers: Mapping[str, TokensOfLayer],
+        t: Tensor | None,
+        weights: Mapping[str, Tensor],
+    ) -> Outputs:
+        outputs = {}
         for slot, layer in enumerate(self.bound[domain]):
             if not layer:
                 continue
             h, mask = layers[layer]
             if len(rows) < len(h):
                 h, mask = h[rows], None if mask is None else mask[rows]
-            _check_width(h.shape[-1], self.widths[domain][slot])
-            times = t[rows] if t is not None else None
-            yield layer, self._run(domain, slot, (h, mask, times), weights), mask
-
-    def _run(self, domain: str, slot: int, arguments: tuple[Tensor | None, ...], weights: Weights) -> Tensor:
-        prefix = f"heads.{_key(domain)}.{slot}."
-        head = self.get_submodule(prefix.rstrip("."))
-        weights_of_head = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        return torch.func.functional_call(head, weights_of_head, arguments)
+            _check_width("the layers are", h.shape[-1], self.widths[domain][slot])
+            prefix = f"heads.{_key(domain)}.{slot}."
+            of_head = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            head, times = self.get_submodule(prefix.rstrip(".")), None if t is None else t[rows]
+            outputs[layer] = torch.func.functional_call(head, of_head, (h, mask, times)), mask
+        return outputs
 
 
 def _made(factory: HeadFactory, width: int, dim: int, name: str) -> nn.Module:
@@ -161,11 +169,10 @@ def _made(factory: HeadFactory, width: int, dim: int, name: str) -> nn.Module:
     return head
 
 
-def _check_width(width: int, built: int) -> None:
+def _check_width(what: str, width: int, built: int) -> None:
     if width != built:
         raise ShapeMismatch(
-            f"the layers are {width} wide, but the heads were built for {built}: type "
-            "AGREPA(..., batch=one_training_batch)"
+            f"{what} {width} wide, but the heads were built for {built}: type AGREPA(..., batch=one_training_batch)"
         )
 
 

@@ -7,20 +7,22 @@ to the layer's own tokens. The caller may give either in the teacher's place.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import rng
-from fog_a.errors import BadBatch, BadFeatures, Unsupported
+from fog_a.errors import BadFeatures, Unsupported
+from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
-from fog_a.teachers.descriptors import temporal_mean
-from fog_a.teachers.routing import by_domain, route, take
+from fog_a.flows.twin import twin
+from fog_a.scores.selection import Selection
+from fog_a.teachers.routing import check_domains, check_teachers, checked, checked_frames, rows_by_teacher, take
 from fog_a.teachers.self_teacher import SelfTeacher
 
 TokensOfLayer = tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]
@@ -30,107 +32,147 @@ Target = Tensor | list[Tensor]
 """Pooled features (n, E), or one (T, E) for each of n samples."""
 
 
-def merged(samples: Samples) -> Samples:
-    """The same samples as one domain, "all": one teacher for everything."""
-    return replace(samples, domains=("all",) * len(samples))
+@dataclass(frozen=True)
+class Step:
+    """One call of the term: its batch, what the caller gives beside it, and what the last forward left.
 
+    Attributes:
+        rows: domain → its rows in the batch, for the domains that have a teacher.
+        features: in the teachers' place, or None.
+        t: the samples' flow times, or None.
+        seed: of a SelfTeacher's noise.
+        averaged: id of a SelfTeacher → the tokens of its block in the model's average, once they are known.
+    """
 
-def taught(teachers: Mapping[str, Any], samples: Samples) -> dict[str, list[int]]:
-    """The rows of each domain that has a teacher. Raises BadBatch for a domain that nobody spoke of."""
-    groups = by_domain(samples)
-    unknown = [d for d in groups if d not in teachers]
-    if unknown:
-        raise BadBatch(
-            f"the batch has samples of domain {unknown[0]!r}, but teachers are there for "
-            f"{', '.join(map(repr, teachers))}. Type teachers={{..., {unknown[0]!r}: ...}}, or {unknown[0]!r}: None to "
-            "leave that domain out"
-        )
-    return {domain: rows for domain, rows in groups.items() if teachers[domain] is not None}
+    samples: Samples
+    rows: Mapping[str, Sequence[int]]
+    features: Any = None
+    blocks: Blocks | None = None
+    layers: Mapping[str, TokensOfLayer] = field(default_factory=dict)
+    t: Tensor | None = None
+    seed: int = 0
+    averaged: dict[int, TokensOfLayer] = field(default_factory=dict)
 
 
 class Targets:
-    """The targets of one batch.
+    """The teachers of a training, and what takes their place.
 
     Args:
-        teachers: domain → Teacher; an int is the width of features that each call passes; None: left out.
-        samples: of the batch.
-        features: instead of asking the teachers; a tensor, or a mapping domain → tensor.
-        blocks: domain → the tokens of a `SelfTeacher`'s block in this forward.
+        flow: what is trained.
+        teachers: domain → Teacher, or one for all; an int is the width of features that each call passes.
+        features: features(batch), asked instead of the teachers.
     """
 
-    def __init__(
-        self,
-        teachers: Mapping[str, Any],
-        samples: Samples,
-        features: Any = None,
-        blocks: Mapping[str, TokensOfLayer] | None = None,
-    ) -> None:
-        self.teachers, self.samples, self.features, self.blocks = teachers, samples, features, blocks or {}
+    def __init__(self, flow: Flow, teachers: Any, features: Callable[[Any], Any] | None = None) -> None:
+        self.flow, self.features = flow, features
+        self.merged = not isinstance(teachers, Mapping)
+        self.teachers: dict[str, Any] = {"all": teachers} if self.merged else dict(teachers)
+        check_teachers(self.teachers)
+        self.domains = tuple(domain for domain, teacher in self.teachers.items() if teacher is not None)
+        self.block_of: dict[str, str] = {}
+        """Domain → the block that its SelfTeacher reads."""
+        self._of_itself = {d: teacher for d, teacher in self.teachers.items() if isinstance(teacher, SelfTeacher)}
+        self._twins = {d: twin(flow, teacher.ema) for d, teacher in self._of_itself.items() if teacher.ema is not None}
+        self._tried: set[str] = set()
 
-    def of(self, domain: str, rows: Sequence[int], *, frames: bool) -> Target:
-        """The teacher's features of these rows, on the CPU or wherever the teacher leaves them.
+    @property
+    def dims(self) -> dict[str, int]:
+        """Domain → the width of its teacher; 0 for a SelfTeacher that has not seen its block."""
+        return {domain: width_of(self.teachers[domain]) for domain in self.domains}
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether a teacher asks at which flow times the samples are."""
+        return bool(self._twins)
+
+    def blocks_read(self, blocks: Blocks) -> dict[str, str]:
+        """Domain → the block that its SelfTeacher reads."""
+        return {domain: teacher.block_of(blocks).name for domain, teacher in self._of_itself.items()}
+
+    def samples(self, batch: Any) -> Samples:
+        """The samples of a batch; where one teacher serves all, they are of one domain."""
+        samples = self.flow.samples(batch)
+        return replace(samples, domains=("all",) * len(samples)) if self.merged else samples
+
+    def layers(self, selection: Selection | None) -> dict[str, list[str]] | None:
+        """Domain → its chosen layers; None before the choice. Raises UnknownBlock, Unsupported for other domains."""
+        if selection is None:
+            return None
+        layers = {domain: list(selection.weights(domain)) for domain in self.domains}
+        if set(selection.domains) != {"all"}:
+            check_domains(selection.domains, self.teachers, "the selection has layers", Unsupported)
+        return layers
+
+    def step(self, batch: Any, samples: Samples, features: Any = None, *more: Any) -> Step:
+        """One call of the term; `more`: blocks, layers, t and seed of a `Step`.
+
+        Raises BadBatch, BadFeatures for a domain that no teacher was named for.
+        """
+        rows = rows_by_teacher(self.teachers, samples)
+        if features is None and self.features is not None:
+            with rng():
+                features = self.features(batch)
+        if isinstance(features, Mapping):
+            check_domains(features, self.teachers, "features= has an entry", BadFeatures)
+        return Step(samples, rows, features, *more)
+
+    def of(self, step: Step, domain: str, *, frames: bool) -> Target:
+        """The features of a domain's samples, on the CPU or wherever the teacher leaves them.
 
         Raises BadFeatures for features that do not fit or hold NaN, Unsupported for frames of a teacher that pools.
         """
-        teacher = self.teachers[domain]
-        part = self.samples if len(rows) == len(self.samples) else take(self.samples, rows)
-        features = self.features.get(domain) if isinstance(self.features, Mapping) else self.features
-        if features is not None:
-            check = _passed_frames if frames else _passed_vectors
-            return check(features, part, rows, len(self.samples), _width(teacher))
+        teacher, rows, samples = self.teachers[domain], step.rows[domain], step.samples
+        passed = step.features.get(domain) if isinstance(step.features, Mapping) else step.features
+        if passed is not None:
+            return (_passed_frames if frames else _passed_vectors)(
+                passed, len(samples), rows, width_of(teacher), domain
+            )
         if isinstance(teacher, int):
             raise BadFeatures(f"domain {domain!r} has no teacher, only a width ({teacher}): pass reg(batch, features=)")
         if isinstance(teacher, SelfTeacher):
-            return _of_block(teacher, self.blocks[domain], rows, frames)
+            return self._of_block(step, domain, frames)
+        part = samples if len(rows) == len(samples) else take(samples, rows)
         with rng():  # a teacher that draws random numbers leaves the training's alone
-            return _frames_of(teacher, part, rows) if frames else route(teacher, part)[domain].features
+            return _asked(teacher, part, rows, domain, frames)
 
-    def try_out(self, domains: Collection[str], frames: Collection[str]) -> None:
-        """Ask for these domains' targets: of all samples that features= has, else of a single sample per domain."""
-        for domain, rows in taught(self.teachers, self.samples).items():
-            if domain in domains and (self.features is not None or not isinstance(self.teachers[domain], SelfTeacher)):
-                self.of(domain, rows if self.features is not None else rows[:1], frames=domain in frames)
+    def try_out(self, step: Step, gives_tokens: Callable[[str], bool]) -> None:
+        """Ask for all targets that alignment will need, once for each domain, thousands of steps before it.
+
+        A teacher is asked about a single sample; of features that were passed all are checked.
+        """
+        for domain, rows in step.rows.items():
+            if domain in self._tried or (step.features is None and domain in self._of_itself):
+                continue
+            first = {domain: rows if step.features is not None else rows[:1]}
+            self.of(Step(step.samples, first, step.features), domain, frames=gives_tokens(domain))
+            self._tried.add(domain)
+
+    def _of_block(self, step: Step, domain: str, frames: bool) -> Target:
+        """The stop-gradient of a deeper block: of the same forward, or of the model's average."""
+        teacher, rows, name = self._of_itself[domain], step.rows[domain], self.block_of[domain]
+        h, mask = step.layers[name]
+        if domain in self._twins:
+            if id(teacher) not in step.averaged:
+                assert step.blocks is not None and step.t is not None
+                read = (self._twins[domain], step.blocks[name], step.samples, step.t, step.seed)
+                step.averaged[id(teacher)] = teacher.tokens(*read)
+            h, mask = step.averaged[id(teacher)]
+        h, mask = h[rows], None if mask is None else mask[rows]
+        if not frames:
+            return teacher.features(h, mask)
+        h = h.detach().float()
+        return list(h) if mask is None else [x[real] for x, real in zip(h, mask, strict=True)]
 
 
-def cosines(y: Float[Tensor, "n *T E"], target: Target, mask: Bool[Tensor, "n T"] | None) -> Float[Tensor, "n"]:
-    """cos(φ_k(h_k), T(x)) of each sample; of tokens, its mean over the real ones."""
-    if isinstance(target, Tensor):
-        return F.cosine_similarity(y, target.to(y.device, y.dtype), dim=-1)
-    frames = aligned_frames([x.to(y.device, y.dtype) for x in target], y.shape[1], mask)
-    return temporal_mean(F.cosine_similarity(y, frames, dim=-1).unsqueeze(-1), mask).squeeze(-1)
+def width_of(teacher: Any) -> int:
+    """How wide a teacher's features are; 0 where that is not known yet."""
+    return teacher if isinstance(teacher, int) else int(getattr(teacher, "dim", 0))
 
 
-def shuffled(target: Target) -> Target:
-    """Each sample with the target of the sample before it."""
-    return target.roll(1, 0) if isinstance(target, Tensor) else [*target[-1:], *target[:-1]]
-
-
-def _of_block(teacher: SelfTeacher, block: TokensOfLayer, rows: Sequence[int], frames: bool) -> Target:
-    """The stop-gradient of a deeper block of the same forward."""
-    h, mask = block[0][rows], None if block[1] is None else block[1][rows]
+def _asked(teacher: Any, samples: Samples, rows: Sequence[int], domain: str, frames: bool) -> Target:
+    """What a teacher says of these samples, which are those rows of the batch."""
     if not frames:
-        return teacher.features(h, mask)
-    h = h.detach().float()
-    return list(h) if mask is None else [x[real] for x, real in zip(h, mask, strict=True)]
-
-
-def _passed_vectors(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> Tensor:
-    """Pooled features of these samples, which are rows of a batch of so many."""
-    vectors, domain = torch.as_tensor(features), samples.domains[0]
-    vectors = vectors[list(rows)] if len(vectors) == batch else vectors
-    if vectors.ndim == 2 and width and vectors.shape[1] != width:
-        raise BadFeatures(
-            f"features of {domain!r} are {vectors.shape[1]} wide, but the heads were built for its teacher's {width}"
-        )
-    return route(None, samples, features=vectors)[domain].features
-
-
-def _passed_frames(features: Any, samples: Samples, rows: Sequence[int], batch: int, width: int) -> list[Tensor]:
-    frames = [features[i] for i in rows] if len(features) == batch else features
-    return checked_frames(frames, rows, width, samples.domains[0])
-
-
-def _frames_of(teacher: Any, samples: Samples, rows: Sequence[int]) -> list[Tensor]:
+        return checked(teacher(samples), len(rows), teacher.dim, f"teacher {teacher.name!r}")
     if not hasattr(teacher, "frames"):
         raise Unsupported(
             "a head that gives tokens (pool=False) needs a teacher with frames(samples) -> one (T, E) tensor per "
@@ -138,43 +180,24 @@ def _frames_of(teacher: Any, samples: Samples, rows: Sequence[int]) -> list[Tens
             "pools"
         )
     with torch.no_grad():
-        return checked_frames(teacher.frames(samples), rows, _width(teacher), samples.domains[0])
+        return checked_frames(teacher.frames(samples), _names(rows), width_of(teacher), f"features of {domain!r}")
 
 
-def checked_frames(features: Sequence[Any], rows: Sequence[int], width: int, domain: str) -> list[Tensor]:
-    """One finite (T, E) for each of these rows of the batch, in float32. Raises BadFeatures."""
-    if len(features) != len(rows):
-        raise BadFeatures(f"features of {domain!r}: expected frames for {len(rows)} samples, got {len(features)}")
-    frames = [torch.as_tensor(x).detach().float() for x in features]
-    for row, x in zip(rows, frames, strict=True):
-        if x.ndim != 2 or not len(x) or (width and x.shape[1] != width):
-            raise BadFeatures(
-                f"features of {domain!r}: sample {row} has {tuple(x.shape)}, expected (T, {width or 'E'})"
-            )
-        if not torch.isfinite(x).all():
-            raise BadFeatures(f"features of {domain!r} have NaN or inf in sample {row}: look at it (silent, or empty?)")
-    return frames
+def _passed_vectors(features: Any, count: int, rows: Sequence[int], width: int, domain: str) -> Tensor:
+    """Of features of these rows alone, or of the whole batch of `count` samples: those of the rows."""
+    vectors = torch.as_tensor(features)
+    vectors = vectors[list(rows)] if len(vectors) == count else vectors
+    if vectors.ndim == 2 and width and vectors.shape[1] != width:
+        raise BadFeatures(
+            f"features of {domain!r} are {vectors.shape[1]} wide, but the heads were built for its teacher's {width}"
+        )
+    return checked(vectors, len(rows), None, f"features of {domain!r}")
 
 
-def _width(teacher: Any) -> int:
-    return teacher if isinstance(teacher, int) else int(getattr(teacher, "dim", 0))
+def _passed_frames(features: Any, count: int, rows: Sequence[int], width: int, domain: str) -> list[Tensor]:
+    frames = [features[i] for i in rows] if len(features) == count else features
+    return checked_frames(frames, _names(rows), width, f"features of {domain!r}")
 
 
-def aligned_frames(
-    frames: Sequence[Float[Tensor, "S E"]], length: int, mask: Bool[Tensor, "n T"] | None
-) -> Float[Tensor, "n T E"]:
-    """Each sample's frames resampled to its real tokens; zeros where the layer has padding."""
-    out = frames[0].new_zeros(len(frames), length, frames[0].shape[1])
-    for i, x in enumerate(frames):
-        real = slice(None) if mask is None else mask[i].nonzero().flatten()
-        n = length if mask is None else int(mask[i].sum())
-        if n:
-            out[i, real] = resample(x.unsqueeze(0), n)[0]
-    return out
-
-
-def resample(features: Float[Tensor, "B S E"], length: int) -> Float[Tensor, "B length E"]:
-    """A teacher's frames at another number of frames, linearly (edges aligned to the ends of the clip)."""
-    if features.shape[1] == length:
-        return features
-    return F.interpolate(features.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
+def _names(rows: Sequence[int]) -> list[str]:
+    return [f"sample {row}" for row in rows]

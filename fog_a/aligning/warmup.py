@@ -10,7 +10,6 @@ even, the authors' release only ever measured even layers.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import sys
@@ -27,7 +26,7 @@ from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import ShapeMismatch, Unsupported, Untrained, ZeroVelocity
+from fog_a.errors import ShapeMismatch, Unsupported, Untrained, ZeroVelocity, near
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
@@ -37,8 +36,6 @@ from fog_a.scores.scores import Scores
 from fog_a.scores.select import select
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import by_domain
-
-log = logging.getLogger("fog_a")
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,8 @@ class Warmup:
     """The probes of a training and the choices made from them; its state is plain numbers, to be saved at any time.
 
     Args:
-        flow: what is probed.
-        recipe: the options.
-        domains: those that are to be probed.
         candidates: the blocks that may be chosen, as `Blocks` or names; None: the main ones.
         group: the process group; the first rank probes for all.
-        probe: how a few samples are measured.
     """
 
     def __init__(
@@ -93,16 +86,16 @@ class Warmup:
         """Domains whose probe waits for a batch that has a sample of them."""
         self.counts = dict.fromkeys(self.domains, 0)
         """Probes of each domain so far."""
+        self.seen: set[str] = set()
+        """Domains of the batches at whose end a step was whole."""
         self.layers: tuple[str, ...] = ()
         self.rows: list[dict[str, Any]] = []
         """One measured sample each: domain, id, t, and a score per layer (None: not measured)."""
         self._warned: set[str] = set()
 
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
-        """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
-
-        Raises Untrained where no layer contributes anything: the model is untrained.
-        """
+        """After `step` optimizer steps: probe what is due, and choose when it is time. Raises Untrained."""
+        self.seen |= set(samples.domains)
         self.call(step)
         if self.due:
             self.refuse_sharded()
@@ -132,8 +125,14 @@ class Warmup:
         """Mark what is due after `step` optimizer steps."""
         never = step >= self.recipe.warmup and not any(self.counts.values())
         if step % self.recipe.every == 0 or never:
-            if self.due and not never:
-                log.info("fog_a: no sample of %s in any batch since the last probe", ", ".join(self.due))
+            absent = [domain for domain in self.due if not self.counts[domain] and domain not in self.seen]
+            if absent and step < self.recipe.warmup:
+                self._warn(
+                    "absent",
+                    f"step {step}: no batch (of the first process) has had a sample of domain {absent[0]!r}, only of "
+                    f"{', '.join(map(repr, sorted(self.seen)))}{near(absent[0], self.seen)}. Is the name right? Where "
+                    f"the data has none, leave it out: teachers={{..., {absent[0]!r}: None}}",
+                )
             self.due = list(self.domains)
 
     def blocks(self, batch: Any) -> Blocks:
@@ -149,23 +148,21 @@ class Warmup:
     def measure(self, batch: Any, samples: Samples) -> dict[str, Any]:
         """Probe the due domains that this batch has samples of. Leaves this object as it is: `add` takes the result."""
         measured: dict[str, Any] = {"layers": list(self.layers), "rows": [], "skipped": []}
-        domains_at: dict[int, list[str]] = {}
-        for domain in self.due:
-            if domain in samples.domains:
-                domains_at.setdefault(self.counts[domain], []).append(domain)
         rows_of = by_domain(samples)
-        for count, domains in domains_at.items():
+        present = [domain for domain in self.due if domain in rows_of]
+        for count in dict.fromkeys(self.counts[domain] for domain in present):
+            domains = [domain for domain in present if self.counts[domain] == count]
             for slot in range(self.recipe.samples):
                 index = [i for domain in domains for i in rows_of[domain][slot : slot + 1]]
-                if index:
+                if not index:
+                    continue
+                try:
                     draw = Draw(count, self.time(count, slot), self._seed(count, slot))
-                    try:
-                        measured["layers"], rows = self._probe(samples, index, draw)
-                    except ZeroVelocity as error:
-                        measured["skipped"] = sorted({*measured["skipped"], *domains})
-                        self._warn("skipped", f"a probe was skipped, and the next one tries again: {error}")
-                        continue
+                    measured["layers"], rows = self._probe(samples, index, draw)
                     measured["rows"] += rows
+                except ZeroVelocity as error:
+                    measured["skipped"] = sorted({*measured["skipped"], *domains})
+                    self._warn("skipped", f"a probe was skipped, and the next one tries again: {error}")
         return measured
 
     def _probe(self, samples: Samples, index: list[int], draw: Draw) -> tuple[list[str], list[dict[str, Any]]]:
@@ -184,49 +181,33 @@ class Warmup:
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take what `measure` gave, here or on another rank."""
-        self.due = [domain for domain in self.due if domain not in measured["skipped"]]
-        if not measured["rows"]:
-            return
-        layers = tuple(measured["layers"])
+        layers, domains = tuple(measured["layers"]), {row["domain"] for row in measured["rows"]}
         if self.layers and self.layers != layers:
             raise ShapeMismatch(
                 f"the model's blocks changed while it was probed: {len(self.layers)} before, now {len(layers)}. "
                 "Build AGREPA anew after changing the model"
             )
-        self.layers = layers
-        self.rows += measured["rows"]
-        for domain in {row["domain"] for row in measured["rows"]}:
+        self.layers, self.rows = layers, [*self.rows, *measured["rows"]]
+        for domain in domains:
             self.counts[domain] += 1
-        self.due = [domain for domain in self.due if domain not in {row["domain"] for row in measured["rows"]}]
+        self.due = [domain for domain in self.due if domain not in {*domains, *measured["skipped"]}]
 
     def scores(self, model: dict[str, Any]) -> Scores:
         """Everything measured so far: one row per sample, no time axis (each row has its own t in `info`)."""
-        values = [[np.nan if x is None else x for x in row["values"]] for row in self.rows]
-        return Scores(
-            values=np.asarray(values, dtype=np.float32)[:, None, :],
-            layers=self.layers,
-            times=None,
-            domains=tuple(row["domain"] for row in self.rows),
-            ids=tuple(f"{i}:{row['id']}" for i, row in enumerate(self.rows)),
-            groups=tuple(row["group"] for row in self.rows),
-            kind="contribution",
-            info={
-                "signature": model,
-                "seed": self.recipe.seed,
-                "t": [row["t"] for row in self.rows],
-                "unmeasured": any(x is None for row in self.rows for x in row["values"]),
-            },
-        )
+        values = np.array([row["values"] for row in self.rows], dtype=np.float32)[:, None, :]  # None is NaN
+        domains, groups, t = ([row[key] for row in self.rows] for key in ("domain", "group", "t"))
+        ids = tuple(f"{i}:{row['id']}" for i, row in enumerate(self.rows))
+        unmeasured = any(x is None for row in self.rows for x in row["values"])
+        info = {"signature": model, "seed": self.recipe.seed, "t": t, "unmeasured": unmeasured}
+        return Scores(values, self.layers, None, tuple(domains), ids, "contribution", info, tuple(groups))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, JSON-able; floats come back to the bit."""
-        counts, layers = dict(self.counts), list(self.layers)
-        return {"due": self.due, "counts": counts, "layers": layers, "rows": self.rows, "chosen_at": self.chosen_at}
+        return {name: getattr(self, name) for name in ("due", "counts", "layers", "rows", "chosen_at")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of `state`."""
-        self.due, self.counts, self.rows = list(state["due"]), dict(state["counts"]), list(state["rows"])
-        self.layers, self.chosen_at = tuple(state["layers"]), state["chosen_at"]
+        vars(self).update(state, layers=tuple(state["layers"]))
 
     def refuse_sharded(self) -> None:
         """Raises Unsupported for a model that one rank cannot run."""

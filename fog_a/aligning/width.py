@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from fog_a.aligning.targets import Targets
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
 from fog_a.flows.flow import Flow
-from fog_a.teachers.self_teacher import SelfTeacher
 
 
 def head_sizes(
-    flow: Flow, teachers: Mapping[str, Any], k: int, layers: Mapping[str, list[str]] | None, batch: Any, blocks: Any
+    targets: Targets, k: int, layers: Mapping[str, list[str]] | None, batch: Any, blocks: Blocks | None
 ) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Per domain, the width of the stream at each of its heads, and that of its teacher.
 
@@ -25,22 +25,15 @@ def head_sizes(
         layers: domain → the layers that are chosen; None: k of them, not known yet.
         batch, blocks: what widths are measured on; None: the width is read from the weights.
     """
-    present = {domain: teacher for domain, teacher in teachers.items() if teacher is not None}
-    dims = {domain: teacher if isinstance(teacher, int) else teacher.dim for domain, teacher in present.items()}
-    if batch is None:
-        width = stream_width(flow.module)
-        widths = {d: [width] * (k if layers is None else len(layers[d])) for d in present}
+    dims = targets.dims
+    if blocks is None:
+        width = stream_width(targets.flow.module)
+        widths = {d: [width] * (k if layers is None else len(layers[d])) for d in dims}
     else:
-        table = measured_widths(flow, batch, blocks)
-        dims |= {domain: table[name] for domain, name in self_blocks(teachers, blocks).items()}
-        widths = {d: slot_widths(table, k, None if layers is None else layers[d]) for d in present}
+        table = measured_widths(targets.flow, batch, blocks)
+        dims |= {domain: table[name] for domain, name in targets.blocks_read(blocks).items()}
+        widths = {d: slot_widths(table, k, None if layers is None else layers[d]) for d in dims}
     return widths, {domain: dim or widths[domain][0] for domain, dim in dims.items()}
-
-
-def self_blocks(teachers: Mapping[str, Any], blocks: Blocks) -> dict[str, str]:
-    """Domain → the block that its SelfTeacher reads."""
-    readers = {domain: teacher for domain, teacher in teachers.items() if isinstance(teacher, SelfTeacher)}
-    return {domain: teacher.block_of(blocks).name for domain, teacher in readers.items()}
 
 
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
@@ -90,12 +83,10 @@ def stream_width(module: nn.Module) -> int:
         24
     """
     stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1]
-    stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
-    sizes: Counter[int] = Counter()
-    matrices = [p for p in (stack.parameters() if stack is not None else ()) if p.ndim >= 2]
-    for p in matrices:
-        sizes.update({p.shape[0], p.shape[1]})
-    (width, count), *_ = [*sizes.most_common(1), (0, 0)]
+    stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()), default=nn.Module())
+    matrices = [p for p in stack.parameters() if p.ndim >= 2]
+    sizes = Counter(size for p in matrices for size in {p.shape[0], p.shape[1]})
+    width, count = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
     if 2 * count <= len(matrices) or not count:
         raise Unsupported(
             f"the width of the streams of {type(module).__name__} cannot be read from its weights, and the heads need "

@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.flows.frames import token_mask
-from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
-from fog_a.probing.depth import Reading, read_depth
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
-from fog_a.scores.scores import Scores
 from fog_a.teachers.descriptors import descriptor
-from fog_a.teachers.routing import Features, Routed, Teachers, check_teachers, route
+from fog_a.teachers.routing import Features, Teachers, check_teachers, route
 from fog_a.teachers.teacher import Teacher
 
 ALL = "all"
@@ -109,10 +106,15 @@ class BiTC(nn.Module):
         z = self.describe(c, token_mask(samples.mask, c))
         if z.shape[-1] != self.width:
             raise ShapeMismatch(f"the interface is {z.shape[-1]} wide, BiTC's heads were built for {self.width}")
-        zero, weights = self._synchronized()
+        weights = {name: cast(nn.Linear, head).weight for name, head in self.heads.items()}
+        zero = torch.stack([0.0 * w.float().sum() for w in weights.values()]).sum()
+        if world(self.group) > 1:
+            zero, same = shared(list(weights.values()), self.group)
+            weights = dict(zip(weights, same, strict=True))
         sums = dict.fromkeys(weights, z.new_zeros(()))
         sizes = dict.fromkeys(weights, 0)
-        for domain, routed in self._routed(samples, features).items():
+        teachers = None if features is not None else self.asked()
+        for domain, routed in route(teachers, samples, features=features).items():
             key = _key(domain) if _key(domain) in weights else ALL
             place = [i for i, row in enumerate(routed.rows) if kept is None or bool(kept[row])]
             rows = [routed.rows[i] for i in place]
@@ -134,35 +136,9 @@ class BiTC(nn.Module):
 
         Args:
             sums: domain → Σ over this rank's samples of λ_m (1 − cos).
-            sizes: domain → how many samples it has in the joint batch.
-            count: how many samples the joint batch has.
+            sizes, count: how many samples of each domain, and in all, the joint batch has.
         """
         return torch.stack([sums[domain] / sizes[domain].clamp(min=1) for domain in sums]).sum()
-
-    @torch.no_grad()
-    def curve(self, batch: Any, *, times: Any = None, seed: int = 0, features: Any = None) -> Scores:
-        """BiT-C over depth (Eq. 4): the cosine at every layer of the interface's width, samples × times × layers.
-
-        `info["interface"]` has each domain's mean at l = 0. The same as `lasp(flow, batch, head=bitc)`, bare.
-        """
-        depth = read_depth(
-            Reading(self.flow, describe=self.describe),
-            batch,
-            None if features is not None else self.asked(),
-            features=features,
-            times=times,
-            seed=seed,
-        )
-        self.check(depth.z.shape[-1])
-        values = torch.full(depth.z.shape[:3], torch.nan, dtype=torch.float32, device="cpu")
-        interface = {}
-        for domain, (rows, target) in depth.targets.items():
-            w = self.head(domain).weight.detach().float().cpu()
-            values[rows] = cosine(depth.z[rows] @ w.T, target[:, None, None])
-            if depth.interface is not None:
-                interface[domain] = float(cosine(depth.interface[rows] @ w.T, target).mean())
-        info = {"seed": seed, "head": "bitc", "interface": interface, "signature": depth.signature}
-        return Scores(values.numpy(), depth.layers, depth.times, depth.domains, depth.ids, "storage", info)
 
     def check(self, width: int) -> None:
         """Raises ShapeMismatch where the layers' width is not the interface's, for which the heads are made."""
@@ -178,19 +154,6 @@ class BiTC(nn.Module):
         if numbers:
             raise Unsupported(f"BiTC knows only the width of {', '.join(numbers)}, no teacher: pass features={{...}}")
         return cast(Teachers, self.teachers.get(ALL, self.teachers))
-
-    def _synchronized(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """A zero that touches every head, and the heads' matrices, their gradients averaged over the ranks."""
-        matrices = [cast(nn.Linear, head).weight for head in self.heads.values()]
-        if world(self.group) == 1:
-            return torch.stack([0.0 * w.float().sum() for w in matrices]).sum(), dict(
-                zip(self.heads, matrices, strict=True)
-            )
-        zero, same = shared(list(matrices), self.group)
-        return zero, dict(zip(self.heads, same, strict=True))
-
-    def _routed(self, samples: Samples, features: Features | None) -> dict[str, Routed]:
-        return route(None if features is not None else self.asked(), samples, features=features)
 
     def _interface(self, batch: Any) -> Float[Tensor, "B T D"]:
         c = self.flow.interface(batch)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadBatch
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from fog_a.blocks.calls import hooked, unwrapped
+from fog_a.blocks.tree import leaf, leaves, replaced
+from fog_a.blocks.untouched import preserved, rng
+from fog_a.errors import BadBatch, FogError
+from fog_a.finding.blocks import find_blocks
 from fog_a.flows.flow import Flow
 from fog_a.flows.generic import GenericAdapter
 from fog_a.probing.conventions import Fit, Fits
-from fog_a.probing.remarks import remarks
 
-MARGIN = 0.9
-"""A convention fits better than another if its fit is this much smaller; and it fits at all if it is below this."""
-GAP = 0.02
-"""… and smaller by this much."""
+MARGIN, GAP = 0.9, 0.02
+"""A convention fits better than another if its fit is smaller by this factor and difference; at all, below MARGIN."""
+SHARES = (0.2, 0.4, 0.6, 0.8)
+"""Shares of data in x_t at which predictions are compared: where a prediction says neither nothing nor everything."""
 ROWS = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """The report of `fog_a.check`; its text is the table.
 
@@ -29,8 +36,7 @@ class Check:
         constants: the same of predicting zero, and of predicting the mean of the batch.
         verdict: which fits best, and what to type if it is not the declared one.
         notes: subject → remark: blocks, what stays open, padding, repeats, dtype, device.
-        times: at which the fits were taken.
-        title: what was checked.
+        times: of the fits. title: what was checked.
     """
 
     fits: tuple[Fit, ...]
@@ -78,10 +84,6 @@ class Check:
         return [head, *rows, ""]
 
 
-SHARES = (0.2, 0.4, 0.6, 0.8)
-"""Shares of data in x_t at which predictions are compared: where a prediction says neither nothing nor everything."""
-
-
 def check(flow: Any, batch: Any, *, samples: int = 16, seed: int = 0) -> Check:
     """Whether a flow was wrapped rightly: which convention its predictions fit, and what else may mislead.
 
@@ -122,18 +124,18 @@ def check(flow: Any, batch: Any, *, samples: int = 16, seed: int = 0) -> Check:
 
 def better(declared: Fit, others: Sequence[Fit]) -> list[Fit]:
     """The conventions that fit clearly better than the declared one, the best first."""
-    rows = []
-    for fit in others:
-        gain = (declared.samples - fit.samples).mean(0)
-        noise = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        if _clear(fit, declared) and float(gain.mean()) > 2 * float(noise):
-            rows.append(fit)
-    return rows
+    return [fit for fit in others if _clear(fit, declared) and _beyond_noise(fit, declared)]
 
 
 def _clear(fit: Fit, other: Fit) -> bool:
     """Whether the first fit is clearly smaller."""
     return fit.mean < MARGIN * other.mean and fit.mean < other.mean - GAP
+
+
+def _beyond_noise(fit: Fit, other: Fit) -> bool:
+    """Whether the samples agree that the first fit is smaller: by two standard errors."""
+    gain = (other.samples - fit.samples).mean(0)
+    return float(gain.mean()) > 2 * float(gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0)
 
 
 def verdict(fits: Sequence[Fit]) -> str:
@@ -158,3 +160,91 @@ def verdict(fits: Sequence[Fit]) -> str:
             "Give more samples, or a network that is trained longer."
         )
     return f"The declared convention fits best: {declared.mean:.3f}, the next {nearest.mean:.3f} ({nearest.name})."
+
+
+def remarks(flow: Flow, batch: Any, seed: int) -> dict[str, str]:
+    """What else may mislead, subject → remark. Run it where the model's state is preserved."""
+    mask = flow.samples(batch).mask
+
+    def velocity() -> Tensor:
+        return flow.velocity(batch, 0.5, seed)
+
+    v = velocity()
+    texts = {
+        **_blocks(flow, batch),
+        "repeats": _repeats(velocity),
+        "padding": _padding(flow.module, velocity, v, mask),
+        "mask": _polarity(mask),
+        "dtype": _types(flow, v),
+        "device": str(v.device),
+    }
+    return {subject: text for subject, text in texts.items() if text}
+
+
+def _blocks(flow: Flow, batch: Any) -> dict[str, str]:
+    """How many blocks there are, and what closing them all leaves open."""
+    try:
+        blocks = find_blocks(flow, batch)
+    except FogError as error:
+        return {"blocks": f"none: {error}"}
+    stacks = Counter(block.stack for block in blocks.main)
+    beside = len(blocks) - len(blocks.main)
+    text = ", ".join(f"{stack} {count}" for stack, count in stacks.items())
+    text = f"{len(blocks.main)} ({text})" + (f", and {beside} that x_t does not reach" if beside else "")
+    coverage = getattr(blocks, "coverage", None)
+    return {"blocks": text} if coverage is None else {"blocks": text, "open": str(coverage)}
+
+
+def _repeats(velocity: Callable[[], Tensor]) -> str:
+    """Whether the velocity depends on random numbers of the network's own."""
+    velocities = []
+    for seed in (0, 0, 1):
+        with rng(seed):
+            velocities.append(velocity())
+    if not torch.equal(velocities[0], velocities[1]):
+        return "two runs differ though every generator starts alike: the network keeps a state, or is not deterministic"
+    if not torch.equal(velocities[0], velocities[2]):
+        return "the network draws random numbers in eval mode (dropped conditions, say); a probe holds them fixed"
+    return "the same bits"
+
+
+def _padding(
+    network: nn.Module, velocity: Callable[[], Tensor], before: Tensor, mask: Bool[Tensor, "B ..."] | None
+) -> str:
+    """Whether what x_t holds in the padding changes the velocity of real frames."""
+    if mask is None or bool(mask.all()):
+        return ""
+    real = mask.expand_as(before)
+    changed: list[Any] = []
+
+    def disturb(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tree = {"args": args, "kwargs": kwargs}
+        like = [path for path, x in leaves(tree) if x.shape == before.shape and x.is_floating_point()]
+        changed.extend(like)
+        tree = replaced(tree, {path: torch.where(real, leaf(tree, path), 3.0) for path in like})
+        return tree["args"], tree["kwargs"]
+
+    with hooked(unwrapped(network), before=disturb):
+        after = velocity()
+    if not changed:
+        return "not tried: no argument of the network has the shape of the velocity"
+    moved = torch.where(real, after - before, 0).norm() / torch.where(real, before, 0).norm().clamp(min=1e-12)
+    if float(moved) < 1e-5:
+        return "does not reach the velocity of real frames"
+    return f"leaks: other numbers in the padding move the velocity of real frames by {float(moved):.1%}"
+
+
+def _polarity(mask: Bool[Tensor, "B ..."] | None) -> str:
+    """A mask whose samples begin with False and end with True."""
+    if mask is None:
+        return ""
+    flat = mask.reshape(len(mask), -1)
+    late = ~flat[:, 0] & flat[:, -1]
+    if bool(late.any()) and bool((late | flat.all(1)).all()):
+        return "looks inverted: samples begin with False and end with True. True is for real frames; or left padding"
+    return f"{float(flat.float().mean()):.0%} of the entries are real"
+
+
+def _types(flow: Flow, v: Tensor) -> str:
+    weights = sorted({str(p.dtype).removeprefix("torch.") for p in flow.module.parameters()})
+    return f"weights {', '.join(weights) or 'none'}; velocity {str(v.dtype).removeprefix('torch.')}"

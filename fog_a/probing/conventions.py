@@ -12,11 +12,13 @@ is no better than x_t itself. A network fits the convention that it was trained 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.errors import BadBatch, Unsupported
@@ -60,9 +62,8 @@ class Fit:
         return float(self.samples.mean())
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A convention to try, and what to type for it."""
+class Trial(NamedTuple):
+    """A convention to try; `name` and `changes` as in a `Fit`."""
 
     name: str
     changes: int
@@ -80,7 +81,6 @@ class Fits:
         self.flow, self.batch, self.shares, self.seed = flow, batch, shares, seed
         self.times = [time_of(flow.convention.path, share) for share in shares]
         self.mask = flow.samples(batch).mask
-        self.declared = Trial(described(flow.convention), 0, flow.convention)
 
     def all(self) -> list[Fit]:
         """The declared convention first, then its neighbours, the best first.
@@ -88,49 +88,45 @@ class Fits:
         Tried are, with every target: other times on the declared path; other paths with the declared time, their own
         and the time that fits best; and the inverted mask. The network runs once for each pair of path and time.
         """
-        first, *others = self._targets(self.declared)
-        for trial in _clocks(self.flow.convention):
-            others += self._targets(trial)
+        declared = self.flow.convention
+        first, *others = self._targets(Trial(described(declared), 0, declared))
+        others += [fit for trial in _clocks(declared) for fit in self._targets(trial)]
         best = min([first, *others], key=lambda fit: fit.mean)
-        for trial in _paths(self.flow.convention, best.name):
-            others += self._targets(trial)
-        others += self._inverted()
-        return [first, *sorted(others, key=lambda fit: fit.mean)]
+        others += [fit for trial in _paths(declared, best.name) for fit in self._targets(trial)]
+        return [first, *sorted([*others, *self._inverted()], key=lambda fit: fit.mean)]
 
     def constants(self) -> list[Fit]:
         """The fits of predicting zero, and of predicting the mean of the batch's targets."""
         convention = self.flow.convention
-        predictions = self._predictions(convention)
-        targets = [convention.predicted(p.x0, p.x1, p.t)[1] for p in predictions]
-        zeros = [p._replace(output=torch.zeros_like(x)) for p, x in zip(predictions, targets, strict=True)]
-        means = [p._replace(output=x.mean(0).expand_as(x)) for p, x in zip(predictions, targets, strict=True)]
-        pairs = (("predicting zero", zeros), ("predicting the batch mean", means))
-        return [self._fit(Trial(name, 0, convention), rows) for name, rows in pairs]
+        pairs = [(p, convention.predicted(p.x0, p.x1, p.t)[1]) for p in self._predictions(convention)]
+        zeros = [p._replace(output=torch.zeros_like(x)) for p, x in pairs]
+        means = [p._replace(output=x.mean(0).expand_as(x)) for p, x in pairs]
+        return [
+            Fit("predicting zero", 0, self._errors(convention, zeros)),
+            Fit("predicting the batch mean", 0, self._errors(convention, means)),
+        ]
 
     def _targets(self, trial: Trial) -> list[Fit]:
         """A trial's fit, then that with every other target; none where the network does not take such times."""
+        name, changes, convention = trial
         try:
-            predictions = self._predictions(trial.convention)
+            predictions = self._predictions(convention)
         except (RuntimeError, IndexError, TypeError, BadBatch):
-            if not trial.changes:
+            if not changes:
                 raise
             return []
-        rows = [self._fit(trial, predictions)]
-        for target in TARGETS:
-            if target != trial.convention.target:
-                prefix = f"{trial.name}, " if trial.changes else ""
-                other = Trial(f'{prefix}target="{target}"', trial.changes + 1, replace(trial.convention, target=target))
-                rows.append(self._fit(other, predictions))
-        return rows
+        prefix = f"{name}, " if changes else ""
+        others = [
+            Trial(f'{prefix}target="{target}"', changes + 1, replace(convention, target=target))
+            for target in TARGETS
+            if target != convention.target
+        ]
+        return [Fit(t.name, t.changes, self._errors(t.convention, predictions)) for t in (trial, *others)]
 
     def _predictions(self, convention: Convention) -> list[Prediction]:
         """What the network predicts at the times at which the path holds these shares of data."""
         times = [time_of(convention.path, share) for share in self.shares]
         return [self.flow.predict(self.batch, t, self.seed, convention) for t in times]
-
-    def _fit(self, trial: Trial, predictions: Sequence[Prediction]) -> Fit:
-        rows = [self._error(trial.convention, p, self.mask) for p in predictions]
-        return Fit(trial.name, trial.changes, torch.stack(rows))
 
     def _inverted(self) -> list[Fit]:
         """The declared convention on what the mask calls padding, with the mask inverted."""
@@ -139,17 +135,20 @@ class Fits:
             return []
         other = {**self.batch, key: ~self.batch[key].bool()}
         predictions = [self.flow.predict(other, t, self.seed) for t in self.times]
-        rows = [self._error(self.flow.convention, p, ~mask) for p in predictions]
-        return [Fit(f"batch[{key!r}] = ~batch[{key!r}]", 1, torch.stack(rows))]
+        return [Fit(f"batch[{key!r}] = ~batch[{key!r}]", 1, self._errors(self.flow.convention, predictions, ~mask))]
 
-    def _error(self, convention: Convention, p: Prediction, mask: Tensor | None) -> Tensor:
+    def _errors(
+        self, convention: Convention, predictions: Sequence[Prediction], mask: Tensor | None = None
+    ) -> Float[Tensor, "J B"]:
         """‖x̂_1 − x_1‖² of each sample over that of the best multiple of x_t, at most `WORST`."""
-        m = convention.path.mix(p.t.double().flatten()[:1])
-        variance, noise = _variance(p.x1, mask), self.flow.sigma**2
-        ratio = (m.alpha / m.sigma).square() / noise
-        linear = variance / (1 + variance * ratio)
-        estimate = convention.clean(p.output, p.x_t, p.t)
-        return (_mean_square(estimate - p.x1, mask) / linear.clamp(min=1e-12)).clamp(max=WORST).cpu()
+        mask, rows = self.mask if mask is None else mask, []
+        for p in predictions:
+            m = convention.path.mix(p.t.double().flatten()[:1])
+            variance, noise = _variance(p.x1, mask), self.flow.sigma**2
+            linear = variance / (1 + variance * (m.alpha / m.sigma).square() / noise)
+            error = _mean_square(convention.clean(p.output, p.x_t, p.t) - p.x1, mask)
+            rows.append((error / linear.clamp(min=1e-12)).clamp(max=WORST).cpu())
+        return torch.stack(rows)
 
 
 def described(convention: Convention) -> str:
@@ -178,18 +177,15 @@ def _clocks(declared: Convention) -> Iterator[Trial]:
     if not any(_same(declared.clock, clock) for clock in CLOCKS.values()):
         table["yours at 1 - t"] = lambda t: declared.clock(1 - t)
         table["1000 times yours"] = lambda t: 1000 * declared.clock(t)
+    whole = not declared.clock(torch.tensor([0.5], device="cpu")).is_floating_point()  # an embedding takes nothing else
     for name, clock in table.items():
         if not _same(declared.clock, clock):
-            try:
-                yield Trial(f"time={name}", 1, replace(declared, time=_like(declared.clock, clock)))
-            except Unsupported:  # a time from 0 to 1 in whole numbers
-                continue
+            with contextlib.suppress(Unsupported):  # a time from 0 to 1 in whole numbers
+                yield Trial(f"time={name}", 1, replace(declared, time=_rounded(clock) if whole else clock))
 
 
-def _like(declared: TimeFunction, clock: TimeFunction) -> TimeFunction:
-    """A clock that gives whole numbers where the declared one does: an embedding takes nothing else."""
-    whole = not declared(torch.tensor([0.5], device="cpu")).is_floating_point()
-    return (lambda t: clock(t).round().long()) if whole else clock
+def _rounded(clock: TimeFunction) -> TimeFunction:
+    return lambda t: clock(t).round().long()
 
 
 def _paths(declared: Convention, best: str) -> Iterator[Trial]:

@@ -36,19 +36,11 @@ FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is run.
-
-    Attributes:
-        flow: from `flow_of`.
-        describe: makes one vector of a sample's tokens: describe(h, mask).
-        around: around(flow, batch, seed) is open while a batch runs.
-    """
+    """How a model is run: around(flow, batch, seed) is open while a batch runs, describe(h, mask) makes a vector."""
 
     flow: Flow
     describe: Callable[[Tensor, Tensor | None], Tensor] = descriptor
-    around: Callable[[Any, Any, int], contextlib.AbstractContextManager[Any]] = lambda flow, batch, seed: (
-        contextlib.nullcontext()
-    )
+    around: Callable[[Any, Any, int], contextlib.AbstractContextManager[Any]] = lambda *_: contextlib.nullcontext()
 
     def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
         """z^{(0)}, or None where there is no interface."""

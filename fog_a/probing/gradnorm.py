@@ -66,9 +66,7 @@ def gradnorm(
     if wrt not in ("parameters", "activations"):
         raise Unsupported(f"wrt must be 'parameters' or 'activations', got {wrt!r}")
     rows: list[list[float]] = []
-    ids: list[str] = []
-    domains: list[str] = []
-    clips: list[str] = []
+    ids, domains, clips = (), (), ()
     for item in each(batch):
         blocks = blocks_of(flow, item, blocks)
         samples = flow.samples(item)
@@ -76,9 +74,7 @@ def gradnorm(
             sample = samples.rows([i])
             norms = [_norms(flow, sample, blocks, wrt, seed + draw) for draw in range(draws)]
             rows.append(np.mean(norms, axis=0).tolist())
-        ids += samples.ids
-        domains += samples.domains
-        clips += samples.groups
+        ids, domains, clips = ids + samples.ids, domains + samples.domains, clips + samples.groups
     assert isinstance(blocks, Blocks)  # each() raises where there is no batch
     info = {
         "seed": seed,
@@ -87,7 +83,7 @@ def gradnorm(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     values = np.array(rows, dtype=np.float32)[:, None]
-    return Scores(values, blocks.names, None, tuple(domains), tuple(ids), "gradnorm", info, tuple(clips))
+    return Scores(values, blocks.names, None, domains, ids, "gradnorm", info, clips)
 
 
 def _norms(flow: Flow, batch: Any, blocks: Blocks, wrt: str, seed: int) -> list[float]:
@@ -123,19 +119,18 @@ def _gradients(loss: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
     Raises Unsupported under re-entrant checkpointing, which hides the tensors inside it from torch.autograd.grad.
     """
     failure: RuntimeError | None = None
-    gradients: Sequence[Tensor | None] = [None]
     try:
         gradients = torch.autograd.grad(loss, at, allow_unused=True)
+        if all(g is not None for g in gradients) or not _reentrant(loss):
+            return gradients
     except RuntimeError as error:
+        if not _reentrant(loss):
+            raise
         failure = error
-    if any(g is None for g in gradients) and _reentrant(loss):
-        raise Unsupported(
-            "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the "
-            "probe, or use checkpoint(..., use_reentrant=False)"
-        ) from failure
-    if failure is not None:
-        raise failure
-    return gradients
+    raise Unsupported(
+        "re-entrant gradient checkpointing cannot give gradients at chosen tensors: switch it off for the probe, or "
+        "use checkpoint(..., use_reentrant=False)"
+    ) from failure
 
 
 def _reentrant(loss: Tensor) -> bool:

@@ -29,8 +29,7 @@ from fog_a.flows.bare import flow_of
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.controls import CONTROLS, Control, beside_scores
 from fog_a.probing.depth import Depth, FeaturesOfBatches, Reading, read_depth
-from fog_a.probing.halves import halves
-from fog_a.probing.lens import Head, Lens, lens
+from fog_a.probing.lens import Head, Lens, lenses
 from fog_a.scores.scores import Scores
 from fog_a.teachers.routing import Teachers
 
@@ -90,8 +89,8 @@ def lasp(
     if isinstance(head, BiTC):
         reading = replace(reading, describe=head.describe)
     where: dict[str, Any] = {"blocks": blocks, "times": times, "seed": seed}
-    depth, lenses = read_lenses(reading, batch, teacher, head=head, fit=fit, features=features, center=center, **where)
-    return storage(depth, lenses, beside, {"seed": seed, "options": {"times": times, "center": center}})
+    looks = read_lenses(reading, batch, teacher, head=head, fit=fit, features=features, center=center, **where)
+    return storage(*looks, beside, {"seed": seed, "options": {"times": times, "center": center}})
 
 
 def read_lenses(
@@ -112,36 +111,36 @@ def read_lenses(
         raise BadBatch("fit= needs its own features: give features= as a function of the batch")
     depth = read_depth(reading, batch, teacher, features=features, **where)
     other = None if fit is None else read_depth(reading, fit, teacher, features=features, **where)
-    return depth, [lens(h, head, center=center) for h in halves(depth, other, where["seed"], head is not None)]
+    return depth, lenses(depth, other, head, center=center, seed=where["seed"])
 
 
-def storage(depth: Depth, lenses: Sequence[Lens], beside: Sequence[Control], info: Mapping[str, Any]) -> Scores:
+def storage(depth: Depth, looks: Sequence[Lens], beside: Sequence[Control], info: Mapping[str, Any]) -> Scores:
     """The Scores of what lenses see, with the controls beside them."""
     values = torch.full(depth.z.shape[:3], torch.nan, dtype=torch.float32, device="cpu")
-    for each in lenses:
-        values[each.halves.scored.rows] = each.cosines()
-    rows = sorted(i for each in lenses for i in each.halves.scored.rows)
+    for lens in looks:
+        values[lens.scored.rows] = lens.cosines()
+    rows = sorted(i for lens in looks for i in lens.scored.rows)
     info = {
         **info,
         "signature": depth.signature,
         **({} if depth.network_time is None else {"network_time": depth.network_time}),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "head": {each.halves.key: each.info for each in lenses},
-        "warnings": _doubts(lenses),
-        **beside_scores(lenses, beside),
+        "head": {lens.key: lens.info for lens in looks},
+        "warnings": _doubts(looks),
+        **beside_scores(looks, beside),
     }
     domains, ids, groups = (tuple(x[i] for i in rows) for x in (depth.domains, depth.ids, depth.groups))
     return Scores(values[rows].numpy(), depth.layers, depth.times, domains, ids, "storage", info, groups)
 
 
-def _doubts(lenses: Sequence[Lens]) -> list[str]:
+def _doubts(looks: Sequence[Lens]) -> list[str]:
     """What the reader should know of a fitted head that tells nothing."""
     doubts = []
-    for each in lenses:
-        explained = each.info.get("explained", 1.0)
+    for lens in looks:
+        explained = lens.info.get("explained", 1.0)
         if explained < 0.01:
             doubts.append(
-                f"the head of {each.halves.key!r}, fitted on {each.info['samples']} samples, tells nothing of samples "
+                f"the head of {lens.key!r}, fitted on {lens.info['samples']} samples, tells nothing of samples "
                 f"that it has not seen (explained {explained:.2f}). Give more samples"
             )
             warnings.warn(doubts[-1], stacklevel=4)

@@ -45,6 +45,17 @@ class Ridge:
         return z.to(self.weight) @ self.weight
 
 
+def fit_copies(
+    z: Float[Tensor, "n c D"], y: Float[Tensor, "n E"], clip: Int[Tensor, "n"], *, center: bool = False
+) -> Ridge:
+    """Fits the head on c descriptors of each sample, such as its layers and times; `center`: about their means."""
+    copies = z.shape[1]
+    rows, targets = z.flatten(0, 1), y.repeat_interleave(copies, 0)
+    if center:
+        rows, targets = rows - rows.mean(0), targets - targets.mean(0)
+    return fit_ridge(rows, targets, clip.repeat_interleave(copies))
+
+
 def fit_ridge(
     z: Float[Tensor, "n D"], y: Float[Tensor, "_ E"], groups: Int[Tensor, "_"], grid: Sequence[float] = GRID
 ) -> Ridge:

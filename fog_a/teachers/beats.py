@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from fog_a.errors import MissingDependency, NoWeights
 from fog_a.flows.samples import Samples
+from fog_a.teachers.teacher import FrameTeacher
 from fog_a.teachers.waveforms import by_length, waveforms
 from fog_a.teachers.weights import fingerprint, frozen
 
 
-class BEATsTeacher:
+class BEATsTeacher(FrameTeacher):
     """BEATs (as speechbrain carries it): what sounds.
 
     Args:
         checkpoint: path of a BEATs checkpoint (`BEATs_iter3_plus_AS2M.pt`, from
             github.com/microsoft/unilm/tree/master/beats), read with `weights_only=True`;
             or a speechbrain `BEATs` object.
-        domain: the domain it is meant for, or None.
 
     It gives the mean over the patches of real audio.
 
@@ -38,7 +38,7 @@ class BEATsTeacher:
     pool = "real"
     shortest = 400 + 15 * 160  # one patch is 16 fbank frames of 25 ms every 10 ms
 
-    def __init__(self, checkpoint: Any, *, domain: str | None = None) -> None:
+    def __init__(self, checkpoint: Any) -> None:
         if isinstance(checkpoint, (str, Path)):
             self.net: nn.Module = _beats(Path(checkpoint))
             self.name = f"beats:{Path(checkpoint).name}"
@@ -48,16 +48,11 @@ class BEATsTeacher:
         if config.finetuned_model:
             self.name += ":finetuned"
         self.dim: int = config.encoder_embed_dim
-        self.domain = domain
         self.fingerprint = fingerprint(self.net)
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The frames of each sample before pooling, one per 160 ms: the mean of its 8 patches in frequency."""
         return self.encode(waveforms(samples, self.rate, self.name))
-
-    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
-        """The mean of the patch tokens, float32, no grad."""
-        return torch.stack([h.mean(0) for h in self.frames(samples)])
 
     def encode(self, waves: Sequence[Float[Tensor, "_"]]) -> list[Float[Tensor, "_ D"]]:
         """The frames of each waveform, every sample of which counts as real."""

@@ -1,17 +1,7 @@
-"""Features computed once and kept on disk: keyed by sample id, teacher and pooling.
-
-    folder/<teacher>-<pooling>[-<fingerprint of its weights>]/<writer>-<number>.safetensors
-
-Each call writes what it had to compute as one new file: under a temporary name, synced, then renamed. So a file is
-whole or absent, a killed run loses at most the batch it was in, and many processes may write to one folder at once. A
-vector is 1280 or 768 floats: 5 KB a clip. Files are mapped, not read: memory holds what is in use.
-"""
+"""Features computed once and kept on disk: keyed by sample id, teacher and pooling."""
 
 from __future__ import annotations
 
-import json
-import re
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -19,20 +9,20 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fog_a.errors import BadFeatures, Unsupported
-from fog_a.files import write
 from fog_a.flows.samples import Samples
 from fog_a.teachers.routing import checked, take
 from fog_a.teachers.self_teacher import SelfTeacher
+from fog_a.teachers.store import Store, key, word
 from fog_a.teachers.teacher import Teacher
 
 
 class CachedTeacher:
     """A teacher that asks another teacher only about samples that it has not seen before.
+
+    The folder holds `<teacher>-<pooling>[-<fingerprint of its weights>]/`, 5 KB a clip. A kill loses at most one batch.
 
     Args:
         teacher: computes the features; None: read only (what `fill` or another run has computed; no audio needed).
@@ -58,36 +48,27 @@ class CachedTeacher:
             raise Unsupported("a SelfTeacher's features change with each training step: pass it without CachedTeacher")
         self.teacher, self.check = teacher, check
         self.folder = Path(folder) / key(teacher) if teacher is not None else _only(Path(folder), name)
-        if teacher is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._writer, self._written = uuid.uuid4().hex[:12], 0
-        self._places: dict[str, tuple[Path, int]] = {}
-        self._audio: dict[str, str] = {}
-        self._files: dict[Path, Tensor | None] = {}  # None: known, not opened yet
-        self.dim = 0 if teacher is None else teacher.dim
-        self.domain = None if teacher is None else teacher.domain
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.name = self.folder.name if teacher is None else teacher.name
-        self.pool = getattr(teacher, "pool", "mean")
-        self.refresh()
+        self.pool: str = getattr(teacher, "pool", "mean")
+        self.store = Store(self.folder, self.name, self.pool, 0 if teacher is None else teacher.dim)
+        self.dim = self.store.dim
 
     def __len__(self) -> int:
         """How many samples have features here."""
-        return len(self._places)
+        return len(self.store)
 
     def __contains__(self, sample_id: str) -> bool:
-        return sample_id in self._places
+        return sample_id in self.store
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """The features, float32, on the device of the batch's audio (CPU where it has none)."""
-        missing = self._missing(samples)
-        if missing:
-            self.refresh()  # another process may have written them
-            missing = self._missing(samples)
+        missing = self.store.missing(samples.ids)
         if missing:
             self._compute(take(samples, missing))
         if self.check and samples.audio is not None:
             self._compare(samples)
-        rows = torch.stack([self._row(i) for i in samples.ids])
+        rows = torch.cat([self.store[i] for i in samples.ids])
         return rows if samples.audio is None else rows.to(samples.audio.device, non_blocking=True)
 
     def fill(self, batches: Iterable[Samples]) -> int:
@@ -96,45 +77,9 @@ class CachedTeacher:
             self(samples)
         return len(self)
 
-    def refresh(self) -> None:
-        """Takes in files that other processes have written since. Raises BadFeatures at a corrupt one."""
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path in self._files:
-                continue
-            try:
-                with safe_open(path, "pt") as file:
-                    notes = file.metadata()
-                    count, dim = file.get_slice("features").get_shape()
-                expected = notes.pop("checksum")
-                if checksum(*(f"{name}={notes[name]}" for name in sorted(notes))) != expected:
-                    raise ValueError("the checksum of its ids does not match")
-                ids, audio = json.loads(notes["ids"]), json.loads(notes["audio"])
-                if not len(ids) == len(audio) == count:
-                    raise ValueError(f"{len(ids)} ids for {count} rows")
-            except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
-                raise _corrupt(path, e) from e
-            if self.dim and dim != self.dim:
-                raise _corrupt(path, f"width {dim}, but {self.name} has {self.dim}")
-            self.dim = dim
-            self._files[path] = None
-            self._places.update({i: (path, row) for row, i in enumerate(ids)})
-            self._audio.update(zip(ids, audio, strict=True))
-
     def compact(self) -> Path | None:
         """Merges all files into one (for hundreds of thousands of clips). Only while nobody else writes here."""
-        self.refresh()
-        old = list(self._files)
-        if len(old) < 2:
-            return old[0] if old else None
-        ids = list(self._places)
-        new = self._write(ids, torch.stack([self._row(i) for i in ids]), [self._audio[i] for i in ids])
-        for path in old:  # after the new file is there: a kill in between leaves doubles, never a gap
-            path.unlink(missing_ok=True)
-            del self._files[path]
-        return new
-
-    def _missing(self, samples: Samples) -> list[int]:
-        return list({i: row for row, i in enumerate(samples.ids) if i not in self._places}.values())
+        return self.store.compact()
 
     def _compute(self, samples: Samples) -> None:
         if self.teacher is None:
@@ -144,43 +89,11 @@ class CachedTeacher:
                 f"CachedTeacher(teacher, {str(self.folder.parent)!r}).fill(batches of Samples)"
             )
         features = checked(self.teacher(samples), len(samples), self.teacher.dim, f"teacher {self.name!r}")
-        self._write(list(samples.ids), features.cpu(), prints(samples))
-
-    def _write(self, ids: list[str], features: Float[Tensor, "n D"], audio: list[str]) -> Path:
-        path = self.folder / f"{self._writer}-{self._written:06d}.safetensors"
-        self._written += 1
-        features = features.float().contiguous()
-        notes = {
-            "ids": json.dumps(ids),
-            "audio": json.dumps(audio),
-            "features": checksum(features),
-            "teacher": self.name,
-            "pool": self.pool,
-        }
-        notes["checksum"] = checksum(*(f"{name}={notes[name]}" for name in sorted(notes)))
-        write(path, save({"features": features}, notes))
-        self._files[path] = features
-        self._places.update({i: (path, row) for row, i in enumerate(ids)})
-        self._audio.update(zip(ids, audio, strict=True))
-        return path
-
-    def _row(self, sample_id: str) -> Float[Tensor, "D"]:
-        path, row = self._places[sample_id]
-        features = self._files[path]
-        if features is None:
-            try:
-                with safe_open(path, "pt") as file:
-                    features, expected = file.get_tensor("features"), file.metadata()["features"]
-            except (SafetensorError, OSError, KeyError) as e:
-                raise _corrupt(path, e) from e
-            if checksum(features) != expected:
-                raise _corrupt(path, "its checksum does not match")
-            self._files[path] = features
-        return features[row]
+        self.store.put(samples.ids, features.split(1), prints(samples))
 
     def _compare(self, samples: Samples) -> None:
-        now = prints(samples)
-        changed = [i for i, p in zip(samples.ids, now, strict=True) if self._audio[i] and p != self._audio[i]]
+        notes, now = self.store.notes, prints(samples)
+        changed = [i for i, p in zip(samples.ids, now, strict=True) if notes[i] and p != notes[i]]
         if changed:
             self.check = False  # said once
             warnings.warn(
@@ -191,60 +104,29 @@ class CachedTeacher:
             )
 
 
-def key(teacher: Teacher) -> str:
-    """The folder of a teacher's features: its name, pooling and, where it has weights, their fingerprint."""
-    parts = [teacher.name, str(getattr(teacher, "pool", "mean")), str(getattr(teacher, "fingerprint", ""))]
-    return "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts if part)
-
-
-def checksum(*contents: str | Tensor) -> str:
-    """Of texts, and of tensors with their dtype and shape: one changed bit changes it."""
-    code = 0
-    for content in contents:
-        if isinstance(content, Tensor):
-            code = zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), code)
-            code = zlib.crc32(content.contiguous().numpy().tobytes(), code)
-        else:
-            code = zlib.crc32(content.encode(), code)
-    return f"{code:08x}"
-
-
 def prints(samples: Samples) -> list[str]:
     """A short print of each sample's audio, the same with more padding: length and 64 values, to three digits.
 
     Rounded: another device or library version may differ in the last bits.
     """
-    if samples.audio is None:
+    audio, lengths = samples.audio, samples.lengths
+    if audio is None:
         return [""] * len(samples)
-    lengths = (
-        samples.lengths
-        if samples.lengths is not None
-        else torch.full((len(samples),), samples.audio.shape[1], device="cpu")
-    )
-    n = lengths.to(samples.audio.device)[:, None]
-    at = (torch.arange(64, device=n.device) * n) // 64
-    values = samples.audio.detach().float().gather(1, at).mul(1000).round().to(torch.int32).cpu()
-    return [f"{int(k)}:{zlib.crc32(row.numpy().tobytes()):08x}" for k, row in zip(n[:, 0], values, strict=True)]
+    n = torch.tensor([audio.shape[1]] * len(samples) if lengths is None else lengths.tolist(), device=audio.device)
+    at = (torch.arange(64, device=audio.device) * n[:, None]) // 64
+    values = audio.detach().float().gather(1, at).mul(1000).round().to(torch.int32).cpu()
+    return [f"{k}:{zlib.crc32(row.numpy().tobytes()):08x}" for k, row in zip(n.tolist(), values, strict=True)]
 
 
 def _only(folder: Path, name: str | None) -> Path:
+    """The one folder of features in a folder. Raises BadFeatures where there is another number."""
     folders = sorted(p.name for p in folder.glob("*") if p.is_dir()) if folder.is_dir() else []
-    chosen = [p for p in folders if name is None or p == name or p.startswith(re.sub(r"[^\w.+]+", "-", name) + "-")]
+    chosen = [p for p in folders if name is None or p == name or p.startswith(word(name) + "-")]
     if len(chosen) != 1:
-        names = ", ".join(map(repr, folders)) or "nothing"
+        advice = "Type name=... with one of them" if folders else ""
         raise BadFeatures(
-            f"CachedTeacher(None, {str(folder)!r}) needs one teacher's features there, got {names}. "
-            + (
-                "Type name=... with one of them"
-                if folders
-                else "Compute them: CachedTeacher(teacher, folder).fill(batches)"
-            )
+            f"CachedTeacher(None, {str(folder)!r}) needs one teacher's features there, got "
+            f"{', '.join(map(repr, folders)) or 'nothing'}. "
+            f"{advice or 'Compute them: CachedTeacher(teacher, folder).fill(batches)'}"
         )
     return folder / chosen[0]
-
-
-def _corrupt(path: Path, reason: object) -> BadFeatures:
-    return BadFeatures(
-        f"the feature file {path} is corrupt ({reason}). Delete this one file (rm '{path}'): its features are computed "
-        "again when they are next asked for; all other files are as they were"
-    )

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from fog_a.errors import Unsupported
 from fog_a.flows.samples import Samples
+from fog_a.teachers.modules import named
+from fog_a.teachers.teacher import FrameTeacher
 from fog_a.teachers.waveforms import by_length, waveforms
 from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
 
 
-class HFAudioTeacher:
+class HFAudioTeacher(FrameTeacher):
     """Any transformers audio encoder with a `last_hidden_state`: HuBERT, WavLM, wav2vec 2.0, AST, …
 
     Args:
@@ -27,7 +29,6 @@ class HFAudioTeacher:
         pool: `"mean"`: over the real frames (masks for padded audio; AST: the patches of real audio without its two
             special tokens); or a function (hidden (b, T, D), real audio samples (b,)) → (b, D) for encoders whose
             tokens mean something else.
-        domain: the domain it is meant for, or None.
 
     Raises:
         MissingDependency: transformers is absent.
@@ -42,7 +43,6 @@ class HFAudioTeacher:
         extractor: Any = None,
         layer: int | None = None,
         pool: Literal["mean"] | Callable[[Tensor, Tensor], Tensor] = "mean",
-        domain: str | None = None,
     ) -> None:
         transformers = transformers_for("HFAudioTeacher")
         source = model if isinstance(model, (str, Path)) else None
@@ -62,10 +62,9 @@ class HFAudioTeacher:
                 f"{type(extractor).__name__} pads every clip to {seconds} s, which a mean would count: type "
                 "WhisperTeacher(model) for Whisper, else pool=lambda hidden, n: ... -> (b, D)"
             )
-        self.extract, self.layer, self.domain = extractor, layer, domain
+        self.extract, self.layer = extractor, layer
         self.reduce = pool if callable(pool) else None
-        self.pool = getattr(pool, "__qualname__", "function") if callable(pool) else pool
-        self.pool += "" if layer is None else f"-layer{layer}"
+        self.pool = named(pool) + ("" if layer is None else f"-layer{layer}")
         self.rate: int = extractor.sampling_rate
         self.name = f"hf:{short(source) if source else type(model).__name__}"
         self.dim: int = self.net.config.hidden_size
@@ -86,7 +85,7 @@ class HFAudioTeacher:
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """The pooled hidden state, float32, no grad."""
         if self.reduce is None:
-            return torch.stack([h.mean(0) for h in self.frames(samples)])
+            return super().__call__(samples)
         pooled: dict[int, Tensor] = {}
         for rows, h, lengths, _ in self._hidden(samples):
             pooled |= dict(zip(rows, self.reduce(h, lengths).float(), strict=True))
@@ -106,12 +105,8 @@ class HFAudioTeacher:
                 inputs = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
                 out = net(**inputs, output_hidden_states=self.layer is not None)
             h = out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
-            yield (
-                rows,
-                h.float(),
-                torch.tensor([len(waves[i]) for i in rows], device=device),
-                inputs.get("attention_mask"),
-            )
+            lengths = torch.tensor([len(waves[i]) for i in rows], device=device)
+            yield rows, h.float(), lengths, inputs.get("attention_mask")
 
     def _real(self, h: Tensor, lengths: Tensor, mask: Tensor | None) -> tuple[Tensor, Bool[Tensor, "b T"]]:
         """The tokens as frames (b, T, D), and which of them come from real audio."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fog_a.blocks.calls import hooked, named_modules
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadFeatures, BadOutput, UnknownBlock, Unsupported
+from fog_a.flows.frames import as_tokens
 from fog_a.flows.samples import Samples
 from fog_a.teachers.weights import fingerprint, frozen
 
@@ -36,7 +37,6 @@ class ModuleTeacher:
         dim: width of the features. None: read from the layer's own attributes, such as `out_features`.
         channels: the axis of D in an output of three axes: `"last"` (B, T, D) or `"first"` (B, D, T). An output of
             four axes is (B, D, H, W).
-        domain: the domain it is meant for, or None.
 
     Raises:
         UnknownBlock: no inner module is named `layer`.
@@ -58,27 +58,22 @@ class ModuleTeacher:
         *,
         dim: int | None = None,
         channels: Literal["last", "first"] = "last",
-        domain: str | None = None,
     ) -> None:
         if not callable(pool) and pool not in ("mean", "first"):
             raise Unsupported(f'pool is "mean", "first" or a function output -> (B, D), got {pool!r}')
         if channels not in ("last", "first"):
             raise Unsupported(f'channels is "last" or "first", got {channels!r}')
-        modules = named_modules(module)
-        if layer is not None and layer not in modules:
-            near = [name for name in modules if name.split(".")[-1] == layer.split(".")[-1]][:3] or list(modules)[1:4]
+        self.layer, modules = layer or "", named_modules(module)
+        if self.layer not in modules:
+            near = [name for name in modules if name.split(".")[-1] == self.layer.split(".")[-1]] or [*modules][1:]
             raise UnknownBlock(
-                f"layer={layer!r} is no module of {type(module).__name__}; it has {', '.join(near) or 'none inside'}. "
-                "named_modules() lists them"
+                f"layer={layer!r} is no module of {type(module).__name__}; it has "
+                f"{', '.join(near[:3]) or 'none inside'}. named_modules() lists them"
             )
-        self.module, self.input, self.layer, self.reduce, self.channels = module, input, layer, pool, channels
-        self.domain = domain
-        self.dim = dim or _width(modules["" if layer is None else layer])
-        where = input if isinstance(input, str) else getattr(input, "__qualname__", "function")
-        self.name = f"module:{type(module).__name__}:{where}"
-        self.pool = (pool if isinstance(pool, str) else getattr(pool, "__qualname__", "function")) + (
-            "" if layer is None else f"-{layer}"
-        )
+        self.module, self.input, self.reduce, self.channels = module, input, pool, channels
+        self.dim = dim or _width(modules[self.layer])
+        self.name = f"module:{type(module).__name__}:{named(input)}"
+        self.pool = named(pool) + (f"-{layer}" if layer else "")
         self.fingerprint = fingerprint(module)
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
@@ -99,10 +94,9 @@ class ModuleTeacher:
         tensor = next((x for _, x in leaves(value)), None)
         device = torch.device("cpu") if tensor is None else tensor.device
         outputs: list[Any] = []
-        with frozen(self.module, device) as net:
-            layer = named_modules(net)["" if self.layer is None else self.layer]
-            with hooked(layer, after=lambda args, kwargs, out: outputs.append(out)):
-                net(**value) if isinstance(value, Mapping) else net(value)
+        hook = hooked(named_modules(self.module)[self.layer], after=lambda args, kwargs, out: outputs.append(out))
+        with frozen(self.module, device) as net, hook:
+            net(**value) if isinstance(value, Mapping) else net(value)
         features = next((x for _, x in leaves(outputs[-1:]) if x.is_floating_point()), None)
         if features is None:
             raise BadOutput(
@@ -117,7 +111,7 @@ class ModuleTeacher:
         if isinstance(batch, Tensor):
             return batch
         if not isinstance(batch, Mapping) or self.input not in batch:
-            keys = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            keys = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
             raise BadBatch(
                 f"teacher {self.name!r} reads the batch's {self.input!r}, which it lacks (it has {keys}). Type "
                 "input= with a key of the batch, or input=lambda batch: ..."
@@ -125,11 +119,7 @@ class ModuleTeacher:
         return batch[self.input]
 
     def _tokens(self, out: Tensor) -> Shaped[Tensor, "B T D"]:
-        if out.ndim == 2:
-            return out[:, None]
-        if out.ndim == 3:
-            return out.transpose(1, 2) if self.channels == "first" else out
-        return out.flatten(2).transpose(1, 2)
+        return as_tokens(out, first=self.channels == "first")
 
     def _fitting(self, features: Tensor, samples: Samples) -> Tensor:
         if len(features) != len(samples) or features.shape[-1] != self.dim:
@@ -148,7 +138,6 @@ class LatentTeacher(ModuleTeacher):
         input: key of the batch that holds it, or a function of the batch.
         pool: `"mean"` over the real frames, or a function (B, …) → (B, D).
         channels: the axis of D in data of three axes; data of four is (B, D, H, W).
-        domain: the domain it is meant for, or None.
 
     >>> teacher = LatentTeacher(4)
     >>> latents = {"x1": torch.ones(2, 7, 4)}
@@ -163,10 +152,9 @@ class LatentTeacher(ModuleTeacher):
         pool: Pool = "mean",
         *,
         channels: Literal["last", "first"] = "last",
-        domain: str | None = None,
     ) -> None:
-        super().__init__(nn.Identity(), input, None, pool, dim=dim, channels=channels, domain=domain)
-        self.name = f"latent:{input if isinstance(input, str) else getattr(input, '__qualname__', 'function')}"
+        super().__init__(nn.Identity(), input, None, pool, dim=dim, channels=channels)
+        self.name = f"latent:{named(input)}"
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """The data pooled over its real frames."""
@@ -184,13 +172,18 @@ class LatentTeacher(ModuleTeacher):
         return [x[keep] for x, keep in zip(tokens, real, strict=True)]
 
 
+def named(value: Any) -> str:
+    """A string as it is, a function by its name: a part of the key under which features are kept."""
+    return value if isinstance(value, str) else getattr(value, "__qualname__", "function")
+
+
 def _width(module: nn.Module) -> int:
     """The width of a module's output, by its last part that has a width. Raises Unsupported."""
     for part in reversed(list(module.modules())):
         for attribute in WIDTHS:
             value = getattr(part, attribute, None)
             value = value[-1] if isinstance(value, tuple) and value else value
-            if isinstance(value, int) and not isinstance(value, bool):
+            if type(value) is int:
                 return value
     raise Unsupported(
         f"the width of what {type(module).__name__} gives is not told by its parts: type ModuleTeacher(..., dim=...)"

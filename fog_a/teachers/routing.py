@@ -3,7 +3,7 @@
 >>> import torch
 >>> from fog_a.flows.samples import Samples
 >>> class Ones:
-...     name, dim, domain = "ones", 3, None
+...     name, dim = "ones", 3
 ...     def __call__(self, samples):
 ...         return torch.ones(len(samples), 3)
 >>> samples = Samples(ids=("a", "b", "c"), domains=("speech", "sound", "speech"), rows=lambda rows: rows)
@@ -14,19 +14,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.errors import BadBatch, BadFeatures, Unsupported
+from fog_a.errors import BadBatch, BadFeatures, FogError, Unsupported, near
 from fog_a.flows.samples import Samples
 from fog_a.teachers.teacher import Teacher
-
-T = TypeVar("T")
 
 Teachers = Teacher | Mapping[str, Teacher | None]
 """One teacher for every domain, or one per domain; None leaves a domain out."""
@@ -35,14 +33,8 @@ Features = Tensor | Mapping[str, Tensor | None]
 """Features that are already at hand: (B, D) for the batch; or per domain (B, D), or (n, D) for its n samples alone."""
 
 
-@dataclass(frozen=True)
-class Routed:
-    """The samples of one domain in a batch, and what their teacher says of them.
-
-    Attributes:
-        rows: their indices in the batch, ascending.
-        features: float32, one row each, no grad.
-    """
+class Routed(NamedTuple):
+    """The rows of one domain in a batch, and what their teacher says of them: float32, no grad."""
 
     rows: list[int]
     features: Float[Tensor, "n D"]
@@ -89,21 +81,45 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
         BadBatch: a sample's domain has no teacher.
         BadFeatures: features of the wrong count or width, or with NaN or inf.
     """
+    if teachers is None and features is None:
+        raise BadBatch("neither a teacher nor features= was passed: pass a teacher or features=")
+    table, what = (teachers, "teachers") if features is None else (features, "features")
+    sources = table if isinstance(table, Mapping) else dict.fromkeys(samples.domains, table)
     routed = {}
-    for domain, rows in by_domain(samples).items():
+    for domain, rows in rows_by_teacher(sources, samples, what).items():
         if features is not None:
-            vectors = features if isinstance(features, Tensor) else _entry(features, domain, "features")
-            if vectors is not None:
-                index = rows if len(vectors) == len(samples) else range(len(vectors))
-                routed[domain] = Routed(rows, checked(vectors[list(index)], len(rows), None, f"features of {domain!r}"))
-            continue
-        if teachers is None:
-            raise BadBatch("neither a teacher nor features= was passed: pass a teacher or features=")
-        teacher = cast(Teacher | None, teachers if callable(teachers) else _entry(teachers, domain, "teachers"))
-        if teacher is not None:
+            vectors = cast(Tensor, sources[domain])
+            vectors = vectors[rows] if len(vectors) == len(samples) else vectors
+            routed[domain] = Routed(rows, checked(vectors, len(rows), None, f"features of {domain!r}"))
+        else:
+            teacher = cast(Teacher, sources[domain])
             answer = teacher(samples if len(rows) == len(samples) else take(samples, rows))
             routed[domain] = Routed(rows, checked(answer, len(rows), teacher.dim, f"teacher {teacher.name!r}"))
     return routed
+
+
+def rows_by_teacher(teachers: Mapping[str, Any], samples: Samples, what: str = "teachers") -> dict[str, list[int]]:
+    """The rows of each domain that has a teacher. Raises BadBatch for a domain that nobody spoke of."""
+    groups = by_domain(samples)
+    check_domains(groups, teachers, "the batch has samples", what=what)
+    return {domain: rows for domain, rows in groups.items() if teachers[domain] is not None}
+
+
+def check_domains(
+    domains: Iterable[str],
+    table: Mapping[str, Any],
+    subject: str,
+    error: type[FogError] = BadBatch,
+    what: str = "teachers",
+) -> None:
+    """Raises the error, with the names that are near, where a domain is not in a table of teachers or features."""
+    for domain in domains:
+        if domain not in table:
+            raise error(
+                f"{subject} of domain {domain!r}, but {what} are there for {', '.join(map(repr, table)) or 'none'}"
+                f"{near(domain, table)}. Type {what}={{..., {domain!r}: ...}}, or {domain!r}: None to leave that "
+                "domain out"
+            )
 
 
 def check_teachers(teachers: Mapping[str, Any]) -> None:
@@ -113,8 +129,8 @@ def check_teachers(teachers: Mapping[str, Any]) -> None:
     for domain, teacher in teachers.items():
         if teacher is not None and not isinstance(teacher, int) and not (callable(teacher) and hasattr(teacher, "dim")):
             raise Unsupported(
-                f"the teacher of {domain!r} must be an object that is called with samples and has name, dim and "
-                f"domain, got {teacher!r}. Type e.g. WhisperTeacher('openai/whisper-small') from fog_a.teachers; the "
+                f"the teacher of {domain!r} must be an object that is called with samples and has name and "
+                f"dim, got {teacher!r}. Type e.g. WhisperTeacher('openai/whisper-small') from fog_a.teachers; the "
                 "width alone (an int) for features that each call passes; or None to leave the domain out"
             )
 
@@ -140,11 +156,14 @@ def checked(features: Tensor, count: int, dim: int | None, source: str) -> Float
     return features
 
 
-def _entry(table: Mapping[str, T], domain: str, what: str) -> T:
-    if domain not in table:
-        raise BadBatch(
-            f"the batch has samples of domain {domain!r}, but {what} are there for "
-            f"{', '.join(map(repr, table)) or 'none'}. Type {what}={{..., {domain!r}: ...}}, or "
-            f"{domain!r}: None to leave that domain out"
-        )
-    return table[domain]
+def checked_frames(features: Sequence[Any], names: Sequence[str], width: int, source: str) -> list[Tensor]:
+    """One finite (T, E) for each of these samples, in float32. Raises BadFeatures naming source and sample."""
+    if len(features) != len(names):
+        raise BadFeatures(f"{source}: expected frames for {len(names)} samples, got {len(features)}")
+    frames = [torch.as_tensor(x).detach().float() for x in features]
+    for name, x in zip(names, frames, strict=True):
+        if x.ndim != 2 or not len(x) or (width and x.shape[1] != width):
+            raise BadFeatures(f"{source}: {name} has {tuple(x.shape)}, expected (T, {width or 'E'})")
+        if not torch.isfinite(x).all():
+            raise BadFeatures(f"{source} have NaN or inf in {name}: look at it (silent, or empty?)")
+    return frames

@@ -32,7 +32,6 @@ class SelfTeacher:
         ema: the average of the model's weights that the training keeps: a deep copy of the model or of its network, or
             torch's AveragedModel. None: the model itself.
         cleaner: how much is added to the flow times of the batch for `ema`, in [0, 1]; sums above .999 are .999.
-        domain: the domain it is meant for, or None.
 
     Raises:
         Unsupported: `cleaner` without `ema`, or either of another kind.
@@ -46,7 +45,6 @@ class SelfTeacher:
         *,
         ema: nn.Module | None = None,
         cleaner: float = 0.0,
-        domain: str | None = None,
     ) -> None:
         if ema is not None and not isinstance(ema, nn.Module):
             raise Unsupported(
@@ -60,7 +58,6 @@ class SelfTeacher:
                 f"SelfTeacher(cleaner={cleaner!r}) needs the copy of the model that sees the cleaner samples: type ema="
             )
         self.block, self.ema, self.cleaner = block, ema, float(cleaner)
-        self.domain = domain
         self.name = f"self:{'two-thirds' if block is None else block}"
         self.dim = 0  # until features() has seen the block
 
@@ -91,13 +88,7 @@ class SelfTeacher:
     def tokens(
         self, twin: Flow, block: ResidualBlock, samples: Samples, t: Float[Tensor, "B"], seed: int
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """The block's tokens in the averaged copy, and which of them are real.
-
-        Args:
-            twin: the flow around `ema`.
-            t: the flow times of these samples in the training's forward.
-            seed: of the noise.
-        """
+        """The block's tokens in `twin`, the flow around `ema`; t: the flow times in the training's forward."""
         times = (t + self.cleaner).clamp(max=LATEST)
         with preserved(*twin.modules), tap(Blocks([block], unwrapped(twin.module))) as h:
             twin.velocity(samples.rows(range(len(samples))), times, seed)

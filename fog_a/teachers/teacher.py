@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,8 +18,27 @@ class Teacher(Protocol):
 
     name: str
     dim: int
-    domain: str | None
 
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
         """Features pooled over the real frames; no grad."""
         ...
+
+
+class FrameTeacher(abc.ABC):
+    """A teacher that reads a sample frame by frame; its feature is the mean of the frames.
+
+    Attributes:
+        pool: how it pools, one word of the key under which features are kept.
+    """
+
+    name: str
+    dim: int
+    pool: str = "mean"
+
+    @abc.abstractmethod
+    def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
+        """The real frames of each sample before pooling: targets for heads that keep their tokens."""
+
+    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
+        """The mean of each sample's frames, float32, no grad."""
+        return torch.stack([h.mean(0) for h in self.frames(samples)])

@@ -26,11 +26,10 @@ class SpectralTeacher:
 
     pool = "mean-std"
 
-    def __init__(self, bands: int = 64, *, domain: str | None = None) -> None:
+    def __init__(self, bands: int = 64) -> None:
         self.bands = bands
         self.name = f"log-mel-statistics-{bands}"
         self.dim = 2 * bands
-        self.domain = domain
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:

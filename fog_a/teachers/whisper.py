@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from fog_a.errors import Unsupported
 from fog_a.flows.samples import Samples
+from fog_a.teachers.teacher import FrameTeacher
 from fog_a.teachers.waveforms import waveforms
 from fog_a.teachers.weights import fingerprint, frozen, loaded, short, transformers_for
 
 
-class WhisperTeacher:
+class WhisperTeacher(FrameTeacher):
     """The encoder of a Whisper model (transformers), any size: what is said.
 
     Args:
         model: a hub name, a folder with `config.json`, `preprocessor_config.json` and `model.safetensors`, or a Whisper
             model or encoder object (which is put in eval mode and frozen).
-        domain: the domain it is meant for, or None.
 
     It gives the mean over the ceil(N / 320) frames of real audio (10 s: 500 of 1500). Clips beyond the encoder's 30 s
     are read window by window.
@@ -38,7 +38,7 @@ class WhisperTeacher:
     rate = 16_000
     pool = "real"
 
-    def __init__(self, model: Any = "openai/whisper-large-v3", *, domain: str | None = None) -> None:
+    def __init__(self, model: Any = "openai/whisper-large-v3") -> None:
         transformers = transformers_for("WhisperTeacher")
         source = model if isinstance(model, (str, Path)) else None
         load = transformers.WhisperModel.from_pretrained
@@ -51,16 +51,11 @@ class WhisperTeacher:
         self.extract = transformers.WhisperFeatureExtractor(feature_size=net.config.num_mel_bins)
         self.name = f"whisper:{short(source) if source else type(model).__name__}"
         self.dim: int = net.config.d_model
-        self.domain = domain
         self.fingerprint = fingerprint(net)
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The frames of each sample before pooling, 50 a second: targets for token-wise alignment."""
         return [self._frames(wave) for wave in waveforms(samples, self.rate, self.name)]
-
-    def __call__(self, samples: Samples) -> Float[Tensor, "B D"]:
-        """The pooled encoder output, float32, no grad."""
-        return torch.stack([h.mean(0) for h in self.frames(samples)])
 
     def encode(self, pieces: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, "W F D"]:
         """The encoder's frames of audio of 30 s at most each, silence after it included."""

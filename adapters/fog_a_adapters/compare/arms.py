@@ -184,4 +184,4 @@ def teachers_of(arm: str, teachers: Any) -> Any:
     """The task's teachers, or the model itself."""
     if parsed(arm)[0] not in ("foga-self", "fixed-self"):
         return teachers
-    return {d: SelfTeacher(domain=d) for d in teachers} if isinstance(teachers, Mapping) else SelfTeacher()
+    return {d: SelfTeacher() for d in teachers} if isinstance(teachers, Mapping) else SelfTeacher()

@@ -85,7 +85,7 @@ def lasp(
         reading, batch, teacher,
         head=head, fit=fit, features=features, center=center, blocks=blocks, times=times, seed=seed,
     )  # fmt: skip
-    lenses = [Flipped(lens.halves, lens.head, lens.center, lens.info) if flip else lens for lens in lenses]
+    lenses = [Flipped(**vars(lens)) if flip else lens for lens in lenses]
     options = {"norm": norm, "flip": flip, "clean": clean, "train": train, "times": times, "center": center}
     return storage(depth, lenses, beside, {"seed": seed, "options": options})
 

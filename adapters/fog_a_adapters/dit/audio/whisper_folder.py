@@ -194,7 +194,7 @@ def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
     digest = digest_of(load_file(folder / "model.safetensors"))
     if digest != STATE_SHA256:
         raise NoWeights(f"the weights in {folder} have hash {digest[:12]}…, expected {STATE_SHA256[:12]}…. {how}")
-    return WhisperTeacher(folder, domain="speech")
+    return WhisperTeacher(folder)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

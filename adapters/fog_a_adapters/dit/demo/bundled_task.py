@@ -88,7 +88,7 @@ def bundled_task(
 
 def teachers_for(name: str | None, corpus: Corpus, frames: str | Path | None = None) -> dict[str, Any]:
     """Domain → teacher: Whisper for speech where it is named, log-mel statistics else."""
-    taught: dict[str, Any] = {d: SpectralTeacher(domain=d) for d in corpus.domains}
+    taught: dict[str, Any] = {d: SpectralTeacher() for d in corpus.domains}
     if name is None:
         return taught
     kind, _, folder = name.partition(":")

@@ -118,7 +118,7 @@ def _storage(model: FlowMatching, corpus: Corpus, batches: Sequence[MelBatch], s
     for d in range(len(corpus.domains)):
         items = [i.crop(0, FIT_FRAMES) for i in corpus.train if i.domain == d][:FIT]
         fit += [collate(items[i : i + FIT_SIZE]) for i in range(0, len(items), FIT_SIZE)]
-    teachers = {domain: SpectralTeacher(domain=domain) for domain in corpus.domains}
+    teachers = {domain: SpectralTeacher() for domain in corpus.domains}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return lasp(wrap(model), list(batches), teachers, fit=fit, times=TIMES, seed=seed, center=True)

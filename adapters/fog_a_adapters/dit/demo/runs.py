@@ -57,7 +57,7 @@ def with_and_without(corpus: Corpus, config: DiTConfig, steps: int, seed: int) -
         batch=lambda seed, step: corpus.batch(step, SIZE, FRAMES, seed),
         held_out=corpus.held_out(FEW),
         probe=[corpus.batch(0, 2 * FEW, FRAMES, seed=-1)],
-        teachers={domain: SpectralTeacher(domain=domain) for domain in corpus.domains},
+        teachers={domain: SpectralTeacher() for domain in corpus.domains},
     )
     with tempfile.TemporaryDirectory() as folder:
         results = compare(task, plan, folder, progress=False)["results"]
