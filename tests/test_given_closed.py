@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from random_parents import Spec
 from row_counter import rows
 from sharing import how
 from small_flow import a_batch, a_flow
-from small_nets import Net, TwoStreams, tokens
+from small_nets import Joint, Net, TwoStreams, tokens
 from test_properties import random_nets
-from torch import Tensor
+from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import BadArgument, BadBatch, BadOutput, BadScores, UnknownBlock, Unsupported
@@ -356,3 +357,28 @@ def test_pairs_and_removal_of_branches_with_their_gates_at_one_call() -> None:
         curve = [relative(net(x, off), net(x)).mean() for off in gone]
     np.testing.assert_allclose(pairs.joint.mean(), joint, rtol=1e-5)
     np.testing.assert_allclose(what.curve[1:], curve, rtol=1e-5)
+
+
+def test_branches_with_their_gates_at_one_call_that_runs_twice_in_a_forward() -> None:
+    torch.manual_seed(0)
+    attends, x = nn.ModuleList(Joint() for _ in range(2)), torch.randn(4, 5, 6)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attends = attends
+
+        def forward(self, x: Tensor, off: Collection[tuple[int, int]] = ()) -> Tensor:
+            y = 0.7 * x[:, :2].flip(1)
+            for i, attend in enumerate([*self.attends, *self.attends]):
+                a, b = attend(x, y)
+                x, y = (x if (i, 0) in off else x + a), (y if (i, 1) in off else y + b)
+            return torch.cat([x, y], 1)
+
+    net = Twice().eval()
+    blocks = fog_a.find_blocks(net, x, level="branch").named(["attends.0@0[1]", "attends.1@0[0]", "attends.0@1[0]"])
+    with torch.no_grad():
+        want = net(x, [(0, 1), (1, 0), (2, 0)])
+        with fog_a.gate(blocks, 0.0) as gate:
+            assert torch.equal(net(x), want)
+    assert set(gate.fired.values()) == {1}

@@ -13,7 +13,7 @@ from small_nets import Net, tokens
 from torch import nn
 
 import fog_a
-from fog_a.flows.refusals import LAST_SEED, checked_seed
+from fog_a.flows.noise import LAST_SEED, checked_seed
 
 
 def attribute(*args: Any, **options: Any) -> fog_a.Scores:

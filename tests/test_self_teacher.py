@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.errors import BadBatch, Unsupported
-from fog_a.flows.twin import twin
+from fog_a.flows.bare import twin
 from fog_a.teachers import CachedTeacher, SelfTeacher
 
 

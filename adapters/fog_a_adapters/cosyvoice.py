@@ -28,8 +28,8 @@ from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along
 from fog_a.flows.network import arguments
 from fog_a.flows.noise import noise, uniform
+from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import is_a
 from fog_a_adapters.decoders import decoder_tokens
 
 KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")

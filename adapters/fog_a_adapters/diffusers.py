@@ -23,8 +23,8 @@ from fog_a.flows.frames import as_tokens, token_mask
 from fog_a.flows.generic import Draw, GenericAdapter, spread
 from fog_a.flows.network import arguments
 from fog_a.flows.paths import DDPM
+from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import is_a
 
 
 class Row(NamedTuple):

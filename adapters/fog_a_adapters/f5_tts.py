@@ -26,8 +26,8 @@ from fog_a.flows.frames import frame_mask, mask_along, token_mask
 from fog_a.flows.network import arguments
 from fog_a.flows.noise import noise, spans, uniform
 from fog_a.flows.paths import linear
+from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import is_a
 
 KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"

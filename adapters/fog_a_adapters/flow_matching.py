@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fog_a.errors import Unsupported
 from fog_a.flows.generic import GenericAdapter
-from fog_a.flows.wrapping import is_a
+from fog_a.flows.register import is_a
 
 
 class FlowMatchingAdapter(GenericAdapter):

@@ -24,8 +24,8 @@ from fog_a.flows.dicts import require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask
 from fog_a.flows.noise import noise
+from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import is_a
 from fog_a_adapters.decoders import decoder_tokens
 
 TEXT = ("x", "x_lengths", "y", "y_lengths", "spks", "durations")

@@ -26,8 +26,8 @@ from fog_a.flows.dicts import require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import mask_along, token_mask
 from fog_a.flows.noise import noise, spans, uniform
+from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import is_a
 
 KEYWORDS = ("x1", "mask", "semantic_token_ids", "phoneme_ids", "cond", "cond_mask", "input_sampling_rate")
 HINT = "Its keywords: " + ", ".join(KEYWORDS)

@@ -18,9 +18,9 @@ from torch import Tensor
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.untouched import rng
 from fog_a.errors import BadFeatures, Unsupported
+from fog_a.flows.bare import twin
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
-from fog_a.flows.twin import twin
 from fog_a.scores.selection import Selection
 from fog_a.teachers.routing import check_domains, check_teachers, checked, checked_frames, rows_by_teacher, take
 from fog_a.teachers.self_teacher import SelfTeacher

@@ -6,14 +6,14 @@ Every context manager here takes its own hooks away on leaving, also after an ex
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from fog_a.blocks.block import GatePoint, ResidualBlock
+from fog_a.blocks.block import GatePoint, ResidualBlock, TapPoint
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -68,13 +68,12 @@ def hooked(
     after: Callable[[tuple[Any, ...], dict[str, Any], Any], Any] | None = None,
 ) -> Iterator[None]:
     """`before(args, kwargs)` may give new (args, kwargs), `after(args, kwargs, out)` a new output; None: as it was."""
-    handles: list[RemovableHandle] = []
-    try:
-        handles.extend(_register(module, before, after))
+    with contextlib.ExitStack() as stack:
+        if before is not None:
+            stack.enter_context(module.register_forward_pre_hook(Hook(module, before), with_kwargs=True))
+        if after is not None:
+            stack.enter_context(module.register_forward_hook(Hook(module, after), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Hook:
@@ -87,21 +86,11 @@ class Hook:
         return self.act(*call) if m is self.module or getattr(m, "_is_replica", False) else None  # of a DataParallel
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NoHook, ()
+        return functools.partial, (_nothing,)
 
 
-class NoHook:
+def _nothing(*call: Any) -> None:
     """What is left of a hook in a copy: an average of the weights, a saved model."""
-
-    def __call__(self, *call: Any) -> None:
-        return None
-
-
-def _register(module: nn.Module, before: Any, after: Any) -> Iterator[RemovableHandle]:
-    if before is not None:
-        yield module.register_forward_pre_hook(Hook(module, before), with_kwargs=True)
-    if after is not None:
-        yield module.register_forward_hook(Hook(module, after), with_kwargs=True)
 
 
 @contextlib.contextmanager
@@ -111,21 +100,14 @@ def watch(
     leave: Callable[[str, nn.Module, Any], None],
 ) -> Iterator[None]:
     """Call `enter` and `leave` around every module call below `model`, with the module's name."""
-    handles: list[RemovableHandle] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for name, module in named_modules(model).items():
-
-            def before(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, m: nn.Module = module) -> None:
-                enter(name, m, args, kwargs)
 
             def after(args: Any, kwargs: Any, out: Any, name: str = name, m: nn.Module = module) -> None:
                 leave(name, m, out)
 
-            handles.extend(_register(module, before, after))
+            stack.enter_context(hooked(module, before=functools.partial(enter, name, module), after=after))
         yield
-    finally:
-        for handle in reversed(handles):
-            handle.remove()
 
 
 Key = tuple[str, int]
@@ -135,42 +117,49 @@ Key = tuple[str, int]
 def gate_points(blocks: Iterable[ResidualBlock]) -> dict[Key, GatePoint]:
     """All gated calls, in order of execution; where several blocks have their gates at one call, each on outputs of
     its own, one point for all of them."""
-    found: dict[Key, GatePoint] = {}
+    points: dict[Key, GatePoint] = {}
     for point in (s for b in blocks for s in b.gate_points):
-        other = found.setdefault((point.module, point.call), point)
+        other = points.setdefault((point.module, point.call), point)
         if other is not point:
-            found[point.module, point.call] = replace(other, give={**other.give, **point.give})
-    return dict(sorted(found.items(), key=lambda item: item[1].order))
+            points[point.module, point.call] = replace(other, give={**other.give, **point.give})
+    return dict(sorted(points.items(), key=lambda item: item[1].order))
 
 
 @contextlib.contextmanager
 def at_calls(
     modules: Mapping[str, nn.Module],
-    calls: Mapping[Key, GatePoint],
-    before: Callable[[Key, tuple[Any, ...], dict[str, Any]], Any],
-    after: Callable[[Key, tuple[Any, ...], dict[str, Any], Any], Any],
+    calls: Mapping[Key, GatePoint | TapPoint],
+    before: Callable[[Key, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    after: Callable[[Key, tuple[Any, ...], dict[str, Any], Any], Any] | None = None,
     paused: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """`before` and `after` around these calls of `named_modules`, told apart where a module runs several times.
-    Calls that are made while `paused()` are left alone."""
+
+    Calls that are made while `paused()` are left alone. Executions are counted anew in each forward, also after one
+    that raised half-way.
+    """
+    counts = {name: Counter(point.times) for (name, _), point in calls.items()}
+
+    def enter(name: str, args: Any, kwargs: Any) -> Any:
+        if paused():
+            return None
+        key = (name, counts[name].begin())
+        return before(key, args, kwargs) if key in calls and before is not None else None
+
+    def leave(name: str, args: Any, kwargs: Any, out: Any) -> Any:
+        key = (name, counts[name].now)
+        return after(key, args, kwargs, out) if after is not None and not paused() and key in calls else None
+
+    def restart(args: Any, kwargs: Any) -> None:
+        for count in counts.values():
+            count.now = -1
+
     with contextlib.ExitStack() as stack:
-        for name in dict.fromkeys(module for module, _ in calls):
-            times = next(s.times for (module, _), s in calls.items() if module == name)
-            count = Counter(times)
-
-            def enter(args: Any, kwargs: Any, name: str = name, count: Counter = count) -> Any:
-                if paused():
-                    return None
-                key = (name, count.begin())
-                return before(key, args, kwargs) if key in calls else None
-
-            def leave(args: Any, kwargs: Any, out: Any, name: str = name, count: Counter = count) -> Any:
-                if paused():
-                    return None
-                key = (name, count.now)
-                return after(key, args, kwargs, out) if key in calls else None
-
-            stack.enter_context(hooked(modules[name], before=enter, after=leave))
+        if any(isinstance(point, GatePoint) and point.once and point.times > 1 for point in calls.values()):
+            stack.enter_context(hooked(modules[""], before=restart))
+        for name in counts:
+            around = functools.partial(enter, name), functools.partial(leave, name)
+            stack.enter_context(hooked(modules[name], before=around[0], after=around[1]))
         yield
 
 

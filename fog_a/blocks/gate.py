@@ -9,16 +9,20 @@ output becomes `g·f_l`. 0 and 1 select, so that an inf or NaN in what is remove
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
-from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules, tree
 from fog_a.blocks.interrupts import unbroken
-from fog_a.blocks.replays import Replays
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager
 from fog_a.errors import NotResidual, ShapeMismatch
@@ -56,7 +60,10 @@ class gate(contextlib.AbstractContextManager["gate"]):
         self.blocks = blocks
         self.value = value
         self.fired: dict[str, int] = {b.name: 0 for b in blocks}
-        self._counters: dict[tuple[str, int], Counter] = {}
+        self._calls = gate_points(blocks)
+        self._gates = [(block, point) for block in blocks for point in block.gate_points]
+        self._inputs: dict[Key, dict[LeafPath, Tensor]] = {}
+        self._shortcuts: dict[LeafPath, Tensor] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> gate:
@@ -65,66 +72,42 @@ class gate(contextlib.AbstractContextManager["gate"]):
         with contextlib.ExitStack() as stack:
             stack.enter_context(unbroken())
             stack.enter_context(eager())
-            if any(point.once and point.times > 1 for block in self.blocks for point in block.gate_points):
-                stack.enter_context(hooked(modules[""], before=self._restart))
-            for block in self.blocks:
-                for point in block.gate_points:
-                    stack.enter_context(self._hooks(modules[point.module], block, point))
+            for source in (s for point in self._calls.values() for s in point.give.values()):
+                if source is not None and source.inside is not None:
+                    keep, key = functools.partial(self._keep, source.inside), (source.inside.module, source.inside.call)
+                    stack.enter_context(at_calls(modules, {key: source.inside}, after=keep))
+            stack.enter_context(at_calls(modules, self._calls, self._before, self._after))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._stack.close()
+        self._inputs.clear()
+        self._shortcuts.clear()
         if exc[0] is None:
             self._replays.warn()
 
-    def _restart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Executions are counted anew in each forward, also after one that raised half-way."""
-        for count in self._counters.values():
-            count.now = -1
+    def _keep(self, shortcut: TapPoint, key: Key, args: Any, kwargs: Any, out: Any) -> None:
+        """Keep what a module inside a gated call gives out."""
+        self._shortcuts["inside", shortcut.module, shortcut.leaf] = leaf(out, shortcut.leaf).clone()
 
-    @contextlib.contextmanager
-    def _hooks(self, module: nn.Module, block: ResidualBlock, point: GatePoint) -> Iterator[None]:
-        count = self._counters.setdefault((point.module, point.call), Counter(point.times))
-        kept: dict[LeafPath, Tensor] = {}
+    def _before(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inputs[key] = kept_inputs(self._calls[key], args, kwargs)
 
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if count.begin() == point.call:
-                kept.update(kept_inputs(point, args, kwargs))
-
-        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-            if count.now != point.call:
-                return None
-            self.fired[block.name] += 1
-            self._replays.see(block.name)
-            gated = closed(point, block, kept, out, self.value)
-            kept.clear()
-            return gated
-
-        with contextlib.ExitStack() as stack:
-            for tap in [source.inside for source in point.give.values() if source is not None and source.inside]:
-                stack.enter_context(self._kept(tap, kept))
-            stack.enter_context(hooked(module, before=before, after=after))
-            yield
-
-    @contextlib.contextmanager
-    def _kept(self, tap: TapPoint, kept: dict[LeafPath, Tensor]) -> Iterator[None]:
-        """Keep what a module inside the gated call gives out."""
-        count = self._counters.setdefault((f"{tap.module} inside", tap.call), Counter(tap.times))
-
-        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            if count.begin() == tap.call:
-                kept[("inside", tap.module, tap.leaf)] = leaf(out, tap.leaf).clone()
-
-        with hooked(named_modules(self.blocks.model)[tap.module], after=after):
-            yield
+    def _after(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        inputs = {**self._inputs.pop(key), **self._shortcuts}
+        for block, point in self._gates:
+            if (point.module, point.call) == key:
+                self.fired[block.name] += 1
+                self._replays.see(block.name)
+                out = closed(point, block, inputs, out, self.value)
+        return out
 
 
 def kept_inputs(point: GatePoint, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[LeafPath, Tensor]:
     """Copies of the input leaves that a closed gate gives back: the block, or its successor, may write into them."""
     paths = {path for passage in point.give.values() if passage is not None for path in passage.sources}
-    tree = {"args": args, "kwargs": kwargs}
-    return {path: leaf(tree, path).clone() for path in paths}
+    return {path: leaf(tree(args, kwargs), path).clone() for path in paths}
 
 
 def closed(
@@ -212,3 +195,44 @@ def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:
     chosen = torch.where(g == 0, closed, torch.where(g == 1, out, between))
     # laid out in memory as `out`: the model's next product may round otherwise on another layout
     return chosen if chosen.stride() == out.stride() else torch.empty_like(out).copy_(chosen)
+
+
+class Replays:
+    """The calls of gated blocks that a later backward will run again.
+
+    Re-entrant checkpointing calls a block in the forward of a torch.autograd.Function, and backward runs it again. What
+    runs again after a gate has gone is the ungated block, and its gradients are those of another network.
+    """
+
+    def __init__(self) -> None:
+        self.possible = torch.is_grad_enabled()  # outside the forward of a Function, which runs without gradients
+        self.awaited: dict[str, int] = {}
+
+    def see(self, block: str) -> None:
+        """One gated call of a block."""
+        if torch._C._current_graph_task_id() >= 0:  # autograd is at work: this is a replay
+            self.awaited[block] = max(0, self.awaited.get(block, 0) - 1)
+        elif self.possible and not torch.is_grad_enabled() and _in_function():
+            self.awaited[block] = self.awaited.get(block, 0) + 1
+
+    def warn(self) -> None:
+        """Says which gated calls a backward from now on would run without their gate."""
+        names = [name for name, count in self.awaited.items() if count]
+        if names:
+            warnings.warn(
+                f"the gate of {', '.join(map(repr, names[:3]))} acted under re-entrant checkpointing, whose backward "
+                "runs the block again: after the gate it gives the ungated network's gradients. Call backward() inside "
+                "`with fog_a.gate(...)`, or use checkpoint(..., use_reentrant=False)",
+                stacklevel=3,
+            )
+
+
+def _in_function() -> bool:
+    """Whether the caller is run by a Function's forward: its first argument is the context that backward gets."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and isinstance(frame.f_locals.get((*code.co_varnames, "")[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False

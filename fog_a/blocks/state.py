@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ _MODULE = set(nn.Module().__dict__) - {"_buffers"}
 _FIXED = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType}
 """Types of attributes that hold nothing which can change."""
 _DEEPEST = 6
-_ABSENT = object()
 
 
 class State:
@@ -35,8 +34,7 @@ class State:
 
     def __init__(self, *roots: Any) -> None:
         self._undo: list[Callable[[], None]] = []
-        self._seen: set[int] = set()
-        self._alive: list[Any] = []  # an id is another object's once its object is gone
+        self._seen: dict[int, Any] = {}  # keeps the objects alive: an id is another's once its object is gone
         for root in roots:
             for part in root.modules() if isinstance(root, nn.Module) else (root,):
                 self._remember(part, 0)
@@ -55,60 +53,26 @@ class State:
                 undo()
 
     def _remember(self, x: Any, depth: int) -> None:
-        if type(x) in _FIXED or id(x) in self._seen or depth > _DEEPEST:
-            return
-        if isinstance(x, nn.Module):
-            if depth:
-                return  # of the model, and then met by itself; or another's
-            self._keep(x, depth, self._attributes, {k: v for k, v in x.__dict__.items() if k not in _MODULE})
-        elif isinstance(x, Tensor):
-            self._mark(x)
-            if not isinstance(x, nn.Parameter) and not x.is_meta:
-                self._undo.append(_tensor(x))
+        if type(x) in _FIXED or id(x) in self._seen or depth > _DEEPEST or (depth and isinstance(x, nn.Module)):
+            return  # a module inside is met by itself, or is another's
+        undo, content = None, ()
+        if isinstance(x, Tensor):
+            undo = None if isinstance(x, nn.Parameter) or x.is_meta else _tensor(x)
         elif isinstance(x, torch.Generator):
-            self._mark(x)
-            self._undo.append(_generator(x))
-        elif type(x) in (list, deque):
-            self._keep(x, depth, _sequence, list(x))
+            undo = _generator(x)
+        elif type(x) in (list, deque, set):
+            undo, content = _members(x)
         elif isinstance(x, dict):
-            self._keep(x, depth, _mapping, dict(x))
-        elif type(x) is set:
-            self._keep(x, depth, _set, set(x))
+            undo, content = _mapping(x)
         elif isinstance(x, tuple):
-            for child in x:
-                self._remember(child, depth + 1)
-        elif _holds_tensors(x):
-            self._keep(x, depth, self._attributes, dict(x.__dict__))
-
-    def _mark(self, x: Any) -> None:
-        self._seen.add(id(x))
-        self._alive.append(x)
-
-    def _keep(self, x: Any, depth: int, undo: Callable[[Any, Any], Callable[[], None]], content: Any) -> None:
-        self._mark(x)
-        self._undo.append(undo(x, content))
-        for child in content.values() if isinstance(content, dict) else content:
+            content = x
+        elif isinstance(x, nn.Module) or _holds_tensors(x):
+            undo, content = _mapping(x.__dict__, _MODULE if isinstance(x, nn.Module) else ())
+        if undo is not None:
+            self._seen[id(x)] = x
+            self._undo.append(undo)
+        for child in content:
             self._remember(child, depth + 1)
-
-    @staticmethod
-    def _attributes(x: Any, content: dict[str, Any]) -> Callable[[], None]:
-        skip, before = _MODULE if isinstance(x, nn.Module) else set[str](), _ids(x.__dict__.values())
-
-        def undo() -> None:
-            now = x.__dict__
-            if _ids(now.values()) == before:
-                return  # as for nearly every module
-            for key in [k for k in now if k not in content and k not in skip]:
-                del now[key]
-            for key, value in content.items():
-                if now.get(key, _ABSENT) is not value:
-                    now[key] = value
-
-        return undo
-
-
-def _ids(xs: Iterable[Any]) -> list[int]:
-    return [*map(id, xs)]
 
 
 def _holds_tensors(x: Any) -> bool:
@@ -158,31 +122,28 @@ def _generator(x: torch.Generator) -> Callable[[], None]:
     return lambda: None if torch.equal(x.get_state(), state) else (x.set_state(state), None)[1]
 
 
-def _sequence(x: Any, content: list[Any]) -> Callable[[], None]:
+def _members(x: Any) -> tuple[Callable[[], None], list[Any]]:
+    """How to refill a list, a deque or a set, and what it holds."""
+    content = list(x)
+    before = [*map(id, content)]
+
     def undo() -> None:
-        if len(x) != len(content) or any(a is not b for a, b in zip(x, content, strict=True)):
+        if [*map(id, x)] != before:
             x.clear()
-            x.extend(content)
+            (x.update if isinstance(x, set) else x.extend)(content)
 
-    return undo
+    return undo, content
 
 
-def _mapping(x: dict[Any, Any], content: dict[Any, Any]) -> Callable[[], None]:
-    before = _ids(content), _ids(content.values())
+def _mapping(x: dict[Any, Any], skip: Collection[str] = ()) -> tuple[Callable[[], None], list[Any]]:
+    """How to refill a dict, but for the keys that are not its own to give back, and what it holds."""
+    content = {key: value for key, value in x.items() if key not in skip}
+    before = [*map(id, x)], [*map(id, x.values())]
 
     def undo() -> None:
-        if (_ids(x), _ids(x.values())) != before:
-            for key in [k for k in x if k not in content]:
+        if ([*map(id, x)], [*map(id, x.values())]) != before:  # nearly never
+            for key in [k for k in x if k not in content and k not in skip]:
                 del x[key]
             x.update(content)
 
-    return undo
-
-
-def _set(x: set[Any], content: set[Any]) -> Callable[[], None]:
-    def undo() -> None:
-        if x != content:
-            x.clear()
-            x.update(content)
-
-    return undo
+    return undo, [*content.values()]

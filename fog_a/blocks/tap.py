@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks, TapPoint
-from fog_a.blocks.calls import Counter, hooked, named_modules
+from fog_a.blocks.calls import Key, at_calls, named_modules, tree
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import leaf
 from fog_a.blocks.untouched import eager
@@ -39,7 +39,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
         self.blocks = blocks
         self.when = when
         self.all: dict[str, tuple[Tensor, ...]] = {}
-        self._found: dict[str, dict[int, Tensor]] = {}
+        self._outputs: dict[str, dict[int, Tensor]] = {}
         self._addends: dict[tuple[str, int], dict[bool, Tensor]] = {}
         self._stack: contextlib.ExitStack | None = None
         self._around = contextlib.ExitStack()
@@ -51,7 +51,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
                 for block in self.blocks:
                     for i, point in enumerate(block.outputs):
                         for part in (point,) if point.plus is None else (point, point.plus):
-                            stack.enter_context(self._hooks(modules[part.module], block.name, i, part, point))
+                            stack.enter_context(self._read(modules, block.name, i, part, point))
                 self._stack = stack.pop_all()
         return self
 
@@ -63,7 +63,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
 
     def clear(self) -> None:
         self.all.clear()
-        self._found.clear()
+        self._outputs.clear()
         self._addends.clear()
 
     def __enter__(self) -> tap:
@@ -94,7 +94,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
         return len(self.all)
 
     def _keep(self, name: str, i: int, h: Tensor, part: TapPoint, point: TapPoint) -> None:
-        found = self._found.setdefault(name, {})
+        outputs = self._outputs.setdefault(name, {})
         h = h.clone() if part.overwritten else h
         if point.plus is not None:
             addends = self._addends.setdefault((name, i), {})
@@ -103,20 +103,18 @@ class tap(contextlib.AbstractContextManager["tap"]):
                 return
             h = addends[True] + addends[False]
             addends.clear()
-        found[i] = h
-        self.all[name] = tuple(found[j] for j in sorted(found))
+        outputs[i] = h
+        self.all[name] = tuple(outputs[j] for j in sorted(outputs))
 
-    @contextlib.contextmanager
-    def _hooks(self, module: nn.Module, name: str, i: int, part: TapPoint, point: TapPoint) -> Iterator[None]:
-        count = Counter(part.times)
+    def _read(
+        self, modules: Mapping[str, nn.Module], name: str, i: int, part: TapPoint, point: TapPoint
+    ) -> contextlib.AbstractContextManager[None]:
+        def before(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if part.side == "input":
+                self._keep(name, i, leaf(tree(args, kwargs), part.leaf), part, point)
 
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.when() and count.begin() == part.call:
-                self._keep(name, i, leaf({"args": args, "kwargs": kwargs}, part.leaf), part, point)
-
-        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            if self.when() and count.begin() == part.call:
+        def after(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if part.side == "output":
                 self._keep(name, i, leaf(out, part.leaf), part, point)
 
-        with hooked(module, before=before) if part.side == "input" else hooked(module, after=after):
-            yield
+        return at_calls(modules, {(part.module, part.call): part}, before, after, lambda: not self.when())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,38 +17,30 @@ from torch import Tensor, nn
 LeafPath = tuple[Any, ...]
 """Where a tensor sits in nested arguments or outputs: keys, indices and attribute names from the outside in."""
 
-_ATOMS = {str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout}
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, nn.Module)
 _DEEPEST = 8
 
 
 def leaves(tree: Any) -> list[tuple[LeafPath, Tensor]]:
     """All tensors in `tree` with their paths: keys of mappings, indices of sequences, attributes of objects."""
+    return list(_leaves(tree, ()))
+
+
+def _leaves(tree: Any, path: LeafPath) -> Iterator[tuple[LeafPath, Tensor]]:
     if isinstance(tree, Tensor):
-        return [((), tree)]
-    gathered: list[tuple[LeafPath, Tensor]] = []
-    if type(tree) not in _ATOMS:
-        _gather(tree, (), gathered)
-    return gathered
-
-
-def _gather(tree: Any, path: LeafPath, gathered: list[tuple[LeafPath, Tensor]]) -> None:
-    for key, child in _children(tree):
-        if isinstance(child, Tensor):
-            gathered.append(((*path, key), child))
-        elif type(child) not in _ATOMS and len(path) + 1 < _DEEPEST:
-            _gather(child, (*path, key), gathered)
+        yield path, tree
+    elif len(path) < _DEEPEST:
+        for key, child in _children(tree):
+            yield from _leaves(child, (*path, key))
 
 
 def _children(tree: Any) -> Iterable[tuple[Any, Any]]:
-    if type(tree) in (tuple, list):
-        return enumerate(tree)
     if isinstance(tree, _PLAIN):
         return []
-    if isinstance(tree, Mapping):
-        return [(key, tree[key]) for key in tree]
     if isinstance(tree, (tuple, list)):
         return enumerate(tree)
+    if isinstance(tree, Mapping):
+        return [(key, tree[key]) for key in tree]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [(f.name, getattr(tree, f.name, None)) for f in dataclasses.fields(tree)]
     held = getattr(tree, "__dict__", None)

@@ -1,22 +1,22 @@
-"""A bare module as a flow without a time axis, and a flow of whatever a public call is given."""
+"""Flows that no adapter makes: of a bare module, of an inner module's output, of a copy of the model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
 from fog_a.flows.batches import call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow, Forward, Override, reference
-from fog_a.flows.grid import timeless
 from fog_a.flows.noise import row_marks
-from fog_a.flows.outputs import measured
+from fog_a.flows.register import knows
 from fog_a.flows.samples import Samples
-from fog_a.flows.wrapping import knows
 
 
 class BareFlow(Flow):
@@ -49,7 +49,7 @@ class BareFlow(Flow):
         forward = self.override.forward
         if forward is not None:
             return velocity_of(forward(self.model, batch))
-        v = measured(self._called(batch), next((len(x) for x in model_tensors(batch) if x.ndim), None))
+        v = _measured(self._called(batch), next((len(x) for x in model_tensors(batch) if x.ndim), None))
         if v.ndim == 0 and knows(self.model):
             raise BadBatch(
                 f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
@@ -68,9 +68,10 @@ class BareFlow(Flow):
             "(v, v_k, batch) -> (B,)"
         )
 
-    def grid(self, times: int | Sequence[float] | None) -> tuple[None]:
-        """(None,): a bare module has no time axis. Raises BadBatch where times are asked for."""
-        return timeless("a bare module" if self.override.forward is None else "a forward= of your own", times)
+    @property
+    def timeless(self) -> str:
+        """Neither a bare module nor a forward= has a time axis."""
+        return super().timeless or "a bare module"
 
     @property
     def key(self) -> Hashable:
@@ -99,6 +100,31 @@ class BareFlow(Flow):
             ) from error
 
 
+def _measured(output: Any, rows: int | None) -> Tensor:
+    """The tensor to measure, (B, …), of a batch of `rows` samples.
+
+    A list with one tensor per sample is laid in one, padded with zeros; of a list of layers' outputs, all of as many
+    samples, the last, which all layers reach, is taken; of anything else the first floating tensor.
+    """
+    if (
+        isinstance(output, list)
+        and len(output) > 1
+        and all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in output)
+    ):
+        shapes = {tuple(x.shape) for x in output}
+        if len(output) == rows and any(shape[0] != rows for shape in shapes):
+            return nn.utils.rnn.pad_sequence(output, batch_first=True)
+        if len(shapes) == 1 or {shape[0] for shape in shapes} == {rows}:
+            return output[-1]
+    v = velocity_of(output)
+    if rows is not None and rows > 1 and v.ndim > 1 and v.shape[0] != rows and rows in v.shape[1:]:
+        raise BadOutput(
+            f"expected the samples on the first axis of the output, got {tuple(v.shape)} for a batch of {rows}. Pass "
+            f"forward=lambda model, batch: model(batch).transpose(0, {list(v.shape).index(rows)})"
+        )
+    return v
+
+
 def flow_of(
     model: nn.Module | Flow,
     forward: Forward | None = None,
@@ -120,6 +146,28 @@ def flow_of(
         return BareFlow(model, forward, domains, mask)
     what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
     raise BadBatch(f"expected an nn.Module, or a flow from fog_a.wrap, got {what}. Give the model object itself")
+
+
+def twin(flow: Flow, model: nn.Module) -> Flow:
+    """This flow with all that it reads of its model, or of its network, taken from a copy.
+
+    Args:
+        model: a deep copy of `flow.model` or `flow.module`, or torch's AveragedModel of either.
+
+    Raises:
+        Unsupported: its modules are others.
+    """
+    inner = unwrapped(model)
+    inner = unwrapped(inner.module) if isinstance(inner, AveragedModel) else inner
+    copies = named_modules(inner)
+    for original in (flow.model, flow.module):
+        if isinstance(original, nn.Module) and named_modules(original).keys() == copies.keys():
+            memo = {id(module): copies[name] for name, module in named_modules(original).items()}
+            return copy.deepcopy(flow, {**memo, id(original): inner})
+    raise Unsupported(
+        f"expected a copy of {type(flow.model).__name__} or of its network {type(flow.module).__name__}, got "
+        f"{type(inner).__name__} with other modules. Type ema=copy.deepcopy(model), and average its weights in training"
+    )
 
 
 @dataclass(frozen=True)

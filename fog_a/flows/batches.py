@@ -1,16 +1,17 @@
-"""A batch is whatever the model takes: how it is given to the model, and where the velocity is in what comes back."""
+"""A batch is whatever the model takes: what is refused, how it is given to the model, where the velocity comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.tree import leaves
-from fog_a.errors import BadBatch, BadOutput
+from fog_a.errors import BadBatch, BadOutput, Unsupported
 from fog_a.flows.flow import Forward
 from fog_a.flows.samples import Inputs
 
@@ -92,11 +93,10 @@ def signature(model: nn.Module, blocks: Blocks) -> dict[str, Any]:
     kind = type(model)
     if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
         kind = kind.__bases__[-1]  # FSDP2 makes a class FSDPNet of Net: not another model
-    sizes = {id(p): p.numel() for m in model.modules() for p in m._parameters.values() if p is not None}
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "blocks": list(blocks.names),
-        "parameters": sum(sizes.values()),  # a parameter that modules share counts once
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
@@ -107,7 +107,31 @@ def model_tensors(batch: Any) -> list[Tensor]:
     return [t for _, t in leaves(batch)]
 
 
-def synchronized(v: Tensor) -> None:
-    """Wait until v is there: CUDA calls return early."""
-    if v.is_cuda:
-        torch.cuda.synchronize(v.device)
+def check_tensors(tensors: Sequence[Tensor]) -> None:
+    """Raises BadBatch where a tensor of the batch has no rows to compare: empty, nested, sparse, on "meta"."""
+    for x in tensors:
+        if x.is_nested:
+            raise BadBatch("expected a padded batch, got a nested tensor. Type torch.nested.to_padded_tensor(x, 0.0)")
+        if x.layout is not torch.strided:
+            raise BadBatch(f"expected dense tensors, got one of layout {x.layout}. Type x.to_dense()")
+        if x.is_meta:
+            raise BadBatch("expected tensors that hold data, got one on the device 'meta'. Give a batch of real data")
+    if any(x.ndim and x.shape[0] == 0 for x in tensors):
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors[:4])
+        raise BadBatch(f"expected at least one sample, got tensors of shape {shapes}. Give a batch that is not empty")
+
+
+def check_weights(modules: Iterable[nn.Module]) -> None:
+    """Raises Unsupported where a module has lazy parameters that no forward has made yet, or weights on "meta"."""
+    for module in modules:
+        for name, p in module.named_parameters():
+            if is_lazy(p):
+                raise Unsupported(
+                    f"expected a model whose weights exist, got the lazy parameter {name!r}. Run one forward first: "
+                    "model(batch)"
+                )
+            if p.is_meta:
+                raise Unsupported(
+                    f"expected a model whose weights hold data, got {name!r} on the device 'meta'. Load the weights: "
+                    "model.to_empty(device='cpu'), then load_state_dict"
+                )

@@ -24,10 +24,9 @@ from fog_a.blocks.state import State, strided_parts
 from fog_a.blocks.tree import leaves
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
-from fog_a.flows.batches import model_tensors, velocity_of
+from fog_a.flows.batches import check_tensors, check_weights, model_tensors, velocity_of
 from fog_a.flows.flow import Flow
-from fog_a.flows.noise import content
-from fog_a.flows.refusals import check_tensors, check_weights, checked_seed
+from fog_a.flows.noise import checked_seed, content
 from fog_a.flows.samples import Inputs, Samples
 
 

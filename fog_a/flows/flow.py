@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.frames import as_tokens, token_mask
-from fog_a.flows.grid import midpoints, timeless
 from fog_a.flows.samples import Samples
 
 Forward = Callable[[Any, Any], Tensor]
@@ -164,9 +163,9 @@ class Flow(abc.ABC):
         """This flow, with the caller's own forward, domains or mask in place of the adapter's."""
         if forward is None and domains is None and mask is None:
             return self
-        twin = copy.copy(self)
-        twin.override = Override(forward, None if domains is None else tuple(domains), mask)
-        return twin
+        flow = copy.copy(self)
+        flow.override = Override(forward, None if domains is None else tuple(domains), mask)
+        return flow
 
     def grid(self, times: int | Sequence[float] | None) -> tuple[float | None, ...]:
         """The times to measure at: None → 8 midpoints, n → n midpoints (j + ½)/n, a list → exactly those.
@@ -176,10 +175,18 @@ class Flow(abc.ABC):
         Raises:
             BadBatch: times out of [0, 1], or any times where there is no time axis.
         """
-        if self.override.forward is not None:
-            return timeless("a forward= of your own", times)
+        if self.timeless is not None:
+            if times is not None:
+                raise BadBatch(
+                    f"{self.timeless} has no time axis, so times= means nothing to it. "
+                    "Wrap it: fog_a.wrap(net, x='x', t='t'), or put t into the batch"
+                )
+            return (None,)
         if times is None or isinstance(times, int | numbers.Integral):
-            return midpoints(8 if times is None else int(times))
+            n = 8 if times is None else int(times)
+            if n < 1:
+                raise BadBatch(f"expected at least one time, got times={n}. Give a number of midpoints or a list")
+            return tuple((j + 0.5) / n for j in range(n))
         try:
             grid = tuple(float(t) for t in times)
         except TypeError:
@@ -190,6 +197,11 @@ class Flow(abc.ABC):
         if not grid or any(not 0 <= t <= 1 for t in grid):
             raise BadBatch(f"expected times in [0, 1], at least one, got {list(times)}. t = 0 is noise, t = 1 is data")
         return grid
+
+    @property
+    def timeless(self) -> str | None:
+        """What has no time axis here, in words, if there is none."""
+        return None if self.override.forward is None else "a forward= of your own"
 
     def samples_of(self, batch: Any, shape: Sequence[int], start: int = 0) -> Samples:
         """The samples of a batch whose velocity has this shape, with the caller's domains and mask.

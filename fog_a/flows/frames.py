@@ -1,10 +1,25 @@
-"""Frames of a velocity and tokens of a block: masks at the shape of the one, and at the length of the other."""
+"""Which axes of data, masks and blocks' outputs are samples, frames and channels.
+
+| | data x_1 | its mask |
+|---|---|---|
+| `channels="last"` | (B, T, D) | (B, T), (B, T, 1) or (B, T, D) |
+| `channels="first"` | (B, D, T) | (B, T), (B, 1, T) or (B, D, T) |
+| four axes and more | (B, D, H, W) | (B, H, W), (B, 1, H, W) or (B, D, H, W) |
+
+A block's output of three axes is `"BTD"`, `"BDT"` or `"TBD"`; one of four and more is (B, D, H, W).
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from fog_a.errors import BadBatch, ShapeMismatch
+
+STREAMS = ("BTD", "BDT", "TBD")
 
 
 def frame_mask(lengths: Int[Tensor, "B"], size: int) -> Bool[Tensor, "B T"]:
@@ -15,16 +30,16 @@ def frame_mask(lengths: Int[Tensor, "B"], size: int) -> Bool[Tensor, "B T"]:
 def mask_along(mask: Bool[Tensor, "B T"], ndim: int, axis: int) -> Bool[Tensor, "B ..."]:
     """A mask of frames, broadcastable to a tensor of `ndim` axes whose frames lie along `axis`."""
     shape = [1] * ndim
-    shape[0], shape[axis] = mask.shape[0], mask.shape[1]
+    shape[0], shape[axis] = mask.shape
     return mask.reshape(shape)
 
 
-def as_tokens(h: Tensor, first: bool = False) -> Float[Tensor, "B T D"]:
-    """A block's output with channels last: (B, D) → (B, 1, D), (B, D, H, W) → (B, H·W, D)."""
+def as_tokens(h: Tensor, stream: str = "BTD") -> Float[Tensor, "B T D"]:
+    """A block's output as tokens with channels last: (B, D) is one token, (B, D, H, W) is H·W of them."""
     if h.ndim == 2:
         return h[:, None]
     if h.ndim == 3:
-        return h.transpose(1, 2) if first else h
+        return h.permute([stream.index(axis) for axis in "BTD"])
     return h.flatten(2).transpose(1, 2)
 
 
@@ -40,3 +55,89 @@ def token_mask(mask: Bool[Tensor, "B ..."] | None, h: Float[Tensor, "B T D"]) ->
     if -(-size // step) == h.shape[1]:
         return frames[:, ::step]
     return frames[:, torch.arange(h.shape[1], device=h.device) * size // h.shape[1]]
+
+
+def patch_mask(
+    mask: Bool[Tensor, "B ..."] | None, h: Tensor, tokens: Float[Tensor, "B T D"], channels: str
+) -> Bool[Tensor, "B T"] | None:
+    """Which tokens are real, of a block's output h and of the same as tokens.
+
+    As `token_mask`; a token of an image is real if a pixel of its patch is.
+    """
+    if mask is not None and mask.ndim > 2:
+        mask = mask.any(_channel_axis(mask.ndim, channels))
+    if mask is None or mask.ndim < 3:
+        return token_mask(mask, tokens)
+    size = mask.shape[1:]
+    grid = h.shape[2:] if h.ndim == mask.ndim + 1 else _grid(size, tokens.shape[1])
+    if grid is None or any(n % g for n, g in zip(size, grid, strict=True)):
+        raise ShapeMismatch(
+            f"a mask of {tuple(size)} cannot be laid over {tokens.shape[1]} tokens: they are no patches of one size. "
+            "Leave the mask out, or write tokens() in an adapter"
+        )
+    split = [part for n, g in zip(size, grid, strict=True) for part in (g, n // g)]
+    patches = mask.reshape(len(mask), *split)
+    return patches.amax(tuple(range(2, patches.ndim, 2))).flatten(1)
+
+
+def _grid(size: torch.Size, count: int) -> list[int] | None:
+    """How many patches lie along each axis, if they are squares (cubes)."""
+    side = round((math.prod(size) / count) ** (1 / len(size)))
+    grid = [n // max(side, 1) for n in size]
+    return grid if math.prod(grid) == count else None
+
+
+def _channel_axis(ndim: int, channels: str) -> int:
+    return 1 if channels == "first" or ndim > 3 else ndim - 1
+
+
+def data_mask(mask: Tensor, x1: Float[Tensor, "B ..."], channels: str) -> Bool[Tensor, "B ..."]:
+    """A batch's mask, broadcastable to x_1.
+
+    Raises:
+        ShapeMismatch: its axes are not those of x_1.
+        BadBatch: it is True where the data is padding: a sample has no True, or there is data only where it is False.
+    """
+    mask = mask.bool()
+    if mask.ndim == x1.ndim - 1 and x1.ndim > 2:
+        mask = mask.unsqueeze(_channel_axis(x1.ndim, channels))
+    elif mask.ndim == 2 and x1.ndim > 3:
+        mask = mask_along(mask, x1.ndim, 1 if channels == "last" else x1.ndim - 1)
+    if mask.ndim != x1.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x1.shape, strict=True)):
+        other = "first" if channels == "last" else "last"
+        raise ShapeMismatch(
+            f"expected a mask (B, T), or one that broadcasts to the data {tuple(x1.shape)} with its channels "
+            f'{channels}, got {tuple(mask.shape)}. If T is the other axis, type channels="{other}"'
+        )
+    real, kept = mask.flatten(1).any(1), mask.expand_as(x1)
+    inverted = bool(kept.any()) and not bool(x1[kept].any()) and bool(x1[~kept].any())
+    if inverted or not bool(real.all()):
+        what = (
+            "the data is zero wherever the mask is True, and is not where it is False"
+            if inverted
+            else f"sample {int((~real).nonzero()[0])} has no True"
+        )
+        raise BadBatch(
+            f"the mask looks inverted: {what}. fog_a's is True for real frames. Where True means padding, as in "
+            "key_padding_mask, type batch['mask'] = ~mask"
+        )
+    return mask
+
+
+def check_stream(h: Tensor, x1: Float[Tensor, "B ..."], channels: str, stream: str) -> None:
+    """Raises ShapeMismatch where a block's three axes lie otherwise than `stream` says, as far as sizes can tell."""
+    if h.ndim != 3 or x1.ndim < 3:
+        return
+    frames = math.prod(x1.shape) // (len(x1) * x1.shape[_channel_axis(x1.ndim, channels)])
+
+    def fits(name: str) -> bool:
+        samples, tokens = h.shape[name.index("B")], h.shape[name.index("T")]
+        whole = frames % tokens == 0 if x1.ndim > 3 else frames == tokens  # patches divide the number of pixels
+        return samples == len(x1) and whole
+
+    fitting = [name for name in STREAMS if fits(name)]
+    if fitting and not fits(stream):
+        raise ShapeMismatch(
+            f"the blocks give {tuple(h.shape)} for data {tuple(x1.shape)}, which fits the axes {fitting[0]}, not "
+            f'{stream}: type fog_a.wrap(..., stream="{fitting[0]}"), or stream="{stream}" if it is right'
+        )

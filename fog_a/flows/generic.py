@@ -4,7 +4,7 @@
 
 By default x_t = (1 − t) x_0 + t x_1 and the prediction is v* = x_1 − x_0. What a network has otherwise is declared:
 `path=`, `target=` and `time=` (fog_a.flows.convention), `x=`, `t=`, `rename=`, `call=` and `out=`
-(fog_a.flows.network), `channels=` and `stream=` (fog_a.flows.axes).
+(fog_a.flows.network), `channels=` and `stream=` (fog_a.flows.frames).
 
 A batch is a mapping with the data, the conditioning, and the keys of `fog_a.flows.dicts`.
 """
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import BadBatch, Unsupported
-from fog_a.flows.axes import STREAMS, check_stream, data_mask, pixel_mask, stream_mask, stream_tokens
 from fog_a.flows.convention import Convention, TargetFunction, TimeFunction, sample_times
 from fog_a.flows.dicts import ABOUT, require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
+from fog_a.flows.frames import STREAMS, as_tokens, check_stream, data_mask, patch_mask
 from fog_a.flows.network import CallFunction, NetworkCall, Out
 from fog_a.flows.noise import noise
 from fog_a.flows.paths import Path, PathFunction, path_of
@@ -163,8 +163,8 @@ class GenericAdapter(Flow):
         stream = self.stream or ("BTD" if self.channels == "last" else "BDT")
         if self.stream is None and h.ndim == 3:
             check_stream(h, self._data(samples), self.channels, stream)
-        tokens = stream_tokens(h, stream)
-        return tokens, stream_mask(pixel_mask(samples.mask, self.channels), h, tokens)
+        tokens = as_tokens(h, stream)
+        return tokens, patch_mask(samples.mask, h, tokens, self.channels)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The mean square of (prediction − target) with t ~ U(0, 1) and the noise of torch's global generator."""

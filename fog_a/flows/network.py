@@ -37,13 +37,28 @@ class NetworkCall:
     call: CallFunction | None = None
     out: Out = None
 
-    def __post_init__(self) -> None:
-        if self.call is None:
+    def check(self, net: Any) -> None:
+        """Raises Unsupported where the options contradict each other, or name no argument of the network's forward."""
+        if self.call is not None:
+            return self._check_call(self.call)
+        names = arguments(net)
+        if any(p.kind is p.VAR_KEYWORD for p in _parameters(net).values()):
             return
-        if not callable(self.call):
-            raise Unsupported(f"call is a function (net, x_t, t, cond) -> output, got {self.call!r}")
+        asked = {"x": self.x, "t": self.t, **{f"rename[{k!r}]": v for k, v in self.rename.items()}}
+        for option, name in asked.items():
+            if name is not None and name not in names:
+                close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise Unsupported(
+                    f"{option}={name!r} names no argument of {type(net).__name__}, which takes "
+                    f"{', '.join(names) or 'none'}.{hint} None means by position"
+                )
+
+    def _check_call(self, call: Any) -> None:
+        if not callable(call):
+            raise Unsupported(f"call is a function (net, x_t, t, cond) -> output, got {call!r}")
         try:
-            inspect.signature(self.call).bind(None, None, None, None)
+            inspect.signature(call).bind(None, None, None, None)
         except TypeError as error:
             raise Unsupported(
                 f"call is a function of four arguments, (net, x_t, t, cond), and does not take them: {error}. Type "
@@ -56,21 +71,6 @@ class NetworkCall:
                 "call= says itself where x_t, t and the conditions go, so x=, t= and rename= contradict it. Type "
                 "call=lambda net, x_t, t, cond: net(x_t, t, **cond), or leave call out"
             )
-
-    def check(self, net: Any) -> None:
-        """Raises Unsupported where the network's forward has no argument of these names."""
-        names, open_ended = arguments(net), takes_any(net)
-        if self.call is not None or open_ended:
-            return
-        asked = {"x": self.x, "t": self.t, **{f"rename[{k!r}]": v for k, v in self.rename.items()}}
-        for option, name in asked.items():
-            if name is not None and name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise Unsupported(
-                    f"{option}={name!r} names no argument of {type(net).__name__}, which takes "
-                    f"{', '.join(names) or 'none'}.{hint} None means by position"
-                )
 
     def __call__(self, net: Any, module: Any, x_t: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """What the network predicts, in the shape of x_t.
@@ -115,41 +115,37 @@ class NetworkCall:
 
     def tensor(self, output: Any, x_t: Tensor, source: str) -> Tensor:
         """The prediction in an output."""
-        value = _part(output, self.out)
+        value = output
+        if callable(self.out):
+            value = self.out(output)
+        elif self.out is not None:
+            try:
+                leaf = isinstance(self.out, str) and hasattr(output, self.out)
+                value = getattr(output, self.out) if leaf else output[self.out]  # pyright: ignore[reportArgumentType]
+            except (KeyError, IndexError, TypeError, AttributeError):
+                what, out = _contents(output)
+                raise ShapeMismatch(
+                    f"out={self.out!r} names nothing in the network's output, {what}. Type {out}"
+                ) from None
         if isinstance(value, Tensor) and value.shape == x_t.shape:
             return value
-        if isinstance(value, Tensor):
-            got, what = f"{tuple(value.shape)}", "a module that returns it, or out=lambda out: out[:, :n]"
-        else:
-            got, what = _contents(value)
+        what, out = _contents(value)
         raise ShapeMismatch(
-            f"the prediction has the shape of x_t, {tuple(x_t.shape)}; {source} gave {got}. Type {what}"
+            f"the prediction has the shape of x_t, {tuple(x_t.shape)}; {source} gave {what}. Type {out}"
         )
-
-
-def _part(output: Any, out: Out) -> Any:
-    if out is None:
-        return output
-    if callable(out):
-        return out(output)
-    try:
-        return getattr(output, out) if isinstance(out, str) and hasattr(output, out) else output[out]
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise ShapeMismatch(
-            f"out={out!r} names nothing in the network's output, {_contents(output)[0]}. Type {_contents(output)[1]}"
-        ) from None
 
 
 def _contents(output: Any) -> tuple[str, str]:
     """What an output is, in words, and the `out=` that might be meant."""
-    if isinstance(output, Mapping):
-        keys = [str(key) for key, value in output.items() if isinstance(value, Tensor)]
-        return f"a dict with {', '.join(map(repr, output)) or 'nothing'}", f'out="{keys[0] if keys else "…"}"'
+    if isinstance(output, Tensor):
+        return f"{tuple(output.shape)}", "a module that returns it, or out=lambda out: out[:, :n]"
     if isinstance(output, (tuple, list)):
         return f"a {type(output).__name__} of {len(output)}", "out=0"
-    fields = [key for key, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)]
-    kind = type(output).__name__
-    return (f"a {kind} with {', '.join(fields)}", f'out="{fields[0]}"') if fields else (kind, "out=lambda out: …")
+    fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    names = [str(key) for key, value in fields.items() if isinstance(value, Tensor)]
+    if not names:
+        return f"a {type(output).__name__}", "out=lambda out: …"
+    return f"a {type(output).__name__} with {', '.join(map(repr, names))}", f'out="{names[0]}"'
 
 
 def arguments(net: Any) -> list[str]:
@@ -165,11 +161,6 @@ def argument(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any
         return kwargs[name]
     place = names.index(name) if name in names else len(args)
     return args[place] if place < len(args) else None
-
-
-def takes_any(net: Any) -> bool:
-    """Whether a network's forward has `**kwargs`."""
-    return any(p.kind is p.VAR_KEYWORD for p in _parameters(net).values())
 
 
 def _parameters(net: Any) -> Mapping[str, inspect.Parameter]:

@@ -10,12 +10,15 @@ sample is called by a fingerprint of its data.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fog_a.errors import BadArgument
 
 
 def content_ids(x: Tensor, lengths: Sequence[int] | None = None, axis: int = 1) -> tuple[str, ...]:
@@ -107,3 +110,18 @@ def valid(x: Tensor, lengths: Sequence[int] | None, axis: int) -> list[Tensor]:
     if lengths is None:
         return rows
     return [row.narrow(axis - 1, 0, int(n)) for row, n in zip(rows, lengths, strict=True)]
+
+
+LAST_SEED = 2**63 - 1
+"""The largest seed that torch takes."""
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed as an int; numpy's integers are taken. Raises BadArgument for others, and out of range."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise BadArgument(f"expected seed= as a whole number, got {seed!r}. Type seed=0") from None
+    if not -LAST_SEED <= number <= LAST_SEED:
+        raise BadArgument(f"expected seed= between -2**63 + 1 and 2**63 - 1, got {number}. Type a smaller number")
+    return number

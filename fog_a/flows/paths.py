@@ -130,24 +130,32 @@ class OwnPath(Path):
         self.function, self.name = function, getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        given = self.function(x0, x1, t)
-        if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(x, Tensor) for x in given):
+        pair = self.function(x0, x1, t)
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(x, Tensor) for x in pair):
             raise Unsupported(
-                f"path= must return two tensors, x_t and its slope dx_t/dt, got {type(given).__name__}. Type e.g. "
+                f"path= must return two tensors, x_t and its slope dx_t/dt, got {type(pair).__name__}. Type e.g. "
                 "path=lambda x0, x1, t: ((1 - t) * x0 + t * x1, x1 - x0)"
             )
-        return given
+        return pair
 
     def mix(self, t: Tensor) -> Mix:
-        one, none = torch.ones_like(t), torch.zeros_like(t)
-        data, noise, both = self(none, one, t), self(one, none, t), self(2 * one, -3 * one, t)
-        for of_data, of_noise, of_both in zip(data, noise, both, strict=True):
-            if not torch.allclose(of_both, 2 * of_noise - 3 * of_data, rtol=1e-4, atol=1e-5):
-                raise Unsupported(
-                    "path= gives an x_t that is no α(t) x_1 + σ(t) x_0, so a predicted noise or clean sample cannot be "
-                    'turned into a velocity. Type target="v" if the network predicts dx_t/dt, or another path'
-                )
-        return Mix(data[0], noise[0], data[1], noise[1])
+        try:
+            (alpha, sigma), slopes = (shares(lambda x0, x1, t, i=i: self(x0, x1, t)[i], t) for i in (0, 1))
+        except ValueError:
+            raise Unsupported(
+                "path= gives an x_t that is no α(t) x_1 + σ(t) x_0, so a predicted noise or clean sample cannot be "
+                'turned into a velocity. Type target="v" if the network predicts dx_t/dt, or another path'
+            ) from None
+        return Mix(alpha, sigma, *slopes)
+
+
+def shares(function: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b of a function (x_0, x_1, t) that gives a x_1 + b x_0. Raises ValueError for another function."""
+    one, none = torch.ones_like(t), torch.zeros_like(t)
+    a, b, both = function(none, one, t), function(one, none, t), function(2 * one, -3 * one, t)
+    if not torch.allclose(both, 2 * b - 3 * a, rtol=1e-4, atol=1e-5):
+        raise ValueError("it gives no a x_1 + b x_0")
+    return a, b
 
 
 NAMED: dict[str, type[Path]] = {"linear": Linear, "cosine": Cosine, "ddpm": DDPM, "edm": EDM}

@@ -7,16 +7,23 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+from typing import Any
 
+from torch import nn
+
+from fog_a.blocks.calls import unwrapped
 from fog_a.errors import FogError, MissingDependency, UnknownAdapter
 from fog_a.flows.generic import GenericAdapter
+from fog_a.flows.network import arguments
 
 GROUP = "fog_a.adapters"
+CLOCKS = ("t", "time", "times", "timestep", "timesteps", "sigma")
+"""Names that networks give to their time."""
 
 
 def adapter_names() -> list[str]:
     """The registered adapters, and `generic`."""
-    return sorted({"generic", *entries()})
+    return sorted({"generic", *_entries()})
 
 
 def get_adapter(name: str) -> type:
@@ -34,10 +41,10 @@ def get_adapter(name: str) -> type:
             return getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise MissingDependency(f"adapter {name!r} does not import: {error!r}") from error
-    entry = entries().get(name)
+    entry = _entries().get(name)
     if entry is None:
         near = difflib.get_close_matches(name, adapter_names(), n=2, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise UnknownAdapter(
             f"no adapter is named {name!r}{hint} Registered: {', '.join(adapter_names())}. "
             'A class that is not registered is given as "module:Class"'
@@ -45,10 +52,45 @@ def get_adapter(name: str) -> type:
     try:
         return entry.load()
     except Exception as error:
+        package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
         raise MissingDependency(
-            f"adapter {name!r} ({entry.value}{package_of(entry)}) does not import: {error!r}. "
-            "Mend or uninstall that package"
+            f"adapter {name!r} ({entry.value}{package}) does not import: {error!r}. Mend or uninstall that package"
         ) from error
+
+
+def adapter_of(model: Any) -> type:
+    """The registered class that says it knows this model; third parties are asked first.
+
+    Raises:
+        UnknownAdapter: none does, with what to type.
+    """
+    broken = {}
+    table = _entries()
+    for name in sorted(table, key=lambda n: (table[n].value.startswith("fog_a_adapters."), n)):
+        try:
+            kind = get_adapter(name)
+            if kind.matches(model):
+                return kind
+        except Exception as error:  # another's plugin must not keep this model from its own adapter
+            broken[name] = error
+    raise UnknownAdapter(_unknown(model, broken))
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether a registered adapter reads this model: `wrap(model)` needs no more."""
+    try:
+        return bool(adapter_of(unwrapped(model)))
+    except UnknownAdapter:
+        return False
+
+
+def is_a(model: Any, package: str, *names: str) -> bool:
+    """Whether a model's class, or one that it inherits from, has one of these names in this package; imports nothing.
+
+    >>> is_a(nn.Linear(1, 1), "torch", "Module")
+    True
+    """
+    return any(kind.__name__ in names and kind.__module__.split(".")[0] == package for kind in type(model).__mro__)
 
 
 def adapter_table() -> list[dict[str, str | None]]:
@@ -78,22 +120,10 @@ def adapter_table() -> list[dict[str, str | None]]:
     return table
 
 
-def entries() -> dict[str, importlib.metadata.EntryPoint]:
-    """Registered adapters by name. Where two packages use one name, a third party's goes before ours."""
-    found = sorted(
-        importlib.metadata.entry_points(group=GROUP), key=lambda e: not e.value.startswith("fog_a_adapters.")
-    )
-    return {entry.name: entry for entry in found}
-
-
-def package_of(entry: importlib.metadata.EntryPoint) -> str:
-    return f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
-
-
 def purpose(kind: type) -> str:
     """What an adapter is for: the first line of its module's docstring, or of its own."""
-    told = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
-    return told.partition("\n")[0].rstrip(".")
+    text = inspect.getdoc(inspect.getmodule(kind)) or inspect.getdoc(kind) or ""
+    return text.partition("\n")[0].rstrip(".")
 
 
 def installed_version(package: str | None) -> str | None:
@@ -101,3 +131,61 @@ def installed_version(package: str | None) -> str | None:
         return importlib.metadata.version(package) if package else None
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _entries() -> dict[str, importlib.metadata.EntryPoint]:
+    """Registered adapters by name. Where two packages use one name, a third party's goes before ours."""
+    points = importlib.metadata.entry_points(group=GROUP)
+    return {e.name: e for e in sorted(points, key=lambda e: not e.value.startswith("fog_a_adapters."))}
+
+
+def _unknown(model: Any, broken: dict[str, Exception]) -> str:
+    """What to type for a model that no adapter knows: the nearest one, its own arguments, the networks it holds."""
+    kind = type(model)
+    words = {word.lower(): name for name in adapter_names() for word in (name, *name.split("_"))}
+    names = [n.lower() for n in (*kind.__module__.split("."), kind.__name__)]
+    parts = [part for name in names for part in (name, *name.split("_"))]
+    near = next((words[m] for p in parts for m in difflib.get_close_matches(p, words, n=1, cutoff=0.7)), None)
+    taken = arguments(model) if isinstance(model, nn.Module) else []
+    text = f"no adapter knows {kind.__module__}.{kind.__name__}. Registered: {', '.join(adapter_names())}."
+    if near:
+        text += f' Nearest: "{near}", type fog_a.wrap(model, "{near}") to force it.'
+    text += ' For a network net(x_t, t, **cond) type fog_a.wrap(model, x="…", t="…") with the names of its arguments'
+    text += f" ({', '.join(taken)})." if taken else "."
+    text += _networks_inside(model)
+    text += " To write an adapter: docs/write-an-adapter.md. A bare module is attributed without one, at no time axis."
+    return text + "".join(f" Adapter {name!r} is broken: {error}." for name, error in broken.items())
+
+
+def _networks_inside(model: Any) -> str:
+    """What to type for the networks that an object holds; "" where it holds none with an argument for the time."""
+    networks: dict[str, nn.Module] = {}
+    for name, part in _parts(model).items():
+        outer = any(name.startswith(f"{other}.") for other in networks)  # a network's blocks take the time too
+        if not outer and set(CLOCKS) & set(arguments(part)):
+            networks[name] = part
+    if not networks:
+        return ""
+    (name, part), *_ = networks.items()
+    clock = next(argument for argument in arguments(part) if argument in CLOCKS)
+    x = next((argument for argument in arguments(part) if argument not in CLOCKS), "…")
+    listed = ", ".join(f".{name} ({type(part).__name__})" for name, part in networks.items())
+    text = f' It holds {listed}: type fog_a.wrap(model.{name}, x="{x}", t="{clock}").'
+    if not isinstance(model, nn.Module):
+        return text
+    return text + (
+        " To measure it in the model's own forward, with its noise and time: "
+        f'fog_a.attribute(model, batch, forward=fog_a.output_of("{name}")).'
+    )
+
+
+def _parts(model: Any, depth: int = 3) -> dict[str, nn.Module]:
+    """The modules that an object holds, by dotted name: outer ones first, those inside them so many levels down."""
+    if isinstance(model, nn.Module):
+        held = dict(model.named_children())
+    else:
+        components = getattr(model, "components", None)  # of a pipeline
+        attributes = components if isinstance(components, dict) else getattr(model, "__dict__", {})
+        held = {name: part for name, part in attributes.items() if isinstance(part, nn.Module)}
+    inner = [(name, _parts(part, depth - 1)) for name, part in held.items()] if depth > 1 else []
+    return {**held, **{f"{name}.{below}": part for name, parts in inner for below, part in parts.items()}}

@@ -19,12 +19,10 @@ from typing import Any
 from torch import nn
 
 from fog_a.blocks.calls import unwrapped
-from fog_a.errors import UnknownAdapter, Unsupported
+from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a.flows.generic import GenericAdapter
-from fog_a.flows.inside import networks_inside
-from fog_a.flows.network import arguments
-from fog_a.flows.register import adapter_names, entries, get_adapter, installed_version, purpose
+from fog_a.flows.register import adapter_of, get_adapter, installed_version, purpose
 
 
 def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
@@ -55,7 +53,7 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
         return model if adapter is None and not options else wrap(model.model, adapter, **options)
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if adapter is None:
-        adapter = GenericAdapter if {"x", "t", "call"} & set(options) else _matching(inner)
+        adapter = GenericAdapter if {"x", "t", "call"} & set(options) else adapter_of(inner)
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
     if isinstance(adapter, type):
@@ -106,55 +104,6 @@ def _checked(adapter: Any, kind: type) -> Any:
             "and samples(self, batch). See docs/write-an-adapter.md"
         )
     return adapter
-
-
-def is_a(model: Any, package: str, *names: str) -> bool:
-    """Whether a model's class, or one that it inherits from, has one of these names in this package; imports nothing.
-
-    >>> is_a(nn.Linear(1, 1), "torch", "Module")
-    True
-    """
-    return any(kind.__name__ in names and kind.__module__.split(".")[0] == package for kind in type(model).__mro__)
-
-
-def knows(model: nn.Module) -> bool:
-    """Whether a registered adapter reads this model: `wrap(model)` needs no more."""
-    try:
-        return bool(_matching(unwrapped(model)))
-    except UnknownAdapter:
-        return False
-
-
-def _matching(model: Any) -> type:
-    """The registered class that says it knows this model; third parties are asked first."""
-    broken = {}
-    table = entries()
-    for name in sorted(table, key=lambda n: (table[n].value.startswith("fog_a_adapters."), n)):
-        try:
-            kind = get_adapter(name)
-            if kind.matches(model):
-                return kind
-        except Exception as error:  # another's plugin must not keep this model from its own adapter
-            broken[name] = error
-    raise UnknownAdapter(_unknown(model, broken))
-
-
-def _unknown(model: Any, broken: dict[str, Exception]) -> str:
-    kind = type(model)
-    words = {word.lower(): name for name in adapter_names() for word in (name, *name.split("_"))}
-    parts = [
-        p for part in (*kind.__module__.split("."), kind.__name__) for p in (part.lower(), *part.lower().split("_"))
-    ]
-    near = next((words[m] for p in parts for m in difflib.get_close_matches(p, words, n=1, cutoff=0.7)), None)
-    names = arguments(model) if isinstance(model, nn.Module) else []
-    text = f"no adapter knows {kind.__module__}.{kind.__name__}. Registered: {', '.join(adapter_names())}."
-    if near:
-        text += f' Nearest: "{near}", type fog_a.wrap(model, "{near}") to force it.'
-    text += ' For a network net(x_t, t, **cond) type fog_a.wrap(model, x="…", t="…") with the names of its arguments'
-    text += f" ({', '.join(names)})." if names else "."
-    text += networks_inside(model)
-    text += " To write an adapter: docs/write-an-adapter.md. A bare module is attributed without one, at no time axis."
-    return text + "".join(f" Adapter {name!r} is broken: {error}." for name, error in broken.items())
 
 
 def _check_version(adapter: Flow) -> None:
