@@ -345,7 +345,7 @@ def test_an_output_that_is_no_tensor_names_what_to_type() -> None:
     batch = {"x1": torch.randn(2, 5, 4), "text": torch.randn(2, 2, 4)}
     with pytest.raises(ShapeMismatch, match=r"Tuples gave a tuple of 2. Type out=0"):
         fog_a.wrap(Tuples(), x="x_t", t="t").velocity(batch, 0.5)
-    with pytest.raises(ShapeMismatch, match=r'Dataclasses gave a Answer with 'sample'. Type out="sample"'):
+    with pytest.raises(ShapeMismatch, match=r'Dataclasses gave a Answer with .sample.. Type out="sample"'):
         fog_a.wrap(Dataclasses(), x="x_t", t="t").velocity(batch, 0.5)
     with pytest.raises(ShapeMismatch, match=r"call= gave a dict with 'hidden', 'prediction'. Type out=\"hidden\""):
         fog_a.wrap(Nested(), call=dict_call).velocity(batch, 0.5)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.attributing.nnsight import Envoys
+from fog_a.blocks.untouched import rng_state
 from fog_a.errors import MissingDependency, NotResidual, Unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -155,7 +156,7 @@ def test_remote_is_passed_on_for_hub_models_and_refused_for_others(
 
     monkeypatch.setattr(envoys.traced, "trace", trace)
     with pytest.raises(ConnectionError):
-        envoys._traced(((), {}, lambda: None))
+        envoys._traced(((), {}, rng_state()))
     assert asked == [True]
 
 

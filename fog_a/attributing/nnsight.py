@@ -13,7 +13,6 @@ imported later.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from fog_a.attributing.variants import Variants
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.gate import closed, kept_inputs
-from fog_a.blocks.untouched import preserved, rng, rng_restorer
+from fog_a.blocks.untouched import preserved, rng, rng_state, set_rng
 from fog_a.errors import MissingDependency, Unsupported
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import velocity_of
@@ -31,7 +30,7 @@ from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs
 
-Call = tuple[tuple[Any, ...], dict[str, Any], Callable[[], None]]
+Call = tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
 
 
 class Envoys:
@@ -98,7 +97,7 @@ class Envoys:
         calls: list[Call] = []
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args, dict(kwargs), rng_restorer()))
+            calls.append((args, dict(kwargs), rng_state()))
 
         with hooked(case.module, before=before):
             v = case.run()
@@ -107,11 +106,11 @@ class Envoys:
         return calls[0], v
 
     def _traced(self, call: Call, block: ResidualBlock | None = None, value: float = 0.0) -> Tensor:
-        (args, kwargs, restore), found = call, []
+        (args, kwargs, random), found = call, []
         plan = [] if block is None else [(block, point) for point in block.gate_points]
         with contextlib.ExitStack() as stack:
             stack.enter_context(rng(None))
-            restore()
+            set_rng(random)
             with self.traced.trace(*args, **kwargs, **self.remote):
                 for block, point in plan:
                     at = self.traced.get(point.module) if point.module else self.traced

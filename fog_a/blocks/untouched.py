@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fog_a.blocks.interrupts import alone
 from fog_a.blocks.state import State
@@ -35,7 +35,7 @@ def rng(seed: int | None = None) -> Iterator[None]:
     True
     """
     with alone():
-        restore = rng_restorer()
+        before = rng_state()
         try:
             if seed is not None:
                 _seed_torch(seed)
@@ -43,22 +43,29 @@ def rng(seed: int | None = None) -> Iterator[None]:
                 random.seed(seed)
             yield
         finally:
-            restore()
+            set_rng(before)
 
 
-def rng_restorer() -> Callable[[], None]:
-    """A function that sets every random number generator to where it is now."""
-    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+def rng_state() -> tuple[Any, ...]:
+    """Where all generators stand: equal before and after what draws nothing."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    name, key, *rest = np.random.get_state(legacy=True)
+    torches = tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
+    return torches, random.getstate(), (name, np.asarray(key).tobytes(), *rest)
 
-    def restore() -> None:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
-    return restore
+def set_rng(state: tuple[Any, ...]) -> None:
+    """Set all generators to where they stood."""
+    (cpu, *cuda), pythons, (name, key, *rest) = state
+    torch.set_rng_state(_bytes(cpu))
+    np.random.set_state((name, np.frombuffer(key, np.uint32), *rest))
+    random.setstate(pythons)
+    if cuda:
+        torch.cuda.set_rng_state_all([_bytes(x) for x in cuda])
+
+
+def _bytes(x: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(x), dtype=torch.uint8)
 
 
 def _seed_torch(seed: int) -> None:
@@ -70,13 +77,6 @@ def _seed_torch(seed: int) -> None:
         torch.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
-
-
-def rng_state() -> tuple[Any, ...]:
-    """Where all generators stand: equal before and after what draws nothing."""
-    cuda = torch.cuda.get_rng_state().numpy().tobytes() if torch.cuda.is_initialized() else b""
-    numpy = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numpy["pos"], numpy["key"].tobytes()
 
 
 @contextlib.contextmanager

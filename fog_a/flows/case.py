@@ -6,19 +6,17 @@ alone.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
-import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import hooked, named_modules, unwrapped
+from fog_a.blocks.calls import unwrapped, watch
 from fog_a.blocks.gate import gate
 from fog_a.blocks.state import State, strided_parts
 from fog_a.blocks.tree import leaves
@@ -150,7 +148,14 @@ class Case:
 
     def draws(self, blocks: Blocks) -> list[str]:
         """The modules that draw random numbers in a run, innermost first."""
-        with _drawing(blocks) as names:
+        names: list[str] = []
+        states: list[Any] = []
+
+        def leave(name: str, module: nn.Module, out: Any) -> None:
+            if states.pop() != rng_state():
+                names.append(name)
+
+        with watch(blocks.model, lambda *call: states.append(rng_state()), leave):
             self.run()
         return names
 
@@ -176,25 +181,20 @@ def _remembered(*roots: Any) -> State:
         return State(*roots)
 
 
-def fingerprint(batch: Any) -> str:
-    """A fingerprint of a batch's tensors."""
+def fingerprint(batch: Any, most: int | None = None) -> str:
+    """A fingerprint of a batch's tensors; of `most`, about so many numbers of each."""
     mark = hashlib.sha256()
     for x in model_tensors(batch):
-        mark.update(repr((tuple(x.shape), str(x.dtype))).encode())
+        mark.update(repr((tuple(x.shape), str(x.layout), str(x.dtype))).encode())
         for part in strided_parts(x.detach()):
-            mark.update(content(part.reshape(-1)))
+            flat = part.reshape(-1)
+            mark.update(content(flat if most is None else flat[:: max(len(flat) // most, 1)]))
     return mark.hexdigest()
 
 
 def weights_mark(module: nn.Module) -> str:
-    """A fingerprint of a model's parameters and buffers, about 64 numbers of each: a training step changes it."""
-    mark = hashlib.sha256()
-    for x in itertools.chain(module.parameters(), module.buffers()):
-        mark.update(repr((str(x.layout), str(x.dtype))).encode())
-        for part in strided_parts(x.detach()):
-            flat = part.reshape(-1)
-            mark.update(repr(tuple(part.shape)).encode() + content(flat[:: max(len(flat) // 64, 1)]))
-    return mark.hexdigest()
+    """A fingerprint of a model's parameters and buffers: a training step changes it."""
+    return fingerprint([*module.parameters(), *module.buffers()], most=64)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -221,22 +221,3 @@ def _fitted(mask: Tensor | None, v: Tensor) -> Tensor | None:
             f"expected a mask that broadcasts to the velocity {tuple(v.shape)}, got {tuple(mask.shape)}. "
             "Give bool, True = counts, e.g. (B, T, 1)"
         ) from None
-
-
-@contextlib.contextmanager
-def _drawing(blocks: Blocks) -> Iterator[list[str]]:
-    """Which modules draw random numbers while this lasts: a list that fills, innermost first."""
-    names: list[str] = []
-    states: list[Any] = []
-    with contextlib.ExitStack() as stack:
-        for name, module in named_modules(blocks.model).items():
-
-            def before(args: Any, kwargs: Any) -> None:
-                states.append(rng_state())
-
-            def after(args: Any, kwargs: Any, out: Any, name: str = name) -> None:
-                if states.pop() != rng_state():
-                    names.append(name)
-
-            stack.enter_context(hooked(module, before=before, after=after))
-        yield names
