@@ -119,7 +119,7 @@ class ModuleTeacher:
         return batch[self.input]
 
     def _tokens(self, out: Tensor) -> Shaped[Tensor, "B T D"]:
-        return as_tokens(out, first=self.channels == "first")
+        return as_tokens(out, "BDT" if self.channels == "first" else "BTD")
 
     def _fitting(self, features: Tensor, samples: Samples) -> Tensor:
         if len(features) != len(samples) or features.shape[-1] != self.dim:
