@@ -1,27 +1,4 @@
-"""What can go wrong, each message with what was expected, what was got and what to type next.
-
-FogError
-├── NoBlocksFound       no residual block in this model
-├── NotResidual         a block whose gate cannot be closed, or does not do what a gate must
-├── BadBatch            a batch that cannot be read: empty, no samples axis, missing keys
-├── BadOutput           an output without a float tensor, NaN or inf in v, v = 0
-│   └── Untrained       all scores are zero
-├── UnknownBlock        a name that is no block of this model
-├── UnknownAdapter      no adapter for this model's class, or none of this name
-├── ShapeMismatch       tensors or scores that do not fit together
-├── BadScores           a scores file that is corrupt, foreign or of another model
-├── NotWritten          a file that could not be written: full disk, read-only folder, bad path
-├── BadArgument         an argument or option that names nothing, or is out of its range
-├── BadManifest         a data manifest with missing or unusable files
-├── BadFeatures         teacher features of the wrong count or width, NaN, or a corrupt cache
-├── NoWeights           a teacher's weights cannot be loaded: hub out of reach, file missing or foreign
-├── NoActivations       nothing was captured: no forward ran, or it ran without a graph
-├── ZeroVelocity        a BadOutput: v = 0 everywhere
-├── Unsupported         a combination that is refused, with the reason
-└── MissingDependency   an optional package that is absent or does not import
-
-Interrupted, a KeyboardInterrupt and no FogError: Ctrl-C during a measurement, with what was measured before.
-"""
+"""What can go wrong. Each message says what was expected, what was got and what to type next."""
 
 from __future__ import annotations
 
@@ -114,16 +91,6 @@ class MissingDependency(FogError, ImportError):
     """An optional package that is absent or does not import."""
 
 
-def near(name: str, names: Iterable[str], n: int = 3) -> str:
-    """`; near: blocks.1, blocks.2`, or nothing where no name is near.
-
-    >>> near("block.1", ["blocks.1", "head"])
-    '; near: blocks.1'
-    """
-    matches = difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
-    return f"; near: {', '.join(matches)}" if matches else ""
-
-
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a measurement. `except KeyboardInterrupt` catches it; `except Exception` does not.
 
@@ -136,6 +103,16 @@ class Interrupted(KeyboardInterrupt):
         self.scores = scores
 
 
+def near(name: str, names: Iterable[str], n: int = 3) -> str:
+    """`; near: blocks.1, blocks.2`, or nothing where no name is near.
+
+    >>> near("block.1", ["blocks.1", "head"])
+    '; near: blocks.1'
+    """
+    matches = difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
+    return f"; near: {', '.join(matches)}" if matches else ""
+
+
 def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """The same function; a keyword that it does not have is a BadArgument with the names that are near."""
     parameters = inspect.signature(function).parameters
@@ -144,8 +121,8 @@ def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for unknown in [k for k in kwargs if k not in parameters]:
-            near = difflib.get_close_matches(unknown, names, n=2) or names
-            raise BadArgument(f"{function.__name__} has no keyword {unknown!r}: did you mean {', '.join(near)}?")
+            similar = difflib.get_close_matches(unknown, names, n=2) or names
+            raise BadArgument(f"{function.__name__} has no keyword {unknown!r}: did you mean {', '.join(similar)}?")
         return function(*args, **kwargs)
 
     return checked

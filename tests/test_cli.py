@@ -91,6 +91,10 @@ def sized(width, depth=2, *more, **options):
     return Net()
 
 
+def largest(v, changed, batch):
+    return (changed - v).abs().amax((1, 2))
+
+
 class Stopped(Net):
     calls = 0
 
@@ -205,6 +209,21 @@ def test_attribute_on_a_wrapped_flow_has_times(shell: Shell) -> None:
     assert scores.times == (0.25, 0.75) and scores.layers == ("blocks.1",)
     shell("attribute", *common, "--times", "3", "--out", "res3")
     assert Scores.load("res3/foga.json").times == pytest.approx((1 / 6, 1 / 2, 5 / 6))
+
+
+def test_attribute_by_another_yardstick(shell: Shell) -> None:
+    common = ("--model", "nets:Net", "--batch", "nets:flow_batch", "--option", "x=x", "--option", "t=t", "--times", "1")
+    assert shell("attribute", *common, "--metric", "loss", "--out", "loss").code == 0
+    assert Scores.load("loss/foga.json").kind == "loss"
+    assert shell("attribute", *NET, "--metric", "nets:largest", "--out", "res").code == 0
+    scores = Scores.load("res/foga.json")
+    net, x = arguments.made("fog_a_cli_nets:Net", ""), torch.load("batch.pt")
+    with torch.no_grad():
+        closed = net.out(net.blocks[2](net.blocks[1](x)))
+        expected = (closed - net(x)).abs().amax((1, 2))
+    assert scores.kind == "metric" and np.allclose(scores.values[:, 0, 0], expected.numpy(), atol=1e-6)
+    code, _, err = shell("attribute", *NET, "--metric", "largest")
+    assert code == 2 and "--metric 'largest': expected package.module:name" in err
 
 
 def test_a_ready_object_is_taken_as_it_is(shell: Shell) -> None:

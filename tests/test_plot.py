@@ -17,11 +17,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from fog_a.errors import MissingDependency, ShapeMismatch
-from fog_a.scores.canvas import edges
-from fog_a.scores.curves import plot_curves, plot_training
+from fog_a.scores.curves import plot_curves, plot_stability, plot_training
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
 from fog_a.scores.scores import Scores
-from fog_a.scores.stability import plot_stability
 
 LAYERS = tuple(f"blocks.{i}" for i in range(12))
 MEANS = 0.02 + 0.1 * np.exp(-np.arange(12) / 3)
@@ -232,10 +230,17 @@ def test_titles_and_legends_of_narrow_panels_do_not_touch() -> None:
         assert lines == 2 or text.get_window_extent().x1 < beside.get_window_extent().x0
 
 
-def test_cell_borders() -> None:
-    assert np.allclose(edges((0.125, 0.375, 0.625, 0.875)), [0, 0.25, 0.5, 0.75, 1])
-    assert np.allclose(edges((0.0, 0.5, 1.0)), [0, 0.25, 0.75, 1])
-    assert np.allclose(edges((0.8,)), [0.3, 1.3])
+@pytest.mark.parametrize(
+    ("times", "borders"),
+    [((0.125, 0.375, 0.625, 0.875), [0, 0.25, 0.5, 0.75, 1]), ((0.0, 0.5, 1.0), [0, 0.25, 0.75, 1])],
+)
+def test_cell_borders(times: tuple[float, ...], borders: list[float]) -> None:
+    """Cells end half-way between times, and the picture at 0 and 1."""
+    values = np.random.default_rng(0).random((20, len(times), 3))
+    fig = plot_scores(Scores(values, LAYERS[:3], times=times))
+    low, high = fig.axes[1].get_ylim()
+    cells = meshes(fig)[0].get_coordinates()[:, 0, 1]
+    assert (low, high) == (0, 1) and np.allclose(np.clip(cells, low, high), borders)
 
 
 def test_odd_names_are_drawn_as_they_are(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from fog_a.scores.scores import Scores
-from fog_a.shell.report import Table, picture, report
+from fog_a.scores.tables import Table
+from fog_a.shell.report import picture, report
 
 MEANS = np.array([0.17, 0.02, 0.09, 0.03])
 
@@ -116,10 +117,10 @@ def test_everything_given_is_escaped() -> None:
 def report_png() -> bytes:
     import io
 
-    from fog_a.scores.canvas import figure
+    from fog_a.scores.canvas import panels
 
     buffer = io.BytesIO()
-    figure(1, 1).savefig(buffer, format="png")
+    panels(1, 1)[0].savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -162,7 +162,7 @@ def test_a_corrupt_or_foreign_file_is_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(
         BadScores,
-        match=r"is no selection: .* Write one with select\(scores\)\.save\(path\)|is not JSON .*A selection is kept",
+        match=r"is no selection, or .* Write one with select\(scores\)\.save\(path\)|is not JSON .*A selection is kept",
     ):
         Selection.load(tmp_path / "s.json")
 
@@ -199,7 +199,7 @@ def test_weights_are_finite_and_not_negative(total: Any, tmp_path: Path) -> None
     for bad in ("NaN", "Infinity", "-0.5"):
         text = Selection.fixed(["a"], total=0.25).model_dump_json().replace('"weight":0.25', f'"weight":{bad}')
         (tmp_path / "s.json").write_text(text)
-        with pytest.raises(BadScores, match=r"is no selection: domains\.all\.0\.weight"):
+        with pytest.raises(BadScores, match=r"is no selection, or a damaged one: domains\.all\.0\.weight"):
             Selection.load(tmp_path / "s.json")
 
 

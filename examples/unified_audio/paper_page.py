@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from fog_a.scores.scores import Scores
-from fog_a.shell.report import Table, report
+from fog_a.scores.tables import Table
+from fog_a.shell.report import report
 from fog_a_adapters.compare.arms import ARMS
 from unified_audio.clips import DOMAINS, Clip
 from unified_audio.paper_tables import PaperTable, shown

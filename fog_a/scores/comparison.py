@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from fog_a.errors import BadArgument, MissingDependency, ShapeMismatch
-from fog_a.scores import notebook, statistics
-from fog_a.scores.image import png
+from fog_a.errors import BadArgument, ShapeMismatch
+from fog_a.scores import canvas, statistics
+from fog_a.scores.canvas import INK, SOFT, UNIT
+from fog_a.scores.curves import draw_ranks
 from fog_a.scores.ranking import Ranked, Ranking, check_layers, check_scores
-from fog_a.scores.stability import plot_comparison, ranks_of
 from fog_a.scores.statistics import FEW, Agreement, Array
+from fog_a.scores.tables import Shown, Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """What `fog_a.compare_scores` found; its text is a table, in a notebook with its picture.
 
     Attributes:
@@ -70,52 +72,67 @@ class Comparison:
 
     def plot(self) -> Figure:
         """A matplotlib Figure: the rank of each layer that is ever among the best k, and the paired differences."""
-        return plot_comparison(self)
+        steps = all(isinstance(name, int | float) for name in self.names)
+        fig, ((left, right),) = canvas.panels(10.4, 3.8, 1, 2, width_ratios=[1.0, 1.25])
+        x: Any = self.names if steps else range(len(self.names))
+        draw_ranks(left, self.rank, x, self.k)
+        right.axhline(0, color=SOFT, linewidth=0.9)
+        right.set_ylabel(UNIT.get(self.kind, self.kind))
+        to = f"difference to {'step ' if steps else ''}{self.reference}"
+        canvas.title(right, to, f"n = {self.n} pairs, {self.level:.0%} intervals")
+        if steps:
+            for i in np.flatnonzero((self.rank <= self.k).any(0)):
+                canvas.band(right, x, self.difference[:, i], self.interval[:, i], f"L{i + 1}")
+            canvas.end_labels(right)
+            canvas.step_axis(left)
+            canvas.step_axis(right)
+        else:
+            self._draw_names(right)
+            left.set_xticks(x, list(map(str, self.names)), parse_math=False)
+            left.margins(x=0.12)
+        return fig
+
+    def _draw_names(self, ax: Axes) -> None:
+        """A point with its interval for each layer, a color for each name."""
+        depth = np.arange(len(self.layers))
+        for n, i in enumerate(self._others):
+            x = depth + 0.5 * ((n + 0.5) / len(self._others) - 0.5)
+            (points,) = ax.plot(x, self.difference[i], "o", markersize=4, label=str(self.names[i]))
+            ax.vlines(x, *self.interval[i].T, color=points.get_color(), linewidth=1.4)
+        canvas.layer_axis(ax, self.layers)
+        if len(self._others) > 1:
+            ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+    @property
+    def _others(self) -> list[int]:
+        return [i for i, name in enumerate(self.names) if name != self.reference]
+
+    @property
+    def _table(self) -> Table:
+        rows = []
+        for k, layer in enumerate(self.layers):
+            row = [layer, *self.rank[:, k].tolist()]
+            for i in self._others:
+                low, high = self.interval[i, k]
+                star = "*" if low > 0 or high < 0 else " "
+                row.append(f"{self.difference[i, k]:+.4f} [{low:+.4f}, {high:+.4f}]{star}")
+            rows.append(row)
+        whose = "" if self.domain == "all" else f" · {self.domain}"
+        what = f"differences to {self.reference}, {self.level:.0%} intervals"
+        columns = ["layer", *(f"rank {name}" for name in self.names)]
+        columns += [f"{self.names[i]} − {self.reference}" for i in self._others]
+        best = np.flatnonzero((self.rank <= self.k).any(0)).tolist()
+        caption = f"{self.kind}{whose} · {self.n} paired samples · {what}"
+        return Table(caption, columns, rows, frozenset(best), right=range(1, len(columns)))
 
     def table(self) -> str:
         """Ranks and differences as text; `*` marks a difference whose interval has no 0."""
-        head, rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = []
-        for name, *cells in (head, *rows):
-            line = [name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]
-            lines.append("  ".join(line).rstrip())
-        return "\n".join([self._caption, *lines, *(f"! {note}" for note in self.notes)])
-
-    @property
-    def _caption(self) -> str:
-        whose = "" if self.domain == "all" else f" · {self.domain}"
-        what = f"differences to {self.reference}, {self.level:.0%} intervals"
-        return f"{self.kind}{whose} · {self.n} paired samples · {what}"
-
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        """The head and the rows of the table."""
-        head = ["layer", *(f"rank {name}" for name in self.names)]
-        others = [i for i, name in enumerate(self.names) if name != self.reference]
-        head += [f"{self.names[i]} − {self.reference}" for i in others]
-        rows = []
-        for k, layer in enumerate(self.layers):
-            cells = [layer, *(str(rank) for rank in self.rank[:, k])]
-            for i in others:
-                low, high = self.interval[i, k]
-                star = "*" if low > 0 or high < 0 else " "
-                cells.append(f"{self.difference[i, k]:+.4f} [{low:+.4f}, {high:+.4f}]{star}")
-            rows.append(cells)
-        return head, rows
+        return "\n".join([self._table.text(), *(f"! {note}" for note in self.notes)])
 
     __repr__ = table
 
-    def _repr_png_(self) -> bytes | None:
-        try:
-            return png(self.plot())
-        except MissingDependency:
-            return None
-
-    def _repr_html_(self) -> str:
-        head, rows = self._cells()
-        best = np.any(self.rank <= self.k, axis=0)
-        body = notebook.table(self._caption, head, [(row, bool(b)) for row, b in zip(rows, best, strict=True)])
-        return notebook.image(self._repr_png_()) + body + notebook.remarks(self.notes)
+    def _tables(self) -> tuple[list[Table], tuple[str, ...]]:
+        return [self._table], self.notes
 
 
 def compare_scores(
@@ -167,7 +184,7 @@ def compare_scores(
     first = ranked[0]
     return Comparison(
         names, reference, first.layers, first.kind, first.domain, values.shape[1], mean,
-        statistics.finite_mean(apart.swapaxes(0, 1)), np.stack(interval), ranks_of(mean),
+        statistics.finite_mean(apart.swapaxes(0, 1)), np.stack(interval), statistics.ranks(mean),
         tuple(statistics.agreement(m, mean[at], k) for m in mean), k, level, notes,
     )  # fmt: skip
 

@@ -6,27 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from fog_a.errors import BadArgument, ShapeMismatch
-from fog_a.scores import statistics
-from fog_a.scores.canvas import (
-    PALETTE,
-    UNIT,
-    axis,
-    band,
-    figure,
-    kind_name,
-    panel_name,
-    small_print,
-    spread_labels,
-    step_axis,
-    tidy,
-    title,
-)
-from fog_a.scores.labels import layer_ticks, legend_of, time_label
-from fog_a.scores.ranking import Ranked, Ranking, rankings
+from fog_a.scores import canvas, statistics
+from fog_a.scores.canvas import FAINT, INK, UNIT
+from fog_a.scores.ranking import Ranked, rankings
+from fog_a.scores.statistics import Array
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Run = tuple[Sequence[float], Sequence[float]]
@@ -52,48 +41,32 @@ def plot_curves(
     Raises: ShapeMismatch where there is no time axis, or a layer is not among the scores.
     """
     domains = rankings(scores, domain)
-    if along == "depth":
-        return _depth(domains, level)
-    if along != "time":
+    if along not in ("time", "depth"):
         raise BadArgument(f"along = {along!r}: expected 'time' or 'depth'")
+    if along == "depth":
+        fig, ((ax,),) = canvas.panels(min(max(4.6, 0.22 * len(scores.layers) + 2.0), 12.0), 3.4)
+        for ranking in domains:
+            canvas.band(ax, np.arange(len(scores.layers)), ranking.mean, ranking.interval(level), ranking.domain)
+        canvas.end_labels(ax)
+        canvas.title(ax, canvas.kind_name(domains[0]))
+        canvas.layer_axis(ax, scores.layers)
+        ax.set_ylabel(UNIT.get(scores.kind, ""))
+        return fig
     if scores.times is None:
         raise ShapeMismatch("these scores have no time axis: wrap the model as a flow and measure, or along='depth'")
-    unknown = [name for name in layers or () if name not in scores.layers]
-    if unknown:
+    if unknown := [name for name in layers or () if name not in scores.layers]:
         raise ShapeMismatch(f"no scores of {', '.join(unknown)}; the layers are {', '.join(scores.layers)}")
-    fig = figure(4.4 * len(domains) + 0.6, 3.4)
-    grid = fig.subplots(1, len(domains), squeeze=False, sharey=True)[0]
-    ends: list[list[tuple[float, float, str, str]]] = []
-    for ax, ranking in zip(grid, domains, strict=True):
-        mean, interval = ranking.curve, ranking.curve_interval(level)
+    fig, (axes,) = canvas.panels(4.4 * len(domains) + 0.6, 3.4, 1, len(domains), sharey=True)
+    for ax, ranking in zip(axes, domains, strict=True):
+        interval = ranking.curve_interval(level)
         chosen = [scores.layers.index(n) for n in layers] if layers else ranking.order[:k]
-        colors = [PALETTE[n % len(PALETTE)] for n in range(len(chosen))]
-        for color, i in zip(colors, chosen, strict=True):
-            band(ax, scores.times, mean[:, i], interval[:, i], color)
-        tidy(ax)
-        ends.append([(scores.times[-1], mean[-1, i], f"L{i + 1}", c) for c, i in zip(colors, chosen, strict=True)])
-        title(ax, panel_name(ranking), small_print(ranking))
-        axis(ax, time_label(ranking, lines=False), UNIT.get(scores.kind, "") if ax is grid[0] else None)
-    for ax, labels in zip(grid, ends, strict=True):  # after all panels: labels keep the limits that all share
-        spread_labels(ax, labels)
-    return fig
-
-
-def _depth(domains: Sequence[Ranking], level: float) -> Figure:
-    first = domains[0]
-    fig = figure(min(max(4.6, 0.22 * len(first.layers) + 2.0), 12.0), 3.4)
-    ax = fig.subplots()
-    x = np.arange(len(first.layers))
-    ends = []
-    for n, ranking in enumerate(domains):
-        color = PALETTE[n % len(PALETTE)]
-        band(ax, x, ranking.mean, ranking.interval(level), color)
-        ends.append((float(x[-1]), float(ranking.mean[-1]), ranking.domain, color))
-    tidy(ax)
-    spread_labels(ax, ends)
-    title(ax, kind_name(first))
-    layer_ticks(ax, first.layers, "number")
-    axis(ax, legend_of(first.layers, ax), UNIT.get(first.kind, ""))
+        for i in chosen:
+            canvas.band(ax, scores.times, ranking.curve[:, i], interval[:, i], f"L{i + 1}")
+        canvas.panel_title(ax, ranking)
+        ax.set_xlabel(canvas.time_label(ranking, break_lines=False))
+    axes[0].set_ylabel(UNIT.get(scores.kind, ""))
+    for ax in axes:  # after all panels: labels keep the limits that all share
+        canvas.end_labels(ax)
     return fig
 
 
@@ -109,36 +82,79 @@ def plot_training(
 
     Raises: ShapeMismatch where the seeds of a run have different steps.
     """
-    fig = figure(6.6, 3.8)
-    ax = fig.subplots()
-    ends: list[tuple[float, float, str, str]] = []
+    fig, ((ax,),) = canvas.panels(6.6, 3.8)
     table = {name: _seeds(name, run) for name, run in runs.items()}
     counts = {len(values) for _, values in table.values()}
-    for color, (name, (steps, values)) in zip(PALETTE * len(runs), table.items(), strict=False):
-        mean = statistics.finite_mean(values)
-        if len(values) > 1:
-            interval = statistics.bootstrap_interval(values, level)
-            band(ax, steps, mean, interval, color)
-        else:
-            band(ax, steps, mean, np.stack([mean, mean], -1), color)
-        seeds = f" ({len(values)} seeds)" if len(values) > 1 and len(counts) > 1 else ""
-        ends.append((float(steps[-1]), float(mean[-1]), name + seeds, color))
-    tidy(ax)
+    for name, (steps, values) in table.items():
+        mean, many = statistics.finite_mean(values), len(values) > 1
+        interval = statistics.bootstrap_interval(values, level) if many else np.stack([mean, mean], -1)
+        label = name + (f" ({len(values)} seeds)" if many and len(counts) > 1 else "")
+        canvas.band(ax, steps, mean, interval, label)
+    canvas.end_labels(ax)
     over = f"{max(counts)} seeds" if len(counts) == 1 else "seeds"
-    title(ax, value, f"band: {level:.0%} interval over {over}" if max(counts) > 1 else "")
-    step_axis(ax)
-    spread_labels(ax, ends)
+    canvas.title(ax, value, f"band: {level:.0%} interval over {over}" if max(counts) > 1 else "")
+    canvas.step_axis(ax)
     return fig
 
 
-def _seeds(name: str, run: Run | Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (N,) and values (seeds, N)."""
+def _seeds(name: str, run: Run | Sequence[Run]) -> tuple[Float[Array, " N"], Float[Array, "seeds N"]]:
+    """Steps and values."""
     single = len(run) == 2 and np.ndim(run[0]) == 1 and np.ndim(run[1]) == 1
-    pairs = [run] if single else list(run)
-    steps = [np.asarray(p[0], dtype=float) for p in pairs]
-    values = [np.asarray(p[1], dtype=float) for p in pairs]
-    if any(s.shape != steps[0].shape or (s != steps[0]).any() for s in steps) or any(
-        v.shape != steps[0].shape for v in values
-    ):
+    try:
+        table = np.array([run] if single else list(run), dtype=float)
+    except ValueError:  # of different lengths
+        table = np.empty((1, 0, 0))
+    if table.shape[1] != 2 or (table[:, 0] != table[0, 0]).any():
         raise ShapeMismatch(f"the seeds of {name!r} have different steps: evaluate all at the same steps")
-    return steps[0], np.stack(values)
+    return table[0, 0], table[:, 1]
+
+
+def plot_stability(
+    history: Mapping[int, Ranked], *, domain: str | None = None, k: int = 3, against: int | None = None
+) -> Figure:
+    """Rank stability over checkpoints (the paper's Table 7).
+
+    Left: the rank of every layer that is ever among the best k. Right: how each checkpoint agrees with one of them:
+    overlap of the top k, Kendall's τ and Spearman's ρ over all layers.
+
+    Args:
+        history: training step → scores there, of the same layers.
+        domain: one domain, or None: all samples together.
+        against: the step to compare with; None: the last.
+
+    Raises: ShapeMismatch for fewer than two checkpoints, an unknown `against`, or other layers.
+    """
+    steps = sorted(history)
+    if len(steps) < 2:
+        raise ShapeMismatch(f"{len(steps)} checkpoint(s): stability needs scores at two steps or more")
+    last = steps[-1] if against is None else against
+    if last not in history:
+        raise ShapeMismatch(f"no scores at step {against}; there are steps {', '.join(map(str, steps))}")
+    ranked = {s: history[s].ranking(domain) for s in steps}
+    agreements = np.array([ranked[s].agreement(ranked[last], k) for s in steps])
+    fig, ((left, right),) = canvas.panels(9.6, 3.6, 1, 2, width_ratios=[1.25, 1.0])
+    draw_ranks(left, statistics.ranks(np.array([r.mean for r in ranked.values()])), steps, k, domain)
+    canvas.step_axis(left)
+    names = (f"overlap of top {k}", "Kendall τ", "Spearman ρ")
+    for name, values in zip(names, agreements.T, strict=True):
+        right.plot(steps, values, linewidth=2.0, marker="o", markersize=4, label=name)
+    right.set_ylim(min(0.0, float(np.nanmin(agreements))) - 0.05, 1.05)
+    right.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    canvas.title(right, f"agreement with step {last:,}")
+    canvas.step_axis(right)
+    return fig
+
+
+def draw_ranks(ax: Axes, rank: Int[Array, "N L"], x: Sequence[float], k: int, domain: str | None = None) -> None:
+    """A line for each layer that is ever among the best k; the band of the best k shaded."""
+    ax.axhspan(0.5, k + 0.5, color=FAINT, alpha=0.45, linewidth=0)
+    ax.grid(False)
+    layers = np.flatnonzero((rank <= k).any(0))
+    lowest = int(rank[:, layers].max())
+    ax.set_ylim(lowest + 0.6, 0.4)
+    ax.set_yticks(sorted({1, k, lowest}))
+    ax.set_ylabel("rank")
+    for i in layers:
+        ax.plot(x, rank[:, i], linewidth=2.2, marker="o", markersize=6, markeredgecolor="white", label=f"L{i + 1}")
+    canvas.end_labels(ax)
+    canvas.title(ax, "rank of the layers" + (f" · {domain}" if domain else ""), f"shaded: the best {k}")

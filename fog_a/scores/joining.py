@@ -17,18 +17,18 @@ Fields = Mapping[str, Any]
 
 def joined(parts: Sequence[Fields]) -> dict[str, Any]:
     """The fields of Scores that hold the samples of all. Raises ShapeMismatch where they are not of one measurement."""
-    first = parts[0]
-    for other in parts[1:]:
-        _check_alike(first, other)
-    parts = _apart(parts)
-    said = {
-        key: list(dict.fromkeys(str(n) for p in parts for n in p["info"].get(key) or ()))
-        for key in ("notes", "warnings")
-        if any(p["info"].get(key) for p in parts)
-    }
-    rows = {name: tuple(x for p in parts for x in p[name]) for name in ("domains", "ids", "groups")}
-    values = np.concatenate([p["values"] for p in parts])
-    return {**first, **rows, "values": values, "info": {**first["info"], **said}}
+    first, apart = parts[0], list[Fields]()
+    for part in parts:
+        _check_alike(first, part)
+        numbers, start = tuple(map(str, range(len(part["ids"])))), sum(len(p["ids"]) for p in apart)
+        if part["groups"] == part["ids"] == numbers and not any(_overlap(p["values"], part["values"]) for p in apart):
+            numbers = tuple(str(start + i) for i in range(len(numbers)))  # samples without names are other ones
+            part = {**part, "ids": numbers, "groups": numbers}
+        apart.append(part)
+    rows = {name: tuple(x for p in apart for x in p[name]) for name in ("domains", "ids", "groups")}
+    said = {key: [str(n) for p in apart for n in p["info"].get(key) or ()] for key in ("notes", "warnings")}
+    info = {**first["info"], **{key: list(dict.fromkeys(words)) for key, words in said.items() if words}}
+    return {**first, **rows, "values": np.concatenate([p["values"] for p in apart]), "info": info}
 
 
 def _check_alike(a: Fields, b: Fields) -> None:
@@ -51,20 +51,7 @@ def _check_alike(a: Fields, b: Fields) -> None:
         raise ShapeMismatch("cannot concat scores of two different models (their info['signature'] differ)")
 
 
-def _apart(parts: Sequence[Fields]) -> list[dict[str, Any]]:
-    """The parts with other numbers for samples that have no name, unless the same samples were seen before."""
-    result: list[dict[str, Any]] = []
-    for part in parts:
-        numbers, start = tuple(map(str, range(len(part["ids"])))), sum(len(p["ids"]) for p in result)
-        twin = any(_alike(p["values"], part["values"]) for p in result)
-        if part["groups"] == part["ids"] == numbers and not twin:
-            numbers = tuple(str(start + i) for i in range(len(numbers)))
-            part = {**part, "ids": numbers, "groups": numbers}
-        result.append({**part})
-    return result
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether the one holds the first rows of the other."""
     rows = min(len(a), len(b))
     return np.array_equal(a[:rows], b[:rows], equal_nan=True)

@@ -72,14 +72,11 @@ def ranks(names: Sequence[str], mean: Float[np.ndarray, " L"], total: int) -> di
             "Score its modules by level='branch', or give the rank by hand"
         )
     share = total * mean / mean.sum()
-    given = np.maximum(np.floor(share), 1).astype(int)
-    while given.sum() < total:
-        given[np.argmax(share - given)] += 1
-    while given.sum() > total:
-        given[np.argmax(np.where(given > 1, given - share, -np.inf))] -= 1
-    return {_pattern(name): int(rank) for name, rank in zip(names, given, strict=True)}
-
-
-def _pattern(name: str) -> str:
-    """Every module of this block, for PEFT, which puts any prefix before it: not before a bare number."""
-    return rf"{'(?<!.)' if name[:1].isdecimal() else ''}{re.escape(name)}(\..*)?"
+    rank = np.maximum(np.floor(share), 1).astype(int)
+    while rank.sum() < total:
+        rank[np.argmax(share - rank)] += 1
+    while rank.sum() > total:
+        rank[np.argmax(np.where(rank > 1, rank - share, -np.inf))] -= 1
+    # Every module of a block, for PEFT, which puts any prefix before it: not before a bare number.
+    patterns = (rf"{'(?<!.)' if n[:1].isdecimal() else ''}{re.escape(n)}(\..*)?" for n in names)
+    return dict(zip(patterns, rank.tolist(), strict=True))

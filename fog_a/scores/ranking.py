@@ -10,14 +10,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import statistics
-from fog_a.scores.settling import Verdict, settled
 from fog_a.scores.statistics import FEW, Agreement, Array
 from fog_a.scores.top import RankedLayer, Top
 
@@ -33,9 +32,8 @@ class Ranking:
         domain: the domain; "all" for all samples together.
         kind, layers, times, info: as in Scores.
         values: (n, J, L) float64: a mean over its samples for each group; NaN where there is no finite value.
-        strata: one name per group within which groups are resampled, or None.
         samples: how many samples the groups hold.
-        groups: domain and name of each group.
+        groups: domain and name of each group; they are resampled within their domain.
     """
 
     domain: str
@@ -43,7 +41,6 @@ class Ranking:
     layers: tuple[str, ...]
     times: tuple[float, ...] | None
     values: Float[Array, "n J L"]
-    strata: tuple[str, ...] | None
     samples: int
     info: Mapping[str, Any]
     groups: tuple[tuple[str, str], ...]
@@ -52,6 +49,11 @@ class Ranking:
     def n(self) -> int:
         """How many independent groups there are."""
         return len(self.values)
+
+    @property
+    def strata(self) -> list[str]:
+        """The domain of each group: groups are resampled within their domain."""
+        return [domain for domain, _ in self.groups]
 
     @cached_property
     def per_group(self) -> Float[Array, "n L"]:
@@ -79,18 +81,16 @@ class Ranking:
         return self.times is not None and len(self.times) > 1
 
     def interval(self, level: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> Float[Array, "L 2"]:
-        """Interval of `mean` per layer: whole groups are resampled, the same for all layers."""
-        options: dict[str, Any] = {"groups": self.strata, "resamples": resamples, "seed": seed}
-        return self._possible(statistics.bootstrap_interval(self.per_group, level, **options))
+        """Interval of `mean` per layer: whole groups are resampled within their domain, the same for all layers."""
+        return self._interval(self.per_group, level, resamples, seed)
 
     def curve_interval(self, level: float = 0.95, *, seed: int = 0) -> Float[Array, "J L 2"]:
         """Interval of `curve` at each time and layer, from the same resamples throughout."""
-        flat = self.values.reshape(self.n, -1)
-        interval = statistics.bootstrap_interval(flat, level, groups=self.strata, seed=seed)
-        return self._possible(interval).reshape(*self.curve.shape, 2)
+        return self._interval(self.values.reshape(self.n, -1), level, 2000, seed).reshape(*self.curve.shape, 2)
 
-    def _possible(self, interval: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
+    def _interval(self, x: Float[Array, "n N"], level: float, resamples: int, seed: int) -> Float[Array, "N 2"]:
         """Without the part that no mean of these scores can reach: a relative change is not below 0."""
+        interval = statistics.bootstrap_interval(x, level, groups=self.strata, resamples=resamples, seed=seed)
         return interval if self.kind in SIGNED else np.maximum(interval, 0.0)
 
     def top(self, k: int = 3, *, level: float = 0.95) -> Top:
@@ -121,10 +121,6 @@ class Ranking:
     def _tops(self, k: int, resamples: int, seed: int) -> Array:
         return statistics.bootstrap_top(self.per_group, k, groups=self.strata, resamples=resamples, seed=seed)
 
-    def verdict(self, k: int, *, confidence: float, look: int, max_looks: int) -> Verdict:
-        """Whether the top-k set may be claimed at this look."""
-        return settled(self.per_group, self.check_k(k), confidence=confidence, look=look, max_looks=max_looks)
-
     def agreement(self, other: Ranking, k: int = 3) -> Agreement:
         """How alike two rankings of the same layers are: overlap of the top k, Kendall's τ, Spearman's ρ."""
         check_layers(self.layers, other.layers)
@@ -139,10 +135,9 @@ class Ranking:
 
     def check_k(self, k: int) -> int:
         """k as an int. Raises ShapeMismatch where there is no such top."""
-        try:
-            number = operator.index(k)
-        except TypeError:
-            raise BadArgument(f"k = {k!r}: expected a whole number of layers, e.g. k=3") from None
+        if not hasattr(k, "__index__"):
+            raise BadArgument(f"k = {k!r}: expected a whole number of layers, e.g. k=3")
+        number = operator.index(k)
         if not 1 <= number <= len(self.layers):
             raise ShapeMismatch(f"k = {k}: expected 1 ≤ k ≤ {len(self.layers)}, the number of layers")
         return number
@@ -160,61 +155,65 @@ class Ranking:
         return int(np.isnan(self.values).sum())
 
     @property
+    def _lost(self) -> str:
+        names = ", ".join(np.asarray(self.layers)[np.isnan(self.values).any((0, 1))][:4])
+        return f"{self.missing} of {self.values.size} values are missing (not finite, or not measured): {names}"
+
+    @property
+    def _partly_lost(self) -> bool:
+        """Whether a layer has some of its values, and that not because a probe measures some layers at a time."""
+        lost = np.isnan(self.values)
+        return bool((lost.any((0, 1)) & ~lost.all((0, 1))).any()) and not self.info.get("unmeasured")
+
+    @property
     def doubts(self) -> list[str]:
         """Why an interval may miss its level: few independent samples, values that are missing."""
         words = []
         if self.n < FEW:
             noun = "sample" if self.n == self.samples else "independent group"
             words.append(f"{count(self.n, noun)}: intervals cannot promise their level below {FEW}; measure more")
-        lost = np.isnan(self.values)
-        if (lost.any((0, 1)) & ~lost.all((0, 1))).any() and not self.info.get("unmeasured"):
-            words.append(f"{self._lost()}. If they were too large to measure, these means are too low")
+        if self._partly_lost:
+            words.append(f"{self._lost}. If they were too large to measure, these means are too low")
         return words
-
-    def _lost(self) -> str:
-        names = ", ".join(np.asarray(self.layers)[np.isnan(self.values).any((0, 1))][:4])
-        return f"{self.missing} of {self.values.size} values are missing (not finite, or not measured): {names}"
 
     @property
     def notes(self) -> list[str]:
         """What the reader should doubt, what is missing, and the measurement's own notes."""
-        words = self.doubts
-        if self.missing and not any(self._lost() in word for word in words):
-            words.append(self._lost())
-        return words + [str(n) for key in ("notes", "warnings") for n in self.info.get(key) or ()]
+        lost = [self._lost] if self.missing and not self._partly_lost else []
+        return [*self.doubts, *lost, *(str(n) for key in ("notes", "warnings") for n in self.info.get(key) or ())]
 
     @property
     def noise_floor(self) -> float | None:
         """What the same arithmetic gives where nothing is ablated (the largest, where a list was kept), or None."""
         floor = self.info.get("noise_floor")
-        if floor is None or isinstance(floor, str | bool | dict):
-            return None
-        values = np.asarray(floor, dtype=np.float64)
-        return float(np.nanmax(values)) if values.size and np.isfinite(values).any() else None
+        values = np.atleast_1d(np.array(floor, dtype=np.float64))
+        return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
     @property
     def borders(self) -> list[int]:
         """Layers at which another stack begins (an encoder and a decoder, double and single blocks)."""
         stacks = self.info.get("stacks") or ()
-        if len(stacks) != len(self.layers):
-            return []
-        return [i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]]
+        fits = len(stacks) == len(self.layers)
+        return [i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]] if fits else []
 
 
-class Ranked(Protocol):
-    """What has rankings: Scores. Text, pictures, pages and selection ask for no more."""
+class Ranked:
+    """What has rankings: the base of Scores. Text, pictures, pages and selection ask for no more."""
+
+    kind: str
+    layers: tuple[str, ...]
+    times: tuple[float, ...] | None
+    domains: tuple[str, ...]
+    info: Mapping[str, Any]
 
     @property
-    def kind(self) -> str: ...
-    @property
-    def layers(self) -> tuple[str, ...]: ...
-    @property
-    def times(self) -> tuple[float, ...] | None: ...
-    @property
-    def info(self) -> Mapping[str, Any]: ...
-    @property
-    def domain_names(self) -> tuple[str, ...]: ...
-    def ranking(self, domain: str | None = None) -> Ranking: ...
+    def domain_names(self) -> tuple[str, ...]:
+        """The different domains, in order of first appearance."""
+        return tuple(dict.fromkeys(self.domains))
+
+    def ranking(self, domain: str | None = None) -> Ranking:
+        """The layers of one domain, or of all samples: their means, order, intervals, and how sure that is."""
+        raise NotImplementedError
 
 
 def check_scores(scores: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,25 +19,26 @@ from jaxtyping import Float, Float32
 
 from fog_a.errors import BadScores, ShapeMismatch
 from fog_a.scores import files as score_files
-from fog_a.scores.display import Displayed
+from fog_a.scores import tables
 from fog_a.scores.joining import joined
 from fog_a.scores.lists import ranks
-from fog_a.scores.ranking import Ranking, check_scores, rankings
-from fog_a.scores.settling import Verdict
+from fog_a.scores.plots import plot_scores
+from fog_a.scores.ranking import Ranked, Ranking, check_scores, rankings
+from fog_a.scores.settling import Verdict, settled
 from fog_a.scores.statistics import Agreement, Array, finite_mean
-from fog_a.scores.tidy import tidy
 from fog_a.scores.top import Top
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 
 class Doubtful(UserWarning):
-    """An interval may miss its level: few samples, or values that are missing."""
+    """An interval may miss its level: few samples, or missing values."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores(Displayed):
+class Scores(Ranked, tables.Shown):
     """Per-sample scores of the layers of one model. Made by `attribute`, `lasp` and `gradnorm`.
 
     Attributes:
@@ -71,13 +72,30 @@ class Scores(Displayed):
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in tidy(self.fields()).items():
+        try:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is inf, and inf is missing
+                values = np.array(self.values, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ShapeMismatch(f"values are no array samples × times × layers: {error}") from error
+        values = values[:, None, :] if values.ndim == 2 else values
+        values[~np.isfinite(values)] = np.nan
+        values.setflags(write=False)
+        count = len(values) if values.ndim else 0
+        layers, ids, domains, groups = (tuple(map(str, x)) for x in (self.layers, self.ids, self.domains, self.groups))
+        ids = ids or tuple(map(str, range(count)))
+        domains, groups = domains or ("all",) * count, groups or ids
+        times = None if self.times is None else tuple(map(float, self.times))
+        want = (len(ids), 1 if times is None else len(times), len(layers))
+        if values.shape != want or {len(domains), len(groups)} != {count} or not values.size:
+            raise ShapeMismatch(
+                f"values have shape {values.shape}; expected samples × times × layers = {want} for {want[0]} ids, "
+                f"{len(domains)} domains, {len(groups)} groups, times {times}, {want[2]} layers, all > 0"
+            )
+        if not np.isfinite(times or ()).all():
+            raise ShapeMismatch(f"times = {times}: expected finite numbers, e.g. (0.25, 0.75)")
+        final = (values, layers, times, domains, ids, self.kind, dict(self.info), groups)
+        for name, value in zip(self.fields(), final, strict=True):
             object.__setattr__(self, name, value)
-
-    @property
-    def domain_names(self) -> tuple[str, ...]:
-        """The different domains, in order of first appearance."""
-        return tuple(dict.fromkeys(self.domains))
 
     @property
     def missing(self) -> int:
@@ -88,10 +106,10 @@ class Scores(Displayed):
         """The samples of one domain (None: all of them)."""
         if domain is None:
             return self
-        rows = [i for i, d in enumerate(self.domains) if d == domain]
+        rows = np.flatnonzero(np.array(self.domains) == domain).tolist()
         if not rows:
             raise ShapeMismatch(f"no sample has domain {domain!r}; there are {', '.join(self.domain_names)}")
-        names = {name: tuple(getattr(self, name)[i] for i in rows) for name in ("domains", "ids", "groups")}
+        names = {name: [getattr(self, name)[i] for i in rows] for name in ("domains", "ids", "groups")}
         return replace(self, values=self.values[rows], **names)
 
     def per_sample(self, domain: str | None = None) -> Float[Array, "n L"]:
@@ -99,10 +117,7 @@ class Scores(Displayed):
         return finite_mean(self.only(domain).values.astype(np.float64).swapaxes(0, 1))
 
     def ranking(self, domain: str | None = None) -> Ranking:
-        """The layers of one domain, or of all samples: their means, order, intervals, and how sure that is.
-
-        With domain=None groups are resampled within each domain.
-        """
+        """The layers of one domain, or of all samples: their means, order, intervals, and how sure that is."""
         part = self.only(domain)
         rows: dict[tuple[str, str], list[int]] = {}
         for i, group in enumerate(zip(part.domains, part.groups, strict=True)):
@@ -110,8 +125,7 @@ class Scores(Displayed):
         values = part.values.astype(np.float64)
         if len(rows) < len(values):
             values = np.stack([finite_mean(values[r]) for r in rows.values()])
-        strata = tuple(d for d, _ in rows) if domain is None else None
-        about = (self.kind, self.layers, self.times, values, strata, len(part.ids), self.info, tuple(rows))
+        about = (self.kind, self.layers, self.times, values, len(part.ids), self.info, tuple(rows))
         return Ranking(domain or "all", *about)
 
     def mean(self, domain: str | None = None) -> Float[Array, " L"]:
@@ -127,8 +141,8 @@ class Scores(Displayed):
     ) -> Float[Array, "L 2"]:
         """Interval of `mean` per layer: whole groups are resampled, the same for all layers.
 
-        From 16 groups on, a nominal 95 % interval covers .93 or more for normal, exponential, log-normal and t₃ scores
-        alike; below, or where values are missing, a Doubtful warning is given.
+        From 16 groups on, a nominal 95 % interval covers .93 or more, also for skewed scores and heavy tails; below, or
+        where values are missing, a Doubtful warning is given.
         """
         ranking = self.ranking(domain)
         if warn and ranking.doubts:
@@ -140,10 +154,7 @@ class Scores(Displayed):
         return self.ranking(domain).curve_interval(level, seed=seed)
 
     def top(self, k: int = 3, domain: str | None = None, *, level: float = 0.95) -> Top:
-        """The k layers of largest mean, largest first; equal ones: the earlier layer wins; NaN is never chosen.
-
-        `.hint` says so where the k-th and the (k+1)-th interval overlap, the samples are few, or values are missing.
-        """
+        """The k layers of largest mean, best first (equal ones: the earlier layer). `.hint` says what to doubt."""
         return self.ranking(domain).top(k, level=level)
 
     def top_probability(self, k: int = 3, domain: str | None = None, *, resamples: int = 2000, seed: int = 0) -> float:
@@ -161,7 +172,30 @@ class Scores(Displayed):
     ) -> dict[str, Verdict]:
         """For each domain, whether its top-k set may be claimed at this look; all claims together at `confidence`."""
         each = 1 - (1 - confidence) / len(self.domain_names)
-        return {r.domain: r.verdict(k, confidence=each, look=look, max_looks=max_looks) for r in rankings(self)}
+        options = {"confidence": each, "look": look, "max_looks": max_looks}
+        return {r.domain: settled(r.per_group, r.check_k(k), **options) for r in rankings(self)}
+
+    def plot(self, **options: Any) -> Figure:
+        """A matplotlib Figure: see `fog_a.plot_scores`, which takes the same options."""
+        return plot_scores(self, **options)
+
+    def table(self, k: int | None = None, *, level: float = 0.95) -> str:
+        """Means and intervals as text: the best k layers of each domain, or all layers in order of execution."""
+        return tables.text(rankings(self), k, level)
+
+    def metrics(self, k: int = 3) -> dict[str, float]:
+        """Scalars for any logger: each layer's mean, and `top_probability(k)`; a layer without a value is left out.
+
+        Names are `contribution/blocks.0` and `contribution/top3_certainty`; `contribution/speech/…` with domains.
+        """
+        return {name: value for ranking in rankings(self) for name, value in ranking.metrics(k).items()}
+
+    def __repr__(self) -> str:
+        return tables.summary(rankings(self))
+
+    def _tables(self) -> tuple[list[tables.Table], list[str]]:
+        domains, k = rankings(self), min(3, len(self.layers))
+        return [tables.layer_table(d, k) for d in domains], [note for d in domains for note in d.notes]
 
     def ranks(self, total: int, domain: str | None = None) -> dict[str, int]:
         """PEFT's `rank_pattern`: ranks in proportion to the mean scores, 1 or more, `total` of all layers together.
@@ -184,8 +218,7 @@ class Scores(Displayed):
 
     def fields(self) -> dict[str, Any]:
         """All fields by name."""
-        names = ("kind", "layers", "times", "domains", "ids", "groups", "info", "values")
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, whole or not at all. `Scores.load(path)` gives the same bits back. Raises NotWritten."""
@@ -194,11 +227,10 @@ class Scores(Displayed):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
         """Read JSON; nothing in the file is run. Raises BadScores where it is absent, damaged, foreign or too new."""
-        fields = score_files.read_scores(path)
         try:
-            return cls(**fields)
+            return cls(**score_files.read_scores(path))
         except ShapeMismatch as error:
-            raise BadScores(f"{path} is a damaged scores file: {error}. Measure again") from error
+            raise BadScores(f"{path} is no scores file, or a damaged one: {error}. Measure again") from error
 
     def to_csv(self, path: str | os.PathLike[str], layout: Literal["long", "release"] = "long") -> None:
         """Write CSV: "long" has one row per sample × time × layer (sample, id, domain, time, layer, value); "release"
@@ -212,8 +244,7 @@ class Scores(Displayed):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scores):
             return NotImplemented
-        mine, theirs = self.fields(), other.fields()
-        same = all(mine[n] == theirs[n] for n in mine.keys() - {"info", "values"})
+        same = all(x == other.fields()[name] for name, x in self.fields().items() if name not in ("info", "values"))
         return same and np.array_equal(self.values, other.values, equal_nan=True)
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and the content is an array

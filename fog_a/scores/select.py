@@ -88,23 +88,17 @@ def _chosen(
         )
     places = _pick(ranking.layers, mean, usable, k, by, seed)
     order = [i for i in ranking.order if i in usable]
-    low = high = chance = np.full(len(mean), np.nan)
+    numbers = np.full((4, len(mean)), np.nan)  # score, low, high, probability
+    numbers[0] = mean
     if ranking.n > 1:  # an interval needs two
-        low, high = ranking.interval().T
-        chance = _sought(ranking, by).inclusion(k)
-    return tuple(
-        Choice(
-            layer=ranking.layers[i],
-            depth=i,
-            score=_finite(mean[i]),
-            weight=float(weight),
-            rank=order.index(i) + 1 if i in order else None,
-            low=_finite(low[i]),
-            high=_finite(high[i]),
-            probability=_finite(chance[i]),
-        )
-        for i, weight in zip(places, _weigh(mean[places], weighting, total, ranking.domain), strict=True)
-    )
+        numbers[1:] = *ranking.interval().T, _sought(ranking, by).inclusion(k)
+    choices = []
+    for i, weight in zip(places, _weigh(mean[places], weighting, total, ranking.domain), strict=True):
+        score, low, high, probability = (float(x) if np.isfinite(x) else None for x in numbers[:, i])
+        rank = order.index(i) + 1 if i in order else None
+        about = {"score": score, "rank": rank, "low": low, "high": high, "probability": probability}
+        choices.append(Choice(layer=ranking.layers[i], depth=i, weight=float(weight), **about))
+    return tuple(choices)
 
 
 def _sought(ranking: Ranking, by: Any) -> Ranking:
@@ -112,62 +106,54 @@ def _sought(ranking: Ranking, by: Any) -> Ranking:
     return replace(ranking, values=-ranking.values) if by == "bottom" else ranking
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _usable(ranking: Ranking, notes: list[str]) -> list[int]:
     """Layers whose every score is a number; the others are named in the notes."""
     lost = ~np.isfinite(ranking.values)
+    out, why = lost.any(axis=(0, 1)), "their ablation gave NaN or inf"
     if ranking.info.get("unmeasured"):  # a probe that measures some layers at a time leaves gaps
-        out, why = np.flatnonzero(lost.all(axis=(0, 1))), "they were never measured"
-    else:
-        out, why = np.flatnonzero(lost.any(axis=(0, 1))), "their ablation gave NaN or inf"
-    if out.size:
-        notes.append(f"{ranking.domain}: left out, because {why}: {', '.join(ranking.layers[i] for i in out)}")
-    usable = sorted(set(range(len(ranking.layers))) - set(out.tolist()))
-    if not usable:
+        out, why = lost.all(axis=(0, 1)), "they were never measured"
+    if out.any():
+        notes.append(f"{ranking.domain}: left out, because {why}: {', '.join(np.array(ranking.layers)[out])}")
+    if out.all():
         raise BadOutput(
             f"no layer of domain {ranking.domain!r} has a finite score: look at v with attribute(...).values"
         )
-    return usable
+    return np.flatnonzero(~out).tolist()
 
 
 def _pick(layers: Sequence[str], mean: np.ndarray, usable: list[int], k: int, by: Any, seed: int) -> list[int]:
     """The chosen layers' places, highest score first for "top", in the order of execution or naming otherwise."""
     if not isinstance(by, str):
-        unknown = [name for name in by if name not in layers]
-        if unknown:
+        if unknown := [name for name in by if name not in layers]:
             raise UnknownBlock(
                 f"by= names {', '.join(unknown)}; the scores' layers are {', '.join(layers)}{near(unknown[0], layers)}"
             )
         return [list(layers).index(name) for name in by]
     if by in ("top", "bottom", "random") and k > len(usable):
         raise ShapeMismatch(f"k = {k} layers asked for, but only {len(usable)} have finite scores")
-    if by in ("top", "bottom"):
-        sign = -1 if by == "top" else 1
-        return sorted(usable, key=lambda i: (sign * mean[i], i))[:k]
-    if by == "random":
-        return sorted(random.Random(seed).sample(usable, k))
-    if by in ("shallow", "deep"):
-        return list(range(k)) if by == "shallow" else list(range(len(layers) - k, len(layers)))
-    raise UnknownBlock(
-        f"by={by!r} is no selector: take 'top', 'bottom', 'random', 'shallow', 'deep' or a list of layer names"
-    )
+    ways = {
+        "top": lambda: sorted(usable, key=lambda i: (-mean[i], i))[:k],
+        "bottom": lambda: sorted(usable, key=lambda i: (mean[i], i))[:k],
+        "random": lambda: sorted(random.Random(seed).sample(usable, k)),
+        "shallow": lambda: list(range(k)),
+        "deep": lambda: list(range(len(layers) - k, len(layers))),
+    }
+    if by not in ways:
+        raise UnknownBlock(f"by={by!r} is no selector: take {', '.join(map(repr, ways))} or a list of layer names")
+    return ways[by]()
 
 
 def _weigh(a: np.ndarray, weighting: Weighting, total: float, domain: str) -> np.ndarray:
     """λ of Eq. 11 for the chosen scores; equal where there are no shares (a sum ≤ 0, a negative or missing score)."""
-    equal = np.full(len(a), total / len(a))
-    if weighting == "equal":
-        return equal
-    if weighting not in ("normalized", "proportional"):
+    if weighting not in ("equal", "normalized", "proportional"):
         raise ShapeMismatch(f"weighting={weighting!r}: take 'normalized', 'proportional' or 'equal'")
-    if not np.all(np.isfinite(a)) or a.min() < 0 or a.sum() <= 0:
+    shares = bool(np.isfinite(a).all() and a.min() >= 0 and a.sum() > 0)
+    if weighting != "equal" and not shares:
         warnings.warn(
             f"the chosen scores of domain {domain!r} ({', '.join(f'{x:.3g}' for x in a)}) give no shares: "
             "weighted equally",
             stacklevel=3,
         )
-        return equal
+    if weighting == "equal" or not shares:
+        return np.full(len(a), total / len(a))
     return total * a / a.sum() if weighting == "normalized" else total * a

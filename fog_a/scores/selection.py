@@ -7,17 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from fog_a.errors import BadArgument, BadScores, UnknownBlock
 from fog_a.files import write
-from fog_a.scores.files import read_json
+from fog_a.scores.files import read_as
 from fog_a.scores.lists import indices
 
 Weighting = Literal["normalized", "proportional", "equal"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
 
 SETTLED = 0.95
 """The share of resamples that must agree on the chosen layers before they count as settled."""
@@ -39,6 +38,21 @@ class Choice(BaseModel):
     high: Number | None = None
     probability: Number | None = None
     """How often it is among the top K (by="bottom": the bottom K) when the samples are drawn again."""
+
+    def explain(self, end: str) -> str:
+        """One line: the weight, and what the scores say of it; `end` is the end of the ranking that was sought."""
+        line = f"  {self.layer} (layer {self.depth + 1}): λ = {self.weight:.4f}"
+        if self.score is None:
+            return line + ", named by hand"
+        line += f", score {self.score:.4f}"
+        if self.low is not None and self.high is not None:
+            line += f" [{self.low:.4f}, {self.high:.4f}]"
+        if self.rank is not None:
+            line += f", rank {self.rank}"
+        if self.probability is not None:
+            doubt = " (not settled: measure more samples)" if self.probability < 0.8 else ""
+            line += f", among the {end} in {self.probability:.0%} of resamples{doubt}"
+        return line
 
 
 class Selection(BaseModel):
@@ -78,14 +92,11 @@ class Selection(BaseModel):
         empty = [domain for domain, names in table.items() if not names]
         if empty or not table:
             raise UnknownBlock(f"no layer is named for {', '.join(empty) or 'any domain'}: name one, ['blocks.3']")
-        return cls(
-            domains={
-                domain: tuple(Choice(layer=n, depth=i, weight=total / len(names)) for i, n in enumerate(names))
-                for domain, names in table.items()
-            },
-            weighting="equal",
-            total=total,
-        )
+        chosen = {
+            domain: tuple(Choice(layer=n, depth=i, weight=total / len(names)) for i, n in enumerate(names))
+            for domain, names in table.items()
+        }
+        return cls(domains=chosen, weighting="equal", total=total)
 
     @classmethod
     def of(cls, given: Any, domains: Sequence[str], total: float) -> Selection | None:
@@ -129,14 +140,15 @@ class Selection(BaseModel):
 
         Blocks that were not scored do not matter: a selection from some of a model's blocks fits the model.
         """
-        there, blocks = self.signature, list(signature.get("blocks", ()))
-        missing = [n for n in [*self.layers, *there.get("blocks", ())] if n not in blocks]
+        blocks = list(signature.get("blocks", ()))
         what = None
-        if missing:
-            what = f"it names {_brief(missing)}, and this one has {_brief(blocks)}"
+        if missing := [n for n in [*self.layers, *self.signature.get("blocks", ())] if n not in blocks]:
+            mine, others = (f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for names in (missing, blocks))
+            what = f"it names {mine}, and this one has {others}"
         for key in ("class", "parameters"):
-            if key in there and key in signature and there[key] != signature[key]:
-                what = what or f"its {key} was {there[key]}, here it is {signature[key]}"
+            was, now = self.signature.get(key), signature.get(key)
+            if None not in (was, now) and was != now:
+                what = what or f"its {key} was {was}, here it is {now}"
         if what is not None:
             raise BadScores(
                 f"this selection was made for another model: {what}. Select on scores of this model: "
@@ -149,14 +161,12 @@ class Selection(BaseModel):
         lines = []
         end = "at the bottom" if self.by == "bottom" else "on top"
         for domain, choices in self.domains.items():
-            n = self.samples.get(domain)
-            of = f" of {n} samples" if n else ""
-            sure = ""
-            if domain in self.certainty:
-                settled = "" if self.certainty[domain] >= SETTLED else ", not settled"
-                sure = f"; just these {end} in {self.certainty[domain]:.0%} of resamples{settled}"
-            lines.append(f"{domain}: {len(choices)} layers by {self.by} ({self.kind}{of}), λ {self.weighting}{sure}")
-            lines += [_why(c, end.split()[-1]) for c in choices]
+            n, sure = self.samples.get(domain), self.certainty.get(domain)
+            line = f"{domain}: {len(choices)} layers by {self.by} ({self.kind}{f' of {n} samples' if n else ''}), "
+            line += f"λ {self.weighting}"
+            if sure is not None:
+                line += f"; just these {end} in {sure:.0%} of resamples{'' if sure >= SETTLED else ', not settled'}"
+            lines += [line, *(choice.explain(end.split()[-1]) for choice in choices)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -166,38 +176,10 @@ class Selection(BaseModel):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
         """Read JSON. Raises BadScores where the file is absent, corrupt or holds something else."""
-        content = read_json(path, "a selection")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise BadScores(
-                f"{path} is no selection: {where}: {first['msg']}. Write one with select(scores).save(path)"
-            ) from None
+        return read_as(cls, path, "selection", "Write one with select(scores).save(path)")
 
     def __str__(self) -> str:
         return self.explain()
-
-
-def _why(c: Choice, end: str) -> str:
-    line = f"  {c.layer} (layer {c.depth + 1}): λ = {c.weight:.4f}"
-    if c.score is None:
-        return line + ", named by hand"
-    line += f", score {c.score:.4f}"
-    if c.low is not None and c.high is not None:
-        line += f" [{c.low:.4f}, {c.high:.4f}]"
-    if c.rank is not None:
-        line += f", rank {c.rank}"
-    if c.probability is not None:
-        line += f", among the {end} in {c.probability:.0%} of resamples"
-        if c.probability < 0.8:
-            line += " (not settled: measure more samples)"
-    return line
-
-
-def _brief(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
 def check_total(total: float) -> None:

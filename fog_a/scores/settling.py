@@ -107,29 +107,25 @@ def settled(x: Float[Array, "n L"], k: int, *, confidence: float = 0.95, look: i
         raise BadArgument(f"k = {k}: expected 1 ≤ k ≤ {x.shape[1]}, the number of layers")
     usable, rows = np.flatnonzero(np.isfinite(x).any(0)), len(x)
     x = x[np.isfinite(x[:, usable]).all(1)][:, usable]
-    threshold = (1 - confidence) / (2 * max_looks)
+    threshold, least = (1 - confidence) / (2 * max_looks), needed(confidence)
     order = top(x.mean(0), len(usable)) if len(x) else np.arange(len(usable))
-    chosen = tuple(int(usable[i]) for i in order[:k])
-    left_out = f"; {rows - len(x)} samples with missing values are left out" if len(x) < rows else ""
-
-    def verdict(holds: bool, rival: tuple[int, int] | None, p: float, reason: str) -> Verdict:
-        return Verdict(holds, chosen, rival, p, threshold, look, max_looks, len(x), reason + left_out)
-
-    if k >= len(usable):
-        return verdict(True, None, 0.0, f"all {len(usable)} layers are chosen: there is nothing to tell apart")
-    if len(x) < (least := needed(confidence)):
-        few = f"{len(x)} complete samples: at least {least} are needed to tell at {100 * confidence:g}% confidence"
-        return verdict(False, None, 1.0, f"{few}, for rare large values to show")
     inside, outside = order[:k], order[k:]
-    unseen = 1 - ((1 - confidence) / 2) ** (1 / len(x))
-    d = (x[:, inside, None] - x[:, None, outside]).reshape(len(x), -1)
-    p = _p_greater(d - unseen * np.abs(x).max())
-    worst = int(np.argmax(p))
-    rival = int(usable[inside[worst // len(outside)]]), int(usable[outside[worst % len(outside)]])
-    holds = bool(p[worst] < threshold)
-    return verdict(holds, rival, float(p[worst]), _reason(holds, k, confidence, float(p[worst]), threshold, look))
-
-
-def _reason(holds: bool, k: int, confidence: float, p: float, threshold: float, look: int) -> str:
-    claim = f"the top {k} {'holds' if holds else 'does not hold'} at {100 * confidence:g}% confidence"
-    return f"{claim} after look {look}: its closest pair has p = {p:.2g} ({'<' if holds else '≥'} {threshold:.2g})"
+    rival, sure = None, f"at {100 * confidence:g}% confidence"
+    if not len(outside):
+        p, reason = 0.0, f"all {len(usable)} layers are chosen: there is nothing to tell apart"
+    elif len(x) < least:
+        few = f"{len(x)} complete samples: at least {least} are needed to tell {sure}"
+        p, reason = 1.0, f"{few}, for rare large values to show"
+    else:
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / len(x))
+        d = (x[:, inside, None] - x[:, None, outside]).reshape(len(x), -1)
+        every = _p_greater(d - unseen * np.abs(x).max())
+        worst, p = int(np.argmax(every)), float(every.max())
+        rival = int(usable[inside[worst // len(outside)]]), int(usable[outside[worst % len(outside)]])
+        claim, sign = ("holds", "<") if p < threshold else ("does not hold", "≥")
+        pair = f"its closest pair has p = {p:.2g} ({sign} {threshold:.2g})"
+        reason = f"the top {k} {claim} {sure} after look {look}: {pair}"
+    if len(x) < rows:
+        reason += f"; {rows - len(x)} samples with missing values are left out"
+    chosen = tuple(usable[inside].tolist())
+    return Verdict(p < threshold, chosen, rival, p, threshold, look, max_looks, len(x), reason)

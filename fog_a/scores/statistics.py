@@ -14,7 +14,7 @@ Arrays are numpy, x is (n, L): samples × layers, NaN where nothing was measured
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,60 +31,11 @@ STUDENT = 8
 Array = np.ndarray
 
 
-def _strata(n: int, groups: Sequence[str] | None) -> list[Int[Array, " m"]]:
-    """Row numbers of each group. Groups of one sample are pooled: alone they show no spread."""
-    if groups is None:
-        return [np.arange(n)]
-    labels = np.asarray(groups)
-    parts = [np.flatnonzero(labels == g) for g in dict.fromkeys(groups)]
-    single = [p for p in parts if len(p) < 2]
-    parts = [p for p in parts if len(p) > 1]
-    if single:
-        pooled = np.concatenate(single)
-        if len(pooled) < 2 and parts:
-            parts[-1] = np.sort(np.concatenate([parts[-1], pooled]))
-        else:
-            parts.append(pooled)
-    return parts
-
-
-def _resample(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Float[Array, "R m"]]:
-    """For each stratum, how often each of its samples is drawn in each resample."""
-    try:
-        rng = np.random.default_rng(seed)
-    except (TypeError, ValueError):
-        raise BadArgument(f"seed = {seed!r}: expected a whole number ≥ 0, e.g. seed=0") from None
-    for m in sizes:
-        draws = rng.integers(m, size=(resamples, m)) + np.arange(resamples)[:, None] * m
-        yield np.bincount(draws.ravel(), minlength=resamples * m).reshape(resamples, m).astype(np.float64)
-
-
 def finite_mean(x: Float[Array, "n *axes"]) -> Float[Array, "*axes"]:
     """Mean over the finite rows of each column, NaN where there is none."""
     good = np.isfinite(x)
     count = good.sum(0)
     return np.where(count > 0, np.where(good, x, 0.0).sum(0) / np.maximum(count, 1), np.nan)
-
-
-class _Moments(NamedTuple):
-    mean: Float[Array, "... L"]
-    error: Float[Array, "... L"]
-
-
-def _moments(
-    d: Float[Array, "n L"], good: Bool[Array, "n L"], parts: list[Array], weights: Sequence[Array]
-) -> _Moments:
-    """Mean and standard error of the weighted rows, with the variance taken within strata."""
-    total = count = scatter = np.zeros((1, d.shape[1]))
-    complete = bool(good.all())
-    for rows, w in zip(parts, weights, strict=True):
-        n = w.sum(-1, keepdims=True) if complete else w @ good[rows].astype(np.float64)
-        s1, s2 = w @ d[rows], w @ d[rows] ** 2
-        safe = np.maximum(n, 1.0)
-        within = np.maximum(s2 / safe - (s1 / safe) ** 2, 0.0) * safe / np.maximum(safe - 1.0, 1.0)
-        total, count, scatter = total + s1, count + n, scatter + n * within
-    count = np.maximum(count, 1.0)
-    return _Moments(total / count, np.sqrt(scatter) / count)
 
 
 def bootstrap_interval(
@@ -114,58 +65,33 @@ def bootstrap_interval(
         >>> bool(lo < 1 < hi)
         True
     """
+    from scipy.special import stdtrit
+
     check_share("level", level)
     x = np.asarray(x, dtype=np.float64)
-    good = np.isfinite(x)
-    parts = _strata(len(x), groups)
-    m = finite_mean(x)
-    d = np.where(good, x - m, 0.0)  # centered: sums of squares keep their digits
-    e = _moments(d, good, parts, [np.ones((1, len(p))) for p in parts]).error[0]
+    m, count, parts = finite_mean(x), np.isfinite(x).sum(0), _strata(len(x), groups)
+    d = x - m  # centered: sums of squares keep their digits
+    e = _moments(d, parts, [np.ones((1, len(p))) for p in parts]).error[0]
     tail = (1 - level) / 2
-    q = _student(np.maximum(good.sum(0) - len(parts), 1), tail)
+    reach = np.tile(stdtrit(np.maximum(count - len(parts), 1), 1 - tail), (2, 1))  # in standard errors, down and up
     if len(x) >= STUDENT:
-        star = _moments(d, good, parts, list(_resample([len(p) for p in parts], resamples, seed)))
+        star = _moments(d, parts, _resample(parts, resamples, seed))
         # A resample of one value repeated has no spread of its own: it borrows the sample's.
         spread = np.where(star.error > 1e-9 * e, star.error, np.where(e > 0, e, 1.0))
         low, high = np.quantile(star.mean / spread, [tail, 1 - tail], axis=0)
-        q = np.maximum(q, [high, -low]) * (1 + 2 / len(x))
-    interval = np.stack([m - q[0] * e, m + q[1] * e], axis=-1)
-    interval[good.sum(0) < 2] = np.nan
+        reach = np.maximum(reach, [high, -low]) * (1 + 2 / len(x))
+    interval = np.stack([m - reach[0] * e, m + reach[1] * e], axis=-1)
+    interval[count < 2] = np.nan
     return interval
-
-
-def _student(freedom: Int[Array, " L"], tail: float) -> Float[Array, "2 L"]:
-    """How many standard errors Student's t reaches, down and up."""
-    from scipy.special import stdtrit
-
-    reach = stdtrit(freedom, 1 - tail)
-    return np.stack([reach, reach])
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises BadArgument for a number that is not between 0 and 1."""
-    if isinstance(value, str) or not 0 < value < 1:
-        raise BadArgument(f"{name} = {value!r}: expected a number between 0 and 1, e.g. 0.95")
-
-
-def top(mean: Float[Array, "... L"], k: int) -> Int[Array, "... k"]:
-    """Indices of the k largest, largest first; equal ones: the lower index wins; NaN comes last."""
-    return np.argsort(-np.where(np.isfinite(mean), mean, -np.inf), axis=-1, kind="stable")[..., :k]
 
 
 def bootstrap_means(
     x: Float[Array, "n L"], *, groups: Sequence[str] | None = None, resamples: int = 2000, seed: int = 0
 ) -> Float[Array, "R L"]:
     """The mean of each column in each bootstrap resample; NaN where it drew no finite value."""
-    x = np.asarray(x, dtype=np.float64)
-    good = np.isfinite(x)
-    filled = np.where(good, x, 0.0)
     parts = _strata(len(x), groups)
-    total, count = np.zeros((resamples, x.shape[1])), np.zeros((resamples, x.shape[1]))
-    for rows, w in zip(parts, _resample([len(p) for p in parts], resamples, seed), strict=True):
-        total += w @ filled[rows]
-        count += w @ good[rows].astype(np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+    star = _moments(np.asarray(x, dtype=np.float64), parts, _resample(parts, resamples, seed))
+    return np.where(star.number > 0, star.mean, np.nan)
 
 
 def bootstrap_top(
@@ -181,6 +107,65 @@ def bootstrap_top(
     inside = np.zeros(mean.shape, dtype=bool)
     np.put_along_axis(inside, top(mean, k), True, axis=1)
     return inside
+
+
+class _Moments(NamedTuple):
+    mean: Float[Array, "R L"]
+    error: Float[Array, "R L"]
+    number: Float[Array, "R L"]
+
+
+def _moments(x: Float[Array, "n L"], parts: list[Array], weights: Iterable[Array]) -> _Moments:
+    """Mean, standard error (with the variance within strata) and number of the weighted finite rows."""
+    good = np.isfinite(x)
+    x, good = np.where(good, x, 0.0), good.astype(np.float64)
+    total = count = scatter = np.zeros((1, x.shape[1]))
+    for rows, w in zip(parts, weights, strict=True):
+        n, s1, s2 = w @ good[rows], w @ x[rows], w @ x[rows] ** 2
+        safe = np.maximum(n, 1.0)
+        within = np.maximum(s2 / safe - (s1 / safe) ** 2, 0.0) * safe / np.maximum(safe - 1.0, 1.0)
+        total, count, scatter = total + s1, count + n, scatter + n * within
+    safe = np.maximum(count, 1.0)
+    return _Moments(total / safe, np.sqrt(scatter) / safe, count)
+
+
+def _strata(n: int, groups: Sequence[str] | None) -> list[Int[Array, " m"]]:
+    """Row numbers of each group. Groups of one sample are pooled: alone they show no spread."""
+    labels = np.zeros(n) if groups is None else np.asarray(groups)
+    parts = [np.flatnonzero(labels == g) for g in dict.fromkeys(labels.tolist())]
+    single, several = [p for p in parts if len(p) == 1], [p for p in parts if len(p) > 1]
+    if len(single) == 1 and several:
+        several[-1] = np.sort(np.concatenate([several[-1], *single]))
+    elif single:
+        several.append(np.concatenate(single))
+    return several
+
+
+def _resample(parts: list[Array], resamples: int, seed: int) -> Iterator[Float[Array, "R m"]]:
+    """For each stratum, how often each of its samples is drawn in each resample."""
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise BadArgument(f"seed = {seed!r}: expected a whole number ≥ 0, e.g. seed=0") from None
+    for m in map(len, parts):
+        draws = rng.integers(m, size=(resamples, m)) + np.arange(resamples)[:, None] * m
+        yield np.bincount(draws.ravel(), minlength=resamples * m).reshape(resamples, m).astype(np.float64)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises BadArgument for a number that is not between 0 and 1."""
+    if isinstance(value, str) or not 0 < value < 1:
+        raise BadArgument(f"{name} = {value!r}: expected a number between 0 and 1, e.g. 0.95")
+
+
+def top(mean: Float[Array, "... L"], k: int) -> Int[Array, "... k"]:
+    """Indices of the k largest, largest first; equal ones: the lower index wins; NaN comes last."""
+    return np.argsort(-np.where(np.isfinite(mean), mean, -np.inf), axis=-1, kind="stable")[..., :k]
+
+
+def ranks(means: Float[Array, "N L"]) -> Int[Array, "N L"]:
+    """The rank of each layer in each row, from 1."""
+    return np.argsort(top(means, means.shape[1]), axis=1) + 1
 
 
 class Agreement(NamedTuple):

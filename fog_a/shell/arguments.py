@@ -6,7 +6,6 @@ without arguments, anything else is taken as it is.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import json
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fog_a.errors import BadArgument, BadBatch
+from fog_a.errors import BadArgument, BadBatch, near
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs
 from fog_a.flows.wrapping import wrap
@@ -47,9 +46,8 @@ def named(spec: str, what: str) -> Any:
     value: Any = module
     for part in path.split("."):
         if not hasattr(value, part):
-            near = difflib.get_close_matches(part, [n for n in dir(value) if not n.startswith("_")], n=3, cutoff=0.4)
-            hint = f"; near: {', '.join(near)}" if near else ""
-            raise BadArgument(f"{what} {spec!r}: {module_name} has no {part!r}{hint}")
+            names = [n for n in dir(value) if not n.startswith("_")]
+            raise BadArgument(f"{what} {spec!r}: {module_name} has no {part!r}{near(part, names)}")
         value = getattr(value, part)
     return value
 
@@ -59,23 +57,18 @@ def made(spec: str, what: str) -> Any:
     value = named(spec, what)
     if isinstance(value, nn.Module | Flow | Tensor | Inputs | Mapping | tuple | list) or not callable(value):
         return value
-    if lacking := _required(value):
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # built in: the call itself will tell
+        return value()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if lacking := [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]:
         name = spec.partition(":")[2].rpartition(".")[2]
         raise BadArgument(
             f"{what} {spec!r} needs arguments ({', '.join(lacking)}), and fog-a calls it without any. Write a function "
             f"that has none, e.g. def tiny(): return {name}({', '.join(f'{n}=…' for n in lacking)})"
         )
     return value()
-
-
-def _required(factory: Any) -> list[str]:
-    """The arguments without which a factory cannot be called."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # built in: the call itself will tell
-        return []
-    open_ended = ("VAR_POSITIONAL", "VAR_KEYWORD")
-    return [p.name for p in parameters if p.default is p.empty and p.kind.name not in open_ended]
 
 
 def model(
@@ -105,7 +98,11 @@ def model(
     if adapter is not None or pairs:
         value = wrap(value, None if adapter in (None, "auto") else adapter, **pairs)
         inner = value.module
-    _there(device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadArgument(f"--device {device!r} cannot be used: {reason}. Try --device cpu") from error
     inner.to(device)
     return value
 
@@ -119,15 +116,6 @@ def _pair(option: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _there(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadArgument(
-            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}. Try --device cpu"
-        ) from error
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
@@ -202,27 +190,31 @@ def times(text: str | None) -> int | list[float] | None:
         raise BadArgument(f"--times {text!r}: expected a number of midpoints (8) or a list (0.2,0.5,0.8)") from None
 
 
-def how(name: str, *, rows: int | None, memory: str | None, projections: int | None) -> Any:
+def metric(spec: str | None) -> Any:
+    """`metric=` of attribute: `loss`, or a function by `module:name`."""
+    return spec if spec in (None, "loss") else named(spec, "--metric")
+
+
+def how(name: str, **options: Any) -> Any:
     """`how=` of attribute. Raises BadArgument for an option of another way."""
     import fog_a
 
-    options = {"rows": rows, "memory": memory, "projections": projections}
-    takes = {"shared": ("rows", "memory"), "first-order": ("projections",)}.get(name, ())
-    if name == "auto" and (rows is not None or memory is not None):
-        name, takes = "shared", ("rows", "memory")
+    takes = {"rows": "shared", "memory": "shared", "projections": "first-order"}
     wanted = {option: value for option, value in options.items() if value is not None}
-    for option in wanted.keys() - set(takes):
-        way = "first-order" if option == "projections" else "shared"
-        raise BadArgument(f"--{option} is an option of --how {way}, not of --how {name}")
+    if name == "auto" and wanted.keys() & {"rows", "memory"}:
+        name = "shared"
+    for option in wanted:
+        if takes[option] != name:
+            raise BadArgument(f"--{option} is an option of --how {takes[option]}, not of --how {name}")
     ways = {"shared": fog_a.Shared, "first-order": fog_a.FirstOrder, "nnsight": fog_a.NNsight}
     return ways[name](**wanted) if name in ways else name
 
 
-def until(name: str | None, *, k: int, confidence: float | None, looks: int | None) -> Any:
+def until(name: str | None, *, k: int, **options: Any) -> Any:
     """`until=` of attribute. Raises BadArgument for its options where it is not asked for."""
     import fog_a
 
-    wanted = {key: value for key, value in {"confidence": confidence, "looks": looks}.items() if value is not None}
+    wanted = {option: value for option, value in options.items() if value is not None}
     if name is None and wanted:
         raise BadArgument(f"--{next(iter(wanted))} is an option of --until settled: type --until settled as well")
     return None if name is None else fog_a.Settled(k=k, **wanted)

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fog_a.errors import BadArgument
-from fog_a.scores.canvas import UNIT, kind_name
+from fog_a.scores import canvas
 from fog_a.scores.curves import plot_curves
-from fog_a.scores.image import inline, png
 from fog_a.scores.plots import plot_scatter, plot_scd, plot_scores
-from fog_a.scores.ranking import Ranking, rankings
+from fog_a.scores.ranking import rankings
 from fog_a.scores.scores import Scores
 from fog_a.scores.statistics import FEW
+from fog_a.scores.tables import Table, image_tag, layer_table, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,36 +29,10 @@ if TYPE_CHECKING:
 Picture = tuple[str, "Figure | bytes | str | os.PathLike[str]"]
 """A caption, and a Figure, PNG bytes or the path of a PNG."""
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
 FIGURE_1 = (
     "Left: how much of the teacher's information a layer holds. Right: how far the velocity moves without it. "
     "The layer with the largest mean is framed."
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for a page: numbers are set flush right, rows whose index is in `marked` stand out. Markup is kept."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    marked: frozenset[int] = frozenset()
-
-    @property
-    def alignment(self) -> list[Markup]:
-        """The class of each column's cells."""
-        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
-        return [Markup(' class="number"' if cells and all(map(_numeric, cells)) else "") for cells in columns]
-
-
-class Image(NamedTuple):
-    """A picture set into the page itself."""
-
-    caption: str
-    data: str
-    width: int
 
 
 def report(
@@ -87,6 +59,7 @@ def report(
         level: of the intervals.
 
     Example:
+        >>> import numpy as np
         >>> scores = Scores(np.random.default_rng(0).random((16, 1, 2)), ("blocks.0", "blocks.1"))
         >>> report(scores, title="A small net").startswith("<!doctype html>")
         True
@@ -94,7 +67,7 @@ def report(
     several = [scores] if isinstance(scores, Scores) else list(scores)
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"shown": _shown, "percent": lambda share: f"{share:.1%}"}
+    environment.filters |= {"shown": shown, "percent": lambda share: f"{share:.1%}"}
     return environment.get_template("report.html").render(
         title=title,
         lead=lead,
@@ -107,36 +80,21 @@ def report(
     )
 
 
-def picture(image: Figure | bytes | str | os.PathLike[str], caption: str) -> Image:
-    """A matplotlib Figure, PNG bytes or a PNG file, set into the page itself."""
-    if isinstance(image, bytes):
-        data = image
-    elif isinstance(image, str | os.PathLike):
-        data = Path(image).read_bytes()
-    else:
-        data = png(image)
-    if not data.startswith(PNG):
+def picture(image: Figure | bytes | str | os.PathLike[str], caption: str) -> Markup:
+    """A matplotlib Figure, PNG bytes or a PNG file, set into the page itself above its caption."""
+    if isinstance(image, str | os.PathLike):
+        image = Path(image).read_bytes()
+    data = image if isinstance(image, bytes) else canvas.png(image)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise BadArgument(f"the picture {caption!r} is no PNG: give a matplotlib Figure, PNG bytes or a PNG file")
-    return Image(caption, *inline(data))
-
-
-def _numeric(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
-
-
-def _shown(value: Any) -> str:
-    """Numbers to four digits, a missing one as a dash."""
-    if value is None or (isinstance(value, float) and value != value):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−")
-    return value if isinstance(value, str) else str(value)
+    figure = Markup("<figure>{}<figcaption>{}</figcaption></figure>")
+    return figure.format(image_tag(data, caption), caption)
 
 
 def _section(scores: Scores, k: int, level: float) -> dict[str, Any]:
     """Words, pictures and tables of one Scores."""
     domains = rankings(scores)
-    name, timed = kind_name(domains[0]), domains[0].timed
+    name, timed = canvas.kind_name(domains[0]), domains[0].timed
     tops = [d.top(k, level=level) for d in domains]
     caption = f"Mean per layer with {level:.0%} intervals; the best {k} of each domain in color"
     caption += ", and over flow time below." if timed else "."
@@ -152,48 +110,19 @@ def _section(scores: Scores, k: int, level: float) -> dict[str, Any]:
         ],
         "notes": dict.fromkeys(note for d in domains for note in d.notes),
         "pictures": pictures,
-        "layers": [_layers(d, k, level) for d in domains],
+        "tables": {d.domain: layer_table(d, k, level) for d in domains},
         "measured": _measured(scores),
     }
 
 
-def _layers(ranking: Ranking, k: int, level: float) -> tuple[str, Table]:
-    """All layers in order of execution."""
-    mean, interval, sure = ranking.mean, ranking.interval(level), ranking.inclusion(k)
-    largest = max((abs(mean[i]) for i in ranking.order), default=0.0) or 1.0
-    rows = []
-    for i, name in enumerate(ranking.layers):
-        finite = i in ranking.order
-        low, high = interval[i]
-        rank = ranking.order.index(i) + 1 if finite else "–"
-        width = f"{12 * abs(mean[i]) / largest if finite else 0:.2f}rem"
-        rows.append(
-            [
-                Markup('<span class="rank">{}</span>').format(rank),
-                f"L{i + 1}",
-                Markup("<code>{}</code>").format(name),
-                f"{mean[i]:.4f}" if finite else "missing",
-                f"{low:.4f} … {high:.4f}" if np.isfinite(low) else "–",
-                f"{sure[i]:.0%}",
-                Markup('<span class="bar" style="width:{}"></span>').format(width),
-            ]
-        )
-    whose = "" if ranking.domain == "all" else ranking.domain
-    caption = f"{whose}{': ' if whose else ''}{ranking.size}; mean is {UNIT.get(ranking.kind, '')}"
-    columns = ("rank", "", "layer", "mean", f"{level:.0%} interval", f"in the top {k}", "")
-    summary = f"All {len(ranking.layers)} layers{', ' if whose else ''}{whose}"
-    return summary, Table(caption, columns, rows, frozenset(ranking.order[:k]))
-
-
-def _pairs(several: Sequence[Scores], k: int, level: float) -> Iterable[tuple[Image, Image]]:
+def _pairs(several: Sequence[Scores], k: int, level: float) -> Iterable[Markup]:
     """Storage beside contribution, for each pair over the same layers with a common domain."""
     for storage in (s for s in several if s.kind == "storage"):
         for contribution in (s for s in several if s.kind == "contribution"):
             if storage.layers == contribution.layers and set(storage.domains) & set(contribution.domains):
                 scatter = plot_scatter(storage, contribution, k=min(k, len(storage.layers)), level=level)
-                yield (
-                    picture(plot_scd(storage, contribution, level=level), FIGURE_1),
-                    picture(scatter, "A point per layer, with both intervals; colored by depth."),
+                yield picture(plot_scd(storage, contribution, level=level), FIGURE_1) + picture(
+                    scatter, "A point per layer, with both intervals; colored by depth."
                 )
 
 

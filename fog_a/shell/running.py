@@ -39,17 +39,6 @@ class Once(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def chosen(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were set. Raises Unsupported for one that this function does not have."""
-    wanted = {name: value for name, value in options.items() if value is not None}
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return wanted
-    for name in wanted.keys() - parameters.keys():
-        raise Unsupported(f"--{name.replace('_', '-')}: {function.__name__} has no such option in this version")
-    return wanted
-
-
 @contextlib.contextmanager
 def ranks(device: str) -> Iterator[None]:
     """Under torchrun, one of several processes while this lasts; a group left open can abort the exit."""
@@ -65,24 +54,25 @@ def ranks(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def bundled(name: str) -> Callable[..., Any]:
-    """`run` of a module of the bundled model, reached by its adapter's entry point: the core imports no model.
+def bundled(name: str, *values: Any, **options: Any) -> None:
+    """Calls `run` of a module of the bundled model, reached by its adapter's entry point: the core imports no model.
 
-    `.compare.command` is beside the bundled model, which is then not imported."""
-    entries = [e for e in importlib.metadata.entry_points(group="fog_a.adapters", name="dit")]
+    `.compare.command` is beside the bundled model, which is then not imported. Options that are None are left out.
+    """
+    entries = importlib.metadata.entry_points(group="fog_a.adapters", name="dit")
     if not entries:
         raise MissingDependency("the bundled model is not installed: pip install --force-reinstall fog-a")
     try:
-        module = importlib.import_module(f".{name}", entries[0].module)
+        run = importlib.import_module(f".{name}", next(iter(entries)).module).run
     except FogError:
         raise
     except ImportError as error:
         needs = f"this command needs more packages ({error}): pip install 'fog-a[plot,audio]'"
         raise MissingDependency(needs) from error
-    run = getattr(module, "run", None)
-    if run is None:
-        raise Unsupported(f"{module.__name__} has no run(): reinstall fog-a")
-    return run
+    wanted = {option: value for option, value in options.items() if value is not None}
+    for option in wanted.keys() - inspect.signature(run).parameters.keys():
+        raise Unsupported(f"--{option.replace('_', '-')}: run has no such option in this version")
+    run(*values, **wanted)
 
 
 def main(command: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> None:

@@ -72,15 +72,15 @@ class Interactions:
         """All pairs in one picture; a dot where the interval leaves 0 out. MissingDependency without matplotlib."""
         mean, interval = self.mean(domain), self.interval(level, domain, warn=False)
         size, count = float(np.nanmax(np.abs(mean))) or 1.0, len(self.blocks)
-        fig = canvas.figure(1.6 + 0.34 * count, 1.2 + 0.34 * count)
-        ax = fig.subplots()
+        fig, ((ax,),) = canvas.panels(1.6 + 0.34 * count, 1.2 + 0.34 * count)
+        ax.grid(False)
         mesh = ax.imshow(mean, cmap="RdBu_r", vmin=-size, vmax=size)
         sure = (interval[..., 0] > 0) | (interval[..., 1] < 0)
         ax.scatter(*np.nonzero(sure)[::-1], s=9, color=canvas.INK)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(range(count), [f"L{i + 1}" for i in range(count)], fontsize=7)
         canvas.title(ax, "both closed, less the sum of each")
-        canvas.colorbar(ax, mesh, "change of v, relative")
+        canvas.colorbar(mesh, "change of v, relative", ax)
         return fig
 
     def _square(self, values: Float[Array, "P *rest"]) -> Float[Array, "k k *rest"]:

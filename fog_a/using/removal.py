@@ -71,7 +71,7 @@ class Removal:
     def table(self) -> str:
         """One line for each removal."""
         width = max(map(len, self.removed))
-        lines = [f"{'left':>4}  {'without':<{width}}  {canvas.UNIT[self.scores.kind]}"]
+        lines = [f"{'left':>4}  {'without':<{width}}  {canvas.UNIT.get(self.scores.kind, self.scores.kind)}"]
         steps = zip(self.left[1:], self.removed, self.curve[1:], strict=True)
         return "\n".join([*lines, *(f"{n:>4}  {name:<{width}}  {x:.4f}" for n, name, x in steps)])
 
@@ -79,13 +79,11 @@ class Removal:
 
     def plot(self, *, level: float = 0.95) -> Figure:
         """The curve over what is left, with its interval. Raises MissingDependency without matplotlib."""
-        fig = canvas.figure(5.2, 3.2)
-        ax = fig.subplots()
-        canvas.band(ax, self.left, self.curve, self.interval(level, warn=False), canvas.PALETTE[0])
-        ax.set_xlim(max(self.left), min(self.left))
-        canvas.tidy(ax)
+        fig, ((ax,),) = canvas.panels(5.2, 3.2)
+        canvas.band(ax, self.left, self.curve, self.interval(level, warn=False))
         canvas.title(ax, "what can go", f"n = {len(self.scores.ids)}")
-        canvas.axis(ax, "blocks left", canvas.UNIT[self.scores.kind])
+        unit = canvas.UNIT.get(self.scores.kind, self.scores.kind)
+        ax.set(xlim=(max(self.left), min(self.left)), xlabel="blocks left", ylabel=unit)
         return fig
 
 

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.flows.dicts import rows
-from fog_a.scores.curves import Run, plot_training
+from fog_a.scores.curves import Run, plot_stability, plot_training
 from fog_a.scores.scores import Scores
-from fog_a.scores.stability import plot_stability
 from fog_a.shell.report import report
 from fog_a_adapters.dit.audio.data import Corpus
 from fog_a_adapters.dit.audio.mel import HOP, MEL_RATE
