@@ -32,7 +32,8 @@ def test_the_published_tables(example: Any, capsys: pytest.CaptureFixture[str]) 
     assert len(exact) == 32 and exact[0] > 19000 and taylor.argmin() == 0
     assert len(validation.models()) == 8
     validation.show_published()
-    assert "gemma-7b_yesBOS        28       0.71   0.47            5 of  7             4.6%" in capsys.readouterr().out
+    assert "gemma-7b_yesBOS        28       0.71   0.47            5 of  7             4.6%" in (out := capsys.readouterr().out)
+    assert "of the 9 that ShortGPT removes" in out
     with pytest.raises(SystemExit, match=r"is not in shortened_llm\.csv, which has"):
         validation.published("gpt2")
 
@@ -62,7 +63,7 @@ def test_a_pipelines_own_calls(example: Any, capsys: pytest.CaptureFixture[str])
     class Pipe:
         transformer = net
 
-        def __call__(self, prompt: str, num_inference_steps: int) -> None:
+        def __call__(self, prompt: str, num_inference_steps: int, output_type: str) -> None:
             for step in range(num_inference_steps):
                 net(tokens(2, seed=step))
 

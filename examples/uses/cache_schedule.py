@@ -86,9 +86,12 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.34, 0.5, 0.67, 0.8])
     a = parser.parse_args()
-    runs = [measure(seed, a.layers, a.steps, a.held_out, a.shares) for seed in range(a.seeds)]
     a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / "drift.json").write_text(json.dumps(runs, indent=1))
+    if a.numbers:
+        runs = json.loads(a.numbers.read_text())
+    else:
+        runs = [measure(seed, a.layers, a.steps, a.held_out, a.shares) for seed in range(a.seeds)]
+        (a.out / "drift.json").write_text(json.dumps(runs, indent=1))
     picture(runs).savefig(a.out / "drift.png", dpi=110)
     for label in ("by drift", "every n-th"):
         for i, (share, _) in enumerate(runs[0][label]):

@@ -122,17 +122,21 @@ def drawn(seed: int, layers: int, steps: int, held_out: int) -> Figure:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--scales", type=float, nargs="+", default=[-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[-1.0, -0.5, 0.1, 0.25, 0.5, 1.0, 2.0])
     parser.add_argument("--clips", action="store_true", help="draw samples of the first seed, and measure nothing")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     if a.clips:
         drawn(0, a.layers, a.steps, a.held_out).savefig(a.out / "skip_guidance_clips.png", dpi=110)
         return
-    runs = [measure(seed, a.layers, a.steps, a.held_out, a.scales) for seed in range(a.seeds)]
-    (a.out / "skip_guidance.json").write_text(json.dumps({"scales": a.scales, "runs": runs}, indent=1))
-    picture(runs, a.scales).savefig(a.out / "skip_guidance.png", dpi=110)
-    print(summary(runs, a.scales))
+    if a.numbers:
+        result = json.loads(a.numbers.read_text())
+    else:
+        runs = [measure(seed, a.layers, a.steps, a.held_out, a.scales) for seed in range(a.seeds)]
+        result = {"scales": a.scales, "runs": runs}
+        (a.out / "skip_guidance.json").write_text(json.dumps(result, indent=1))
+    picture(result["runs"], result["scales"]).savefig(a.out / "skip_guidance.png", dpi=110)
+    print(summary(result["runs"], result["scales"]))
 
 
 if __name__ == "__main__":

@@ -26,5 +26,6 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--held-out", type=int, default=16, help="clips a domain")
+    parser.add_argument("--numbers", type=Path, help="draw these, written by an earlier run")
     parser.add_argument("--out", type=Path, default=Path("out"))
     return parser

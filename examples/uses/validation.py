@@ -1,8 +1,8 @@
 """fog_a beside what others published: one-block-removed perplexities of language models, skip layers of image models.
 
     python examples/uses/validation.py published                                  # their tables alone; needs no weights
-    python examples/uses/validation.py llm FOLDER --beside Llama-2-7b-hf          # with weights, in transformers' form
-    python examples/uses/validation.py diffusion FOLDER --prompts prompts.txt     # a diffusers pipeline
+    python examples/uses/validation.py llm FOLDER --beside Llama-2-7b-hf --texts texts.txt   # weights for transformers
+    python examples/uses/validation.py diffusion FOLDER --prompts prompts.txt                # a diffusers pipeline
 
 `shortened_llm.csv` holds what Nota-NetsPresso/shortened-llm publishes at commit 4031a92 (output_block_sensitivity): the
 perplexity of ten BookCorpus texts without one block, and the sum of each block's first-order (Taylor) scores. Their
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ SKIPPED = {  # what STGuidance (df04da0), diffusers 0.42.1 and Stable Flow (c99a
         ]
     },
 }
+
+
+SHORTGPT = {"Llama-2-7b-hf": (27, 26, 25, 28, 24, 29, 23, 21, 22)}
+"""The blocks that ShortGPT removes, first to last (arXiv 2403.03853): those whose output is most like their input."""
 
 
 def published(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +83,15 @@ def show_published() -> None:
             f"{correlation(exact[inner], taylor[inner]):6.2f} {overlap(exact, taylor, quarter):12d} of {quarter:2d} "
             f"{least[-1] / least[0] - 1:16.1%}"
         )
+    for name, order in SHORTGPT.items():
+        exact, taylor = published(name)
+        print(f"{name}: of the {len(order)} that ShortGPT removes")
+        for how, x in (("exact removal", exact), ("Taylor scores", taylor)):
+            rank = np.argsort(np.argsort(x))[list(order)] + 1
+            rho, count = correlation(rank, np.arange(len(order))), (rank <= len(order)).sum()
+            print(
+                f"  {count} are among the least by {how}: ranks {rank.tolist()}, correlation with its order {rho:.2f}"
+            )
 
 
 def perplexity(model: Any, ids: Sequence[torch.Tensor]) -> float:
@@ -114,7 +128,7 @@ def diffusion(pipe: Any, prompts: Sequence[str], steps: int, **options: Any) -> 
     hook = net.register_forward_pre_hook(lambda m, a, k: calls.append(fog_a.Inputs(*a, **k)), with_kwargs=True)
     try:
         for prompt in prompts:
-            pipe(prompt, num_inference_steps=steps, **options)
+            pipe(prompt, num_inference_steps=steps, output_type="latent", **options)
     finally:
         hook.remove()
     scores = fog_a.attribute(net, calls, progress=False)
@@ -133,8 +147,12 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="a file, one text a line")
     parser.add_argument("--prompts", type=Path, help="a file, one prompt a line")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--options", type=json.loads, default={}, help="for the pipeline: '{\"height\": 256}'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
+    needed = {"llm": ("folder", "texts"), "diffusion": ("folder", "prompts")}.get(a.what, ())
+    if missing := [name for name in needed if getattr(a, name) is None]:
+        parser.error(f"{a.what} needs {' and '.join(missing)}: {a.what} FOLDER --{needed[1]} FILE")
     if a.what == "published":
         show_published()
     elif a.what == "llm":
@@ -147,8 +165,8 @@ def main() -> None:
     else:
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-        pipe: Any = DiffusionPipeline.from_pretrained(a.folder, torch_dtype=torch.bfloat16)
-        diffusion(pipe.to(a.device), a.prompts.read_text().splitlines(), a.steps)
+        pipe: Any = DiffusionPipeline.from_pretrained(a.folder, dtype=torch.bfloat16)
+        diffusion(pipe.to(a.device), a.prompts.read_text().splitlines(), a.steps, **a.options)
 
 
 if __name__ == "__main__":
