@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -80,7 +79,64 @@ def test_diffusers_skips_what_was_selected(pixart_batch: Any) -> None:
     assert torch.equal(skipped(net, pixart_batch, least.indices()), want)
     config = [diffusers.LayerSkipConfig(indices=n, fqn=path) for path, n in least.indices().items()]
     assert diffusers.SkipLayerGuidance(skip_layer_config=config).skip_layer_config == config
-    assert "skip_guidance_layers" in inspect.signature(diffusers.StableDiffusion3Pipeline.__call__).parameters
+
+
+def test_diffusers_guider_skips_what_was_selected(pixart_batch: Any) -> None:
+    """Its third condition runs with the skips, its first without."""
+    net, skip = pixart(), fog_a.Selection.fixed(["transformer_blocks.1"])
+    config = [diffusers.LayerSkipConfig(indices=n, fqn=path) for path, n in skip.indices().items()]
+    guider = diffusers.SkipLayerGuidance(skip_layer_config=config)
+    guider.set_state(step=1, num_inference_steps=10, timestep=torch.tensor(500))
+    outputs = []
+    for condition in ("pred_cond", "pred_uncond", "pred_cond_skip"):
+        guider.prepare_models(net)
+        with torch.no_grad():
+            outputs.append(net(**pixart_batch).sample)
+        guider.cleanup_models(net)
+        assert condition in guider._input_predictions
+    assert torch.equal(outputs[2], gated(net, pixart_batch, skip.layers))
+    assert torch.equal(outputs[0], net(**pixart_batch).sample)
+
+
+def test_the_pipeline_of_sd3_skips_what_was_selected() -> None:
+    net, skip = sd3(), fog_a.Selection.fixed(["transformer_blocks.1", "transformer_blocks.2"])
+    parts = dict.fromkeys(["vae", *(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))])
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=net, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **parts
+    )
+    pipe.set_progress_bar_config(disable=True)
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+    net.register_forward_hook(lambda m, args, kwargs, out: calls.append((kwargs, out[0])), with_kwargs=True)
+    text = {"prompt_embeds": torch.randn(1, 5, 16), "pooled_prompt_embeds": torch.randn(1, 16)}
+    negative = {f"negative_{key}": torch.zeros_like(value) for key, value in text.items()}
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent"}
+    when = {"skip_layer_guidance_start": -0.1, "skip_layer_guidance_stop": 1.0}
+    pipe(**text, **negative, **options, **when, skip_guidance_layers=skip.indices()["transformer_blocks"])
+    kwargs, out = next((k, out) for k, out in calls if k.pop("skip_layers", None))
+    assert torch.equal(gated(net, {**kwargs, "return_dict": True}, skip.layers), out)
+
+
+def test_cache_dit_gives_what_a_replayed_schedule_gives(pixart_batch: Any) -> None:
+    cache_dit: Any = pytest.importorskip("cache_dit")
+    net = pixart()
+    blocks = fog_a.find_blocks(net, pixart_batch)
+    compute = fog_a.CacheSchedule.every(2, blocks.names, steps=6).compute.copy()
+    compute[:, 0] = True
+    schedule = fog_a.CacheSchedule(blocks.names, compute)
+    steps = [{**pixart_batch, "hidden_states": torch.randn(16, 4, 8, 8)} for _ in range(6)]
+    with torch.no_grad(), schedule.replay(net, blocks):
+        replayed = [net(**step).sample for step in steps]
+    mask = schedule.compute[:, 1:].any(axis=1).astype(int).tolist()
+    pattern = cache_dit.ForwardPattern.Pattern_3
+    adapter = cache_dit.BlockAdapter(transformer=net, blocks=net.transformer_blocks, forward_pattern=pattern)
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, num_inference_steps=6, max_warmup_steps=0, enable_separate_cfg=False,
+        steps_computation_mask=mask, steps_computation_policy="static",
+    )  # fmt: skip
+    cache_dit.enable_cache(adapter, cache_config=config)
+    with torch.no_grad():
+        cached = [net(**step).sample for step in steps]
+    torch.testing.assert_close(torch.stack(cached), torch.stack(replayed))
 
 
 def test_diffusers_swaps_the_streams_of_a_block(sd3_batch: Any, flux_batch: Any) -> None:

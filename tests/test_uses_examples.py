@@ -32,7 +32,9 @@ def test_the_published_tables(example: Any, capsys: pytest.CaptureFixture[str]) 
     assert len(exact) == 32 and exact[0] > 19000 and taylor.argmin() == 0
     assert len(validation.models()) == 8
     validation.show_published()
-    assert "gemma-7b_yesBOS        28       0.71   0.47            5 of  7             4.6%" in (out := capsys.readouterr().out)
+    assert "gemma-7b_yesBOS        28       0.71   0.47            5 of  7             4.6%" in (
+        out := capsys.readouterr().out
+    )
     assert "of the 9 that ShortGPT removes" in out
     with pytest.raises(SystemExit, match=r"is not in shortened_llm\.csv, which has"):
         validation.published("gpt2")
