@@ -33,7 +33,7 @@ from row_counter import rows
 from ways import BY_HAND, OURS, WAYS, Way, others, ours, skip_loop
 
 import fog_a
-from fog_a.attributing.footprint import Footprint
+from fog_a.attributing.sighting import Footprint
 
 REPEATS = {
     "24x64x50x2": 15,

@@ -13,7 +13,7 @@ from finding import fastest
 from nets import case
 
 import fog_a
-from fog_a.attributing.footprint import Footprint
+from fog_a.attributing.sighting import Footprint
 
 CASES = ("6x64x50x2", "24x64x50x1", "24x256x200x2", "12x512x400x2")
 

@@ -14,7 +14,7 @@ from small_nets import Net, tokens
 from torch import Tensor
 
 import fog_a
-from fog_a.attributing.footprint import Footprint
+from fog_a.attributing.sighting import Footprint
 from fog_a.attributing.ways import parse_bytes
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import hooked

@@ -15,8 +15,8 @@ from small_nets import Net, tokens
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.attributing.decisions import Decisions
-from fog_a.attributing.ratio import norm
+from fog_a.attributing.sighting import Decisions
+from fog_a.attributing.yardstick import norm
 from fog_a.errors import BadScores, Unsupported
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case

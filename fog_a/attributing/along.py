@@ -140,3 +140,26 @@ def time_of(flow: Flow, call: Inputs, otherwise: float) -> float:
     """The flow's t of a call, from the network's own argument where that is known."""
     tau = None if flow.t is None else argument(arguments(flow.module), call.args, call.kwargs, flow.t)
     return otherwise if tau is None else float(flow.flow_time(torch.as_tensor(tau).reshape(-1)[:1].double())[0])
+
+
+Times = int | Sequence[float] | Along | None
+
+
+def count(flow: Flow, times: Times) -> int:
+    """How many times are measured. Raises BadBatch for times that the flow does not have."""
+    return times.steps if isinstance(times, Along) else len(flow.grid(times))
+
+
+def cases_of(
+    flow: Flow, batch: Any, times: Times, seed: int, start: int = 0
+) -> tuple[list[Case], tuple[float | None, ...]]:
+    """One case at each time, with the times.
+
+    Args:
+        seed: of the first case; the others have the next ones. A sampler's noise has it too.
+        start: the number of samples before this batch.
+    """
+    if isinstance(times, Along):
+        return times.cases(flow, batch, seed, start)
+    grid = flow.grid(times)
+    return [Case(flow, batch, t, seed + j, start) for j, t in enumerate(grid)], grid

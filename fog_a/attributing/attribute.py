@@ -13,24 +13,24 @@ from __future__ import annotations
 import itertools
 import numbers
 import os
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from fog_a.attributing.along import Along
+from fog_a.attributing.along import Along, count
 from fog_a.attributing.measurement import Measurement
 from fog_a.attributing.nnsight import Envoys
-from fog_a.attributing.progress import cells_of, progress_bar
-from fog_a.attributing.trials import count
 from fog_a.attributing.ways import How, NNsight, Until, checked_how, stopping
 from fog_a.attributing.yardstick import Metric, checked_metric
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.interrupts import unbroken
 from fog_a.errors import BadArgument, known_keywords
 from fog_a.flows.bare import flow_of
-from fog_a.flows.batches import each
+from fog_a.flows.batches import count_of, each
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores.scores import Scores
 
@@ -138,3 +138,23 @@ def _gate(gate: Any) -> float:
         f"expected gate= as one number in [0, 1], got {gate!r}. 0 removes a block, 1 changes nothing; for several type "
         "{g: attribute(..., gate=g) for g in gates}"
     )
+
+
+def progress_bar(total: int | None, progress: bool | None) -> Any:
+    """A bar over so many cells; without a total it counts. None shows it on a terminal and in a notebook."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets a notebook has a bar of text, which needs no word
+        from tqdm.auto import tqdm
+    shown = sys.stderr.isatty() or _in_notebook() if progress is None else progress
+    return tqdm(total=total, disable=not shown, desc="FoG-A", unit="cell", leave=False)
+
+
+def cells_of(batch: Any, times: int, looks: int | None) -> int | None:
+    """How many cells, one batch at one time each, a call has at most; None where that is not known."""
+    counts = [count for count in (count_of(batch), looks) if count is not None]
+    return min(counts) * times if counts else None
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None

@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ Values = Float[np.ndarray, "S L"]
 """One cell: samples × layers."""
 
 _NEXT = "See its own error above; with checkpoint= the next run goes on from the finished cells"
+_OTHERS = {
+    "ids": "of samples with other ids",
+    "velocity": "measured from another velocity (another sigma, path, forward=, guidance, autocast or weights)",
+}
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -50,13 +54,6 @@ class Cell:
     name: str
     case: Case
     measure: Callable[[], tuple[Values, Tensor | None]]
-
-    def base_mark(self, v: Tensor | None = None) -> str:
-        """A fingerprint of the base velocity."""
-        if v is None:
-            with preserved(*self.case.modules):
-                v = self.case.run()
-        return fingerprint(v)
 
 
 def _folder(directory: Any) -> Path:
@@ -109,19 +106,18 @@ class Cells:
         mine = {} if mine is None else mine
         failure: Exception | None = None
         try:
-            for i, cell in enumerate(cells):
-                if (self._count + i) % self.world == self.rank:
-                    mine[i] = self._values(cell)
+            for i, cell in enumerate(cells, start=self._count):
+                if i % self.world == self.rank:
+                    mine[i - self._count] = self._values(cell)
         except Exception as error:  # the others must not wait for what will not come
             failure = error
-        self._agree(failure)
         self._count += len(cells)
-        shapes = {v.shape for v in mine.values()}
-        if len(shapes) > 1:
+        values = self._gathered(mine, failure)
+        if len(shapes := {v.shape for v in values}) > 1:
             raise BadScores(
                 f"{self.directory} is corrupt (cells of shapes {sorted(shapes)}): remove it, and start again"
             )
-        return [mine[i] for i in range(len(cells))] if self.world == 1 else self._gathered(mine, len(cells))
+        return values
 
     def _values(self, cell: Cell) -> Values:
         if self.directory is None:
@@ -135,15 +131,16 @@ class Cells:
 
     # ---- other processes
 
-    def _agree(self, failure: Exception | None) -> None:
-        """Go on if no process failed."""
+    def _gathered(self, mine: Mapping[int, Values], failure: Exception | None) -> list[Values]:
+        """Every process's cells on every process, if none failed."""
         try:
-            failed = [i for i, x in enumerate(self.shared(failure is not None)) if x]
+            parts = self.shared(None if failure else [(i, v.tolist()) for i, v in mine.items()])
         finally:
             if failure is not None:
                 raise failure
-        if failed:
-            raise RankFailed(f"rank {self.rank}: rank {failed[0]} failed. {_NEXT}")
+        if None in parts:
+            raise RankFailed(f"rank {self.rank}: rank {parts.index(None)} failed. {_NEXT}")
+        return [np.array(values, np.float32) for _, values in sorted(cell for part in parts for cell in part)]
 
     def shared(self, value: Any) -> list[Any]:
         """Every process's JSON-able value, in order of rank.
@@ -165,26 +162,6 @@ class Cells:
             raise RankFailed(f"rank {self.rank}: another process ended ({error}). {_NEXT}") from error
         return [from_bytes(d[: int(n)]) for d, n in zip(data, sizes, strict=True)]
 
-    def _gathered(self, mine: dict[int, Values], count: int) -> list[Values]:
-        """Every process's cells on every process."""
-        device = _device()
-        cells: list[Values] = []
-        try:
-            for i in range(count):
-                owner = (self._count - count + i) % self.world
-                shape = torch.tensor(mine[i].shape if i in mine else (0, 0), device=device)
-                dist.broadcast(shape, src=owner)
-                data = torch.empty(tuple(int(n) for n in shape), dtype=torch.float32, device=device)
-                if i in mine:
-                    data.copy_(torch.from_numpy(mine[i]))
-                dist.broadcast(data, src=owner)
-                cells.append(data.cpu().numpy())
-        except RuntimeError as error:
-            raise RankFailed(
-                f"rank {self.rank}: another process ended before its cells were gathered ({error}). {_NEXT}"
-            ) from error
-        return cells
-
     def same_everywhere(self, what: str) -> None:
         """Every process must have been given the same batch: it is fog_a that spreads the work."""
         if self.world == 1:
@@ -196,10 +173,37 @@ class Cells:
             )
 
 
-def _provenance(cell: Cell, base: Tensor | None) -> dict[str, Any]:
-    """What a cell on disk was measured from."""
-    v = cell.base_mark(base)
-    return {"ids": list(cell.case.samples.ids), "velocity": v}
+@dataclass
+class Story:
+    """How the cells were measured, for `info`."""
+
+    strategies: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    noise: float = 0.0
+    floor: float = 0.0
+    """Scores up to here may be rounding."""
+
+    def add(self, strategy: str, notes: Sequence[str] = (), noise: float = 0.0, floor: float = 0.0) -> None:
+        """One cell's part."""
+        self.strategies.add(strategy)
+        self.notes += [n for n in notes if n not in self.notes]
+        self.noise, self.floor = max(self.noise, noise), max(self.floor, floor)
+
+    def merge(self, cells: Cells) -> None:
+        """The parts of all processes: the same story on each."""
+        for strategies, notes, noise, floor in cells.shared(
+            [sorted(self.strategies), self.notes, self.noise, self.floor]
+        ):
+            for strategy in strategies:
+                self.add(strategy, notes, noise, floor)
+
+
+def _provenance(cell: Cell, base: Tensor | None = None) -> dict[str, Any]:
+    """What a cell is measured from: its samples, and the mark of its base velocity, which is run where it is None."""
+    if base is None:
+        with preserved(*cell.case.modules):
+            base = cell.case.run()
+    return {"ids": list(cell.case.samples.ids), "velocity": fingerprint(base)}
 
 
 def _packed(values: Values, provenance: Mapping[str, Any]) -> bytes:
@@ -222,18 +226,10 @@ def _read(path: Path, cell: Cell) -> Values:
         provenance = json.loads(stream.read())
     except (ValueError, EOFError, OSError) as error:
         raise BadScores(f"{path} is corrupt ({error}): remove it, and it is measured again") from error
-    _compared(path, provenance, _provenance(cell, None))
+    for name, now in _provenance(cell).items():
+        if provenance.get(name) != now:
+            raise BadScores(f"{path} is {_OTHERS[name]}. Give checkpoint= an empty directory, or remove this one")
     return values
-
-
-def _compared(path: Path, kept: Mapping[str, Any], now: Mapping[str, Sequence[str]]) -> None:
-    reasons = {
-        "ids": "of samples with other ids",
-        "velocity": "measured from another velocity (another sigma, path, forward=, guidance, autocast or weights)",
-    }
-    for name, reason in reasons.items():
-        if kept.get(name) != now[name]:
-            raise BadScores(f"{path} is {reason}. Give checkpoint= an empty directory, or remove this one")
 
 
 def _device() -> torch.device:

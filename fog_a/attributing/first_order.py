@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fog_a.attributing.axes import Axis
 from fog_a.attributing.layout import Layout
-from fog_a.attributing.ratio import norm
+from fog_a.attributing.yardstick import norm
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import carried, kept_inputs

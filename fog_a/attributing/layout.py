@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.attributing.axes import Axis, alike, axis_of
-from fog_a.attributing.footprint import Footprint
-from fog_a.attributing.sighting import Sighting, look, recall
+from fog_a.attributing.sighting import Footprint, Sighting, look, recall
 from fog_a.blocks.block import Blocks, GatePoint
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.tree import LeafPath, leaves

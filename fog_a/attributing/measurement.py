@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fog_a.attributing.along import Along
-from fog_a.attributing.cells import Cell, Cells, Values
+from fog_a.attributing.along import Along, Times, cases_of
+from fog_a.attributing.cells import Cell, Cells, Story, Values
 from fog_a.attributing.choice import Choice, Wanted, chosen
 from fog_a.attributing.first_order import note, slopes
 from fog_a.attributing.nnsight import Envoys
-from fog_a.attributing.ratio import EPS, relative
-from fog_a.attributing.story import Story
-from fog_a.attributing.trials import Times, cases_of
 from fog_a.attributing.variants import layout_of, variants
 from fog_a.attributing.ways import FirstOrder, How, Shared
-from fog_a.attributing.yardstick import Metric, metric_kind, metric_name, yardstick
+from fog_a.attributing.yardstick import EPS, Metric, metric_kind, metric_name, relative, yardstick
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
@@ -126,13 +123,9 @@ class Measurement:
         self.signature = signature(self.blocks.model, self.blocks)
         if not sharded:
             self.signature["weights"] = weights_mark(self.blocks.model)
-        identity = {
-            "signature": self.signature, "batch": case.fingerprint, "seed": self.seed, "times": self.grid,
-            "gate": self.gate, "level": self.level, "how": repr(self.how), **self._extra(),
-        }  # fmt: skip
-        if self.checkpoint is not None:
-            mask = self.flow.override.mask
-            identity["mask"] = None if mask is None else fingerprint(torch.as_tensor(mask))
+        mask = self.flow.override.mask
+        mark = None if mask is None else fingerprint(torch.as_tensor(mask))
+        identity = {**self.asked, "batch": case.fingerprint, "times": self.grid, "mask": mark}
         return Cells(identity, self.checkpoint, alone=self.alone or sharded)
 
     def _measuring(self, case: Case) -> Callable[[], tuple[Values, Tensor | None]]:
@@ -180,29 +173,32 @@ class Measurement:
         rows = names_of([samples for _, samples in self.parts])
         return Scores(values, self.blocks.names, axis, kind=metric_kind(self.metric), info=info, **rows)
 
-    def _info(self) -> dict[str, Any]:
-        """What is needed to repeat the measurement."""
-        import fog_a
-
-        return {
-            "how": repr(self.how), "strategy": "+".join(sorted(self.story.strategies)) or "checkpoint",
-            "method": "first_order" if isinstance(self.how, FirstOrder) else "exact",
-            "gate": self.gate, "level": self.level, "seed": self.seed, "eps": EPS, **self._extra(),
-            "noise_floor": self.story.noise, "notes": list(self.story.notes),
-            "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
-            "signature": self.signature,
-            **({} if self.flow.network_time is None else {"network_time": self.flow.network_time}),
-            "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
-        }  # fmt: skip
-
-    def _extra(self) -> dict[str, Any]:
-        """What is said only where it was asked for."""
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, of which model: what a checkpoint is of, and what `info` begins with."""
         closed = self.choice.closed
         return {
+            "signature": self.signature, "how": repr(self.how), "gate": self.gate, "level": self.level,
+            "seed": self.seed,
             **({} if closed is None else {"closed": list(closed.names)}),
             **({} if self.metric is None else {"metric": metric_name(self.metric)}),
             **({"along": repr(self.times)} if isinstance(self.times, Along) else {}),
-        }
+        }  # fmt: skip
+
+    def _info(self) -> dict[str, Any]:
+        """What is needed to repeat the measurement, and how it was made."""
+        import fog_a
+
+        network_time = self.flow.network_time
+        return {
+            **self.asked, "eps": EPS,
+            "strategy": "+".join(sorted(self.story.strategies)) or "checkpoint",
+            "method": "first_order" if isinstance(self.how, FirstOrder) else "exact",
+            "noise_floor": self.story.noise, "notes": list(self.story.notes),
+            "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
+            **({} if network_time is None else {"network_time": network_time}),
+            "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        }  # fmt: skip
 
     def warn(self) -> None:
         """What the user must know, once: what was left out, what was not finite.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import check_acted, closed, kept_inputs
 from fog_a.blocks.tree import LeafPath
@@ -39,13 +39,13 @@ class Prefix:
     def base(self, start: int = -1) -> Tensor:
         """The clean run; what the gated calls give out is kept, and what their operations return is written down.
         Calls up to `start` are known already."""
-        clean = self.clean
+        clean, known = self.clean, self._known(start)
 
         def before(key: Key, args: Any, kwargs: Any) -> None:
-            (clean.skip if self._known(self.calls[key], start) else clean.begin)(key, args, kwargs)
+            (clean.skip if key in known else clean.begin)(key, args, kwargs)
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
-            return clean.resume(key) if self._known(self.calls[key], start) else clean.end(key, out)
+            return clean.resume(key) if key in known else clean.end(key, out)
 
         with clean, at_calls(self.modules, self.calls, before, after):
             v = self.run()
@@ -59,6 +59,10 @@ class Prefix:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
         self.clean = Clean(self.case.closed, copies=True)
         return self.base()
+
+    def _known(self, start: int) -> set[Key]:
+        """The calls that need not run: those up to the first gate, and those of which a closed block leaves nothing."""
+        return {k for k, p in self.calls.items() if p.order <= start or (k in self.clean.kept and self.clean.hidden(k))}
 
     def closing(self, block: ResidualBlock) -> Prefix:
         """The same with this block closed for good: what comes before it is shared, what comes after it runs once."""
@@ -82,42 +86,30 @@ class Prefix:
         if self.clean.overwritten:
             self._with_copies()
             v, acted = self._run(block, value)
-        check_acted(block, len(acted))
+        check_acted(block, acted)
         return v
 
-    def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, list[Key]]:
+    def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, int]:
+        """v, and how often the gate acted."""
+        clean, points, acted = self.clean, gate_points([block]), 0  # another block may have its gate at the same call
         inputs: dict[Key, dict[LeafPath, Tensor]] = {}
-        acted: list[Key] = []
-        start = self.first[block.name]
-        points = gate_points([block])  # another block may have a gate at the same call, on another output
-
-        def known(key: Key) -> bool:
-            return self._known(self.calls[key], start) or (value == 0 and key in points and self._zeros(points[key]))
+        known = self._known(self.first[block.name])
+        if value == 0:  # a later gate of the block (another branch) that gives nothing but zeros
+            known |= {k for k, p in points.items() if clean.whole(p) and all(s is None for s in p.give.values())}
 
         def before(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if key in points:
                 inputs[key] = kept_inputs(points[key], args, kwargs)
-            (self.clean.skip if known(key) else self.clean.enter)(key, args, kwargs)
+            (clean.skip if key in known else clean.enter)(key, args, kwargs)
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
-            out = self.clean.resume(key) if known(key) else self.clean.leave(key, out)
+            nonlocal acted
+            out = clean.resume(key) if key in known else clean.leave(key, out)
             if key not in points:
                 return out
-            acted.append(key)
+            acted += 1
             return closed(points[key], block, inputs.pop(key), out, value)
 
-        with self.clean, at_calls(self.modules, self.calls, before, after):
+        with clean, at_calls(self.modules, self.calls, before, after):
             v = self.run()
         return v, acted
-
-    def _known(self, point: GatePoint, start: int) -> bool:
-        """Is what this call gives out known? Up to and with the first gate it is, from the clean run; of a closed
-        block nothing is left."""
-        return point.order <= start or ((point.module, point.call) in self.clean.kept and self._hidden(point))
-
-    def _hidden(self, point: GatePoint) -> bool:
-        return self.clean.hidden((point.module, point.call))
-
-    def _zeros(self, point: GatePoint) -> bool:
-        """A later gate of the same block (another branch) need not run either if it gives nothing but zeros."""
-        return self.clean.whole(point) and all(source is None for source in point.give.values())

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fog_a.attributing.decisions import Decisions, decides
 from fog_a.blocks.block import GatePoint
 from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
@@ -19,8 +20,82 @@ from fog_a.blocks.untouched import rng_state
 from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case
 
+aten = torch.ops.aten
+READS = {aten._local_scalar_dense, aten.is_nonzero, aten.equal}
+PICKS = {
+    aten.topk, aten.sort, aten.argsort, aten.argmax, aten.argmin, aten.max, aten.min, aten.cumsum, aten.cumprod,
+    aten.kthvalue, aten.median, aten.mode,
+}  # fmt: skip
 Place = tuple[Key, str, LeafPath]
 """A tensor at a gated call, going "in" or "out"."""
+
+
+class Decisions(TorchDispatchMode):
+    """Notes decisions about values that come out of gated calls; `gated(out)` says what these give.
+
+    Attributes:
+        seen: whether any operation that may decide ran at all.
+        reads: whether Python read a number that depends on a gated call.
+        picks: for each choice that depends on one, how many rows it chose among.
+
+    Args:
+        follow: follow values from the gated calls on. Without it only `seen` is known, for a tenth of the time.
+    """
+
+    def __init__(self, follow: bool = False) -> None:
+        super().__init__()
+        self.follow = follow
+        self.seen = self.reads = False
+        self.picks: list[int] = []
+        self._marked: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing compiled runs inside; torch's guard would import its compiler
+
+    def gated(self, out: Any) -> None:
+        """What a gated call gave out."""
+        self._marked |= {_memory(x) for _, x in leaves(out)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        deciding = decides(func)
+        self.seen = self.seen or deciding
+        out = func(*args, **(kwargs or {}))
+        if self.follow:
+            self._follow(func, deciding, args, kwargs or {}, out)
+        return out
+
+    def _follow(self, func: Any, deciding: bool, args: Any, kwargs: Any, out: Any) -> None:
+        depends = any(_memory(x) in self._marked for _, x in leaves((args, kwargs)))
+        fresh = {_memory(x) for _, x in leaves(out)}
+        if not depends:
+            self._marked -= fresh  # memory that was freed and is used again
+            return
+        self._marked |= fresh
+        if deciding and func.overloadpacket in READS:
+            self.reads = True
+        elif deciding:
+            self.picks.append(_among(func, args, kwargs))
+
+
+def decides(func: Any) -> bool:
+    """Whether an operation may decide something by all values of a tensor."""
+    packet = func.overloadpacket
+    return packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata if not x.is_nested and x.layout is torch.strided else id(x)
+
+
+def _among(func: Any, args: Any, kwargs: Any) -> int:
+    """How many entries an operation chooses among: the size of its axis, or of the whole tensor."""
+    x, arguments = args[0], func._schema.arguments
+    place = next((i for i, a in enumerate(arguments) if a.name == "dim"), None)
+    if place is None:
+        return x.numel()
+    dim = kwargs.get("dim", args[place] if place < len(args) else arguments[place].default_value)
+    return x.numel() if dim is None or not x.ndim else x.shape[dim]
 
 
 @dataclass
@@ -128,3 +203,38 @@ def _cut(rows: Mapping[LeafPath, int], arguments: dict[str, Any]) -> dict[str, A
         x = leaf(arguments, path)
         new[path] = x[:n] if n <= len(x) else torch.cat([x] * -(-n // len(x)))[:n]
     return replaced(arguments, new)
+
+
+class Footprint(TorchDispatchMode):
+    """`peak`: the bytes of tensors made inside that were alive together, at most; `outside`: the same, but not counted
+    while `within` is set.
+
+    >>> import torch
+    >>> with torch.no_grad(), Footprint() as used:
+    ...     y = torch.zeros(1000) + torch.ones(1000)
+    >>> used.peak
+    12000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.outside = 0
+        self.within = False
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `skipping`
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for _, x in leaves(out):
+            memory = x.untyped_storage()
+            if memory._cdata not in given:  # a view takes nothing
+                self._alive[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
+        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+        now = sum(size for _, size in self._alive.values())
+        self.peak = max(self.peak, now)
+        self.outside = max(self.outside, 0 if self.within else now)
+        return out

@@ -23,7 +23,6 @@ from fog_a.attributing.axes import alike
 from fog_a.attributing.fanout import fanout
 from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import gate_points, is_sharded
@@ -31,7 +30,7 @@ from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadArgument, NotResidual, Unsupported
 from fog_a.finding.blocks import Discovery
-from fog_a.flows.case import Case, fingerprint, per_sample
+from fog_a.flows.case import Case, fingerprint, per_sample, same_bits
 
 LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
@@ -172,33 +171,34 @@ def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery:
         raise Unshared(layout.problem)
     if budget.bytes is not None and layout.bytes is None:
         weigh(layout, case, blocks)
-    size = _size(layout, len(blocks), budget)
     try:
-        v, *ablated = fanout(case, blocks, layout, value, size)
+        v, *ablated = fanout(case, blocks, layout, value, _size(layout, len(blocks), budget))
     except FAILURES as error:  # plain forwards run
         reason = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
         raise Unshared(reason) from error
-    if plain is not None and not alike(v, plain):
-        raise Unshared("rows come out otherwise in a larger batch")
     mark = (case.fingerprint, case.t, case.seed, value, fingerprint(v))
     if mark not in layout.verified:  # else the same case gave the same clean rows, and was compared
-        for i in _drawn(case, v, ablated, everywhere=plain is not None):
-            if not alike(ablated[i].nan_to_num(), once(case, blocks, i, value).nan_to_num()):
-                raise Unshared(f"rows come out otherwise in a larger batch (without {blocks[i].name})")
+        _compare(case, blocks, value, plain, v, ablated)
         layout.verified.add(mark)
     if plain is not None:
         layout.noise = float((v - plain).float().norm() / plain.float().norm().clamp(min=1e-30))
     return Variants(v, "fanout", iter(ablated), noise=layout.noise)
 
 
-def _drawn(case: Case, v: Tensor, ablated: Sequence[Tensor], everywhere: bool) -> list[int]:
-    """The ablations to compare with the definition: one drawn at random, and where a layout is used for the first time
-    the largest and the smallest too."""
-    drawn = random.Random(case.seed).randrange(len(ablated))
-    if not everywhere:
-        return [drawn]
-    sizes = torch.stack([(per_sample(v_k) - per_sample(v)).nan_to_num().norm() for v_k in ablated])
-    return sorted({drawn, int(sizes.argmax()), int(sizes.argmin())})
+def _compare(
+    case: Case, blocks: Blocks, value: float, plain: Tensor | None, v: Tensor, ablated: Sequence[Tensor]
+) -> None:
+    """Raises Unshared where an ablation is not the definition's: one drawn at random, and where a layout is used for
+    the first time, with its plain velocity, the largest and the smallest too."""
+    chosen = {random.Random(case.seed).randrange(len(ablated))}
+    if plain is not None:
+        if not alike(v, plain):
+            raise Unshared("rows come out otherwise in a larger batch")
+        sizes = torch.stack([(per_sample(v_k) - per_sample(v)).nan_to_num().norm() for v_k in ablated])
+        chosen |= {int(sizes.argmax()), int(sizes.argmin())}
+    for i in sorted(chosen):
+        if not alike(ablated[i].nan_to_num(), once(case, blocks, i, value).nan_to_num()):
+            raise Unshared(f"rows come out otherwise in a larger batch (without {blocks[i].name})")
 
 
 def _size(layout: Layout, count: int, budget: Shared) -> int:
@@ -224,3 +224,39 @@ def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
         v = case.run()
     check_acted(blocks[i], closed.fired[blocks[i].name])
     return v
+
+
+def check_steady(case: Case, v: Tensor) -> None:
+    """Run the base once more, after the ablations: it must be v, to the bit (on a GPU: up to the rounding of sums).
+
+    Raises:
+        Unsupported: it is not. The message names the first module that gives something else for the same inputs.
+    """
+    again = case.run()
+    if same_bits(again, v) or (v.is_cuda and alike(again, v)):
+        return
+    raise Unsupported(
+        f"the same batch gave another velocity after the ablations: {_moving(case) or 'the model'} keeps state "
+        "between runs (a cache, a buffer, a generator of its own). Reset it in the model's forward, or in forward="
+    )
+
+
+def _moving(case: Case) -> str | None:
+    """The first module, innermost first, whose outputs differ in two runs in which its inputs do not."""
+    first, second = _calls(case), _calls(case)
+    for (name, inputs, outputs), (_, same, others) in zip(first, second, strict=False):
+        if inputs == same and outputs != others:
+            return repr(name) if name else None
+    return None
+
+
+def _calls(case: Case) -> list[tuple[str, str, str]]:
+    """Name, inputs and outputs of each module call of one run, in the order in which they end."""
+    calls, inputs = list[tuple[str, str, str]](), list[str]()
+    with watch(
+        case.module,
+        lambda name, module, args, kwargs: inputs.append(fingerprint((args, kwargs))),
+        lambda name, module, out: calls.append((name, inputs.pop(), fingerprint(out))),
+    ):
+        case.run()
+    return calls

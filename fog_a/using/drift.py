@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fog_a.attributing.along import time_of
-from fog_a.attributing.ratio import EPS
+from fog_a.attributing.yardstick import EPS
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved, rng

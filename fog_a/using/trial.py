@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from fog_a.attributing.along import Times, cases_of
 from fog_a.attributing.choice import Wanted, chosen
 from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.ratio import EPS
-from fog_a.attributing.trials import Times, cases_of
-from fog_a.attributing.yardstick import Metric, checked_metric, metric_name
+from fog_a.attributing.yardstick import EPS, Metric, checked_metric, metric_name
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.flows.batches import each, signature
 from fog_a.flows.case import Case
