@@ -70,18 +70,16 @@ def chosen(
     discovery = discover(case, level, room=ROOM if room is None else min(room, ROOM)) if needed else None
     blocks = _named(case, wanted, discovery, "blocks")
     shut = None if closed is None else _named(case, closed, discovery, "closed")
-    network = getattr(case.flow.override.forward, "name", None) if wanted is None else None
-    if shut is None:
-        return Choice(*_main(blocks, wanted), discovery, network)
-    if wanted is None:
-        blocks = Blocks([b for b in blocks if b.name not in shut.names], blocks.model, blocks.coverage)
-    _check_closed(blocks, shut)
-    return Choice(*_main(blocks, wanted), network=network, closed=shut)
-
-
-def _main(blocks: Blocks, wanted: Wanted) -> tuple[Blocks, Blocks | None]:
+    if shut is not None:
+        discovery = None  # its forward had them open
+        if wanted is None:
+            blocks = Blocks([b for b in blocks if b.name not in shut.names], blocks.model, blocks.coverage)
+        _check_closed(blocks, shut)
+    if wanted is not None:
+        return Choice(blocks, None, discovery, None, shut)
     rest = [b for b in blocks if not b.main]
-    return (blocks, None) if wanted is not None or not rest else (blocks.main, Blocks(rest, blocks.model))
+    network = getattr(case.flow.override.forward, "name", None)
+    return Choice(blocks.main, Blocks(rest, blocks.model) if rest else None, discovery, network, shut)
 
 
 def _named(case: Case, wanted: Wanted, discovery: Discovery | None, keyword: str) -> Blocks:

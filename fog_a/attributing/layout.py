@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.attributing.axes import Axis, alike, axis_of
-from fog_a.attributing.sighting import Footprint, Sighting, look, recall
+from fog_a.attributing.sighting import Decisions, Footprint, Sighting, look, recall
 from fog_a.blocks.block import Blocks, GatePoint
-from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
+from fog_a.blocks.calls import Key, gate_points
 from fog_a.blocks.tree import LeafPath, leaves
 from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case
@@ -79,26 +79,18 @@ def forget(module: nn.Module) -> None:
 
 
 def weigh(layout: Layout, case: Case, blocks: Blocks) -> None:
-    """Find out, in a run of its own, what further batches take beside a plain forward."""
-    calls, used = gate_points(blocks), Footprint()
-
-    def before(*call: Any) -> None:
-        used.within = True
-
-    def after(*call: Any) -> None:
-        used.within = False
-
-    with used, at_calls(named_modules(case.module), calls, before, after):
+    """Find out, in a run of its own, what further batches take: what a plain forward does, and while their pieces are
+    put together at a gated call three times what it gives."""
+    with Footprint() as used:
         v = case.run()
-    largest = max((point.elements for point in calls.values()), default=0)
-    # between calls a batch stands there twice, while its pieces are put together
-    layout.bytes = used.peak + used.outside + 2 * largest * v.element_size()
+    largest = max((point.elements for point in gate_points(blocks).values()), default=0)
+    layout.bytes = used.peak + 3 * largest * v.element_size()
 
 
 def measure(case: Case, blocks: Blocks, discovery: Discovery | None = None) -> tuple[Layout, Tensor]:
     """The layout of this case, and the base velocity that was seen on the way."""
     calls = gate_points(blocks)
-    base = look(case, calls) if discovery is None else recall(discovery, calls)
+    base = (discovery and recall(discovery, calls)) or look(case, calls)
     layout = Layout(samples=len(base.v))
     layout.problem = _refusal(case, blocks, base) or _fit(layout, case, calls, base)
     return layout, base.v
@@ -129,7 +121,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
             problem = (
                 _compare(layout, base, small, rows, calls)
                 or _unfold(layout, case, calls, base, cut, rows)
-                or _deciding(case, calls, base, cut)
+                or _deciding(base.decisions, small.decisions)
             )
         except Exception as error:  # the model does not take this cut: another one may do
             problem = f"{type(error).__name__}: {error}"
@@ -209,14 +201,8 @@ def _unfold(
     return None
 
 
-def _deciding(case: Case, calls: Mapping[Key, GatePoint], base: Sighting, cut: Cut) -> str | None:
-    """Whether the whole batch decides something that depends on the blocks."""
-    if not base.decisions.seen:
-        return None
-    whole = look(case, calls, base=base, follow=True).decisions
-    small = look(case, calls, rows=cut, base=base, follow=True).decisions
-    if whole.reads or small.reads:
+def _deciding(base: Decisions, small: Decisions) -> str | None:
+    """Whether the whole batch decides something that may depend on the blocks."""
+    if base.reads or small.reads:
         return "Python reads a number off the whole batch, which may be another one where a block is closed"
-    if whole.picks != small.picks:
-        return "it chooses among the rows of all samples"
-    return None
+    return "it chooses among the rows of all samples" if base.picks != small.picks else None

@@ -1,4 +1,10 @@
-"""One run of a case, looked at: what enters and leaves the network and its gated calls, and how often they run."""
+"""One run of a case, looked at: what enters and leaves the network and its gated calls, and how often they run; what is
+decided by the whole batch; how much memory it takes.
+
+A number that Python reads off the batch, or a choice among the rows of all samples, may give each sample what it gives
+alone in the clean run, and something else where one variant's rows would have decided otherwise (expert capacity, early
+exit when all are sure, a period taken from the mean spectrum).
+"""
 
 from __future__ import annotations
 
@@ -31,61 +37,37 @@ Place = tuple[Key, str, LeafPath]
 
 
 class Decisions(TorchDispatchMode):
-    """Notes decisions about values that come out of gated calls; `gated(out)` says what these give.
+    """Notes the decisions that are made once a gated call has run: what came before cannot depend on one.
 
     Attributes:
-        seen: whether any operation that may decide ran at all.
-        reads: whether Python read a number that depends on a gated call.
-        picks: for each choice that depends on one, how many rows it chose among.
-
-    Args:
-        follow: follow values from the gated calls on. Without it only `seen` is known, for a tenth of the time.
+        begun: whether a gated call has run.
+        reads: whether Python read a number since.
+        picks: for each choice since, among how many entries it was made.
     """
 
-    def __init__(self, follow: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.follow = follow
-        self.seen = self.reads = False
+        self.begun = self.reads = False
         self.picks: list[int] = []
-        self._marked: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing compiled runs inside; torch's guard would import its compiler
 
-    def gated(self, out: Any) -> None:
-        """What a gated call gave out."""
-        self._marked |= {_memory(x) for _, x in leaves(out)}
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        deciding = decides(func)
-        self.seen = self.seen or deciding
-        out = func(*args, **(kwargs or {}))
-        if self.follow:
-            self._follow(func, deciding, args, kwargs or {}, out)
-        return out
-
-    def _follow(self, func: Any, deciding: bool, args: Any, kwargs: Any, out: Any) -> None:
-        depends = any(_memory(x) in self._marked for _, x in leaves((args, kwargs)))
-        fresh = {_memory(x) for _, x in leaves(out)}
-        if not depends:
-            self._marked -= fresh  # memory that was freed and is used again
-            return
-        self._marked |= fresh
-        if deciding and func.overloadpacket in READS:
-            self.reads = True
-        elif deciding:
-            self.picks.append(_among(func, args, kwargs))
+        kwargs = kwargs or {}
+        if self.begun and decides(func):
+            if func.overloadpacket in READS:
+                self.reads = True
+            else:
+                self.picks.append(_among(func, args, kwargs))
+        return func(*args, **kwargs)
 
 
 def decides(func: Any) -> bool:
     """Whether an operation may decide something by all values of a tensor."""
     packet = func.overloadpacket
     return packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage()._cdata if not x.is_nested and x.layout is torch.strided else id(x)
 
 
 def _among(func: Any, args: Any, kwargs: Any) -> int:
@@ -100,18 +82,15 @@ def _among(func: Any, args: Any, kwargs: Any) -> int:
 
 @dataclass
 class Sighting:
-    """What one run showed."""
+    """What one run showed: the velocity, the shapes that the network was called with, what it gave out, how often it
+    and its gated calls ran, the tensors there, whether random numbers were drawn and nested tensors handed on."""
 
     decisions: Decisions
     v: Tensor = field(default_factory=lambda: torch.empty(0))
     entrance: dict[LeafPath, tuple[int, ...]] = field(default_factory=dict)
-    """The shapes of the tensors that the network is called with."""
     out: Any = None
-    """What the network gave out."""
     runs: int = 0
-    """How often the network ran."""
     times: Counter[Key] = field(default_factory=Counter)
-    """How often each gated call ran."""
     shapes: dict[Place, tuple[int, ...]] = field(default_factory=dict)
     values: dict[Place, Tensor] = field(default_factory=dict)
     drew: bool = False
@@ -135,16 +114,14 @@ def look(
     rows: Mapping[LeafPath, int] | None = None,
     base: Sighting | None = None,
     values_at: Collection[Place] = (),
-    follow: bool = False,
 ) -> Sighting:
     """Run a case once and look.
 
     Args:
         rows: run the network on that many rows of these arguments, while its caller gets what it gave in `base`.
         values_at: keep the values there, too, not only the shapes.
-        follow: follow what comes out of gated calls to the decisions made with it.
     """
-    seen = Sighting(Decisions(follow))
+    seen = Sighting(Decisions())
     states: list[Any] = []
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,22 +143,25 @@ def look(
 
     def after(key: Key, args: Any, kwargs: Any, out: Any) -> None:
         seen.note(key, "out", out, values_at)
-        seen.decisions.gated(out)
+        seen.decisions.begun = True
 
-    with contextlib.ExitStack() as stack:
-        if base is None or follow:  # a smaller run decides nothing that the whole one did not
-            stack.enter_context(seen.decisions)
-        stack.enter_context(hooked(case.module, before=enter, after=leave))
-        stack.enter_context(at_calls(named_modules(case.module), calls, before, after))
+    deciding = base is None or base.decisions.picks  # a smaller run decides nothing that the whole one did not
+    with (
+        seen.decisions if deciding else contextlib.nullcontext(),
+        hooked(case.module, before=enter, after=leave),
+        at_calls(named_modules(case.module), calls, before, after),
+    ):
         seen.v = case.run().clone()
     return seen
 
 
-def recall(discovery: Discovery, calls: Mapping[Key, GatePoint]) -> Sighting:
-    """What the forward showed in which the blocks were found: no further run."""
+def recall(discovery: Discovery, calls: Mapping[Key, GatePoint]) -> Sighting | None:
+    """What the forward showed in which the blocks were found: no further run. None where it may have decided something,
+    since the trace does not say when."""
     trace, values = discovery.trace, discovery.trace.values
+    if any(map(decides, trace.functions)):
+        return None
     seen = Sighting(Decisions(), discovery.v, out=trace.out, runs=trace.times.get("", 0), drew=trace.drew)
-    seen.decisions.seen = any(map(decides, trace.functions))
     for call in trace.calls[1:]:
         sides = {"in": call.inputs, "out": call.outputs}
         if not call.name:
@@ -206,8 +186,8 @@ def _cut(rows: Mapping[LeafPath, int], arguments: dict[str, Any]) -> dict[str, A
 
 
 class Footprint(TorchDispatchMode):
-    """`peak`: the bytes of tensors made inside that were alive together, at most; `outside`: the same, but not counted
-    while `within` is set.
+    """`peak`: the bytes of tensors made inside that were alive together, at most. What operations use inside and free
+    again (a workspace) is not seen; nor are the allocator's own rounding and caches.
 
     >>> import torch
     >>> with torch.no_grad(), Footprint() as used:
@@ -218,8 +198,7 @@ class Footprint(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self.outside = 0
-        self.within = False
+        self.peak = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     @classmethod
@@ -227,14 +206,12 @@ class Footprint(TorchDispatchMode):
         return False  # as in `skipping`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
+        before = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for _, x in leaves(out):
             memory = x.untyped_storage()
-            if memory._cdata not in given:  # a view takes nothing
+            if memory._cdata not in before:  # a view takes nothing
                 self._alive[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
         self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
-        now = sum(size for _, size in self._alive.values())
-        self.peak = max(self.peak, now)
-        self.outside = max(self.outside, 0 if self.within else now)
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return out

@@ -25,7 +25,7 @@ from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import gate_points, is_sharded
+from fog_a.blocks.calls import gate_points, is_sharded, watch
 from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadArgument, NotResidual, Unsupported
@@ -116,12 +116,9 @@ def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str
     size = max((s.elements for b in blocks for s in b.gate_points), default=0)
     asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
     small = size < LAUNCH_BOUND or (len(blocks) >= DEEP[0] and size < DEEP[1])
-    shared = ["fanout", "prefix"] if asked or _on_gpu(case) or small else ["prefix"]
+    gpu = any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
+    shared = ["fanout", "prefix"] if asked or gpu or small else ["prefix"]
     return shared if isinstance(how, Shared) else [*shared, "loop"]
-
-
-def _on_gpu(case: Case) -> bool:
-    return any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
 
 
 def _prefixed(run: Prefix, blocks: Blocks, value: float, budget: Shared) -> Variants:
@@ -152,11 +149,11 @@ def _prefixed(run: Prefix, blocks: Blocks, value: float, budget: Shared) -> Vari
 def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
     """The clean run, which is the discovery's forward where that kept what is needed and its v is a plain run's."""
     keep_memory()
-    if discovery is not None and discovery.clean is not None and set(gate_points(blocks)) <= set(discovery.clean.kept):
-        run = Prefix(case, blocks, discovery.clean, discovery.v)
-        if run.faithful():
-            return run
-    return Prefix(case, blocks)
+    clean = None if discovery is None else discovery.clean
+    if discovery is None or clean is None or not set(gate_points(blocks)) <= set(clean.kept):
+        return Prefix(case, blocks)
+    run = Prefix(case, blocks, clean, discovery.v)
+    return run if run.faithful() else Prefix(case, blocks)
 
 
 def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
@@ -215,11 +212,7 @@ def _size(layout: Layout, count: int, budget: Shared) -> int:
 
 
 def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
-    """One forward with one block's gate at a value, by the definition; the gate must have acted at each of its points.
-
-    Raises:
-        NotResidual: it has not.
-    """
+    """One forward with one block's gate at a value, by the definition. Raises NotResidual if it did not act."""
     with gate(blocks[i : i + 1], value) as closed:
         v = case.run()
     check_acted(blocks[i], closed.fired[blocks[i].name])
@@ -228,10 +221,7 @@ def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
 
 def check_steady(case: Case, v: Tensor) -> None:
     """Run the base once more, after the ablations: it must be v, to the bit (on a GPU: up to the rounding of sums).
-
-    Raises:
-        Unsupported: it is not. The message names the first module that gives something else for the same inputs.
-    """
+    Raises Unsupported if not, with the name of the first module that gives something else for the same inputs."""
     again = case.run()
     if same_bits(again, v) or (v.is_cuda and alike(again, v)):
         return
@@ -243,8 +233,7 @@ def check_steady(case: Case, v: Tensor) -> None:
 
 def _moving(case: Case) -> str | None:
     """The first module, innermost first, whose outputs differ in two runs in which its inputs do not."""
-    first, second = _calls(case), _calls(case)
-    for (name, inputs, outputs), (_, same, others) in zip(first, second, strict=False):
+    for (name, inputs, outputs), (_, same, others) in zip(_calls(case), _calls(case), strict=False):
         if inputs == same and outputs != others:
             return repr(name) if name else None
     return None
