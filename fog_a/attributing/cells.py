@@ -56,13 +56,6 @@ class Cell:
     measure: Callable[[], tuple[Values, Tensor | None]]
 
 
-def _folder(directory: Any) -> Path:
-    try:
-        return Path(directory)
-    except TypeError:
-        raise BadArgument(f"expected checkpoint= as the path of a folder, got {directory!r}") from None
-
-
 class Cells:
     """Measures cells, or reads them from disk, or leaves them to other processes.
 
@@ -78,7 +71,10 @@ class Cells:
         together = not alone and dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
-        self.directory = None if directory is None else _folder(directory)
+        try:
+            self.directory = None if directory is None else Path(directory)
+        except TypeError:
+            raise BadArgument(f"expected checkpoint= as the path of a folder, got {directory!r}") from None
         self._count = 0
         if self.directory is not None:
             self._claim(self.directory / "run.json", json.dumps(identity, sort_keys=True))

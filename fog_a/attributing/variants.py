@@ -41,7 +41,7 @@ FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, Attribute
 
 
 class Unshared(Exception):
-    """The ablations of this case cannot be run in this way; the message says why, "" where it was not asked for."""
+    """This case's ablations cannot be run in this way; the message says why, "" where it was not asked for."""
 
 
 @dataclass
@@ -106,8 +106,7 @@ def _looped(case: Case, blocks: Blocks, value: float) -> Variants:
 
 def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str]:
     """The ways, the first choice first: by size, not by the clock, so that every process comes to the same choice."""
-    alone = [b.name for b in (*blocks, *(case.closed or ())) if b.alone]
-    if alone and isinstance(how, Shared):
+    if (alone := [b.name for b in (*blocks, *(case.closed or ())) if b.alone]) and isinstance(how, Shared):
         raise Unsupported(f"{', '.join(alone)} can be closed in a run of its own only. Use how='auto' or 'loop'")
     if alone or how == "loop" or is_sharded(case.module):
         return ["loop"]
