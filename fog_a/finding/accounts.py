@@ -31,7 +31,7 @@ def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) ->
     """One row for each update, in order of execution, then what blocks give beside their streams. `target`: the bits of
     the inputs that may be x_t; what does not depend on them is on no way to the output that counts."""
     by_update = {id(u): m for m in reversed(made) for u in m.updates}
-    reaching = flow.ancestors()
+    reaching = flow.made_of([] if flow.trace.output is None else [flow.trace.output])
     given = {pair: m for m in reversed(made) for pair in _given(flow, m)}
     for u in flow.updates:  # what a block gives beside its stream, added by the parent
         if id(u) not in by_update and (m := given.get((u.sum, u.branch))):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fog_a.blocks.block import GatePoint, Source, TapPoint
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import base, bending
+from fog_a.finding.operations import NONLINEAR, base, effect
 from fog_a.finding.parts import Branch, Layer, giving
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update
@@ -109,7 +109,7 @@ class Gates:
             ops = [op for op in self.flow.readers.get(v, ()) if op.makes]
             if len(ops) != 1 or len(ops[0].makes) != 1:
                 return False
-            if bending(base(ops[0].name)):
+            if effect(base(ops[0].name)) & NONLINEAR:
                 return True
             v = ops[0].makes[0]
         return v != u.branch and bool(self.flow.bent[u.branch] & self.flow.forks[v])

@@ -5,6 +5,7 @@ Names are those of torch's dispatcher without overload, and without the undersco
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -76,14 +77,14 @@ def base(name: str) -> str:
     return name if name.startswith("_") or not name.endswith("_") else name[:-1]
 
 
-def bending(name: str) -> bool:
-    """Is the operation nonlinear in any one of its operands?"""
-    return name not in _STRAIGHT or name.startswith(("max_pool", "clamp", "hardtanh"))
+NONLINEAR, MIXING = 1, 2
 
 
-def mixing(name: str) -> bool:
-    """Does it combine different elements of its operands (a matmul, a convolution, attention)?"""
-    return name not in _APART
+@functools.cache
+def effect(name: str) -> int:
+    """What it does to a path: `NONLINEAR` in any one of its operands, `MIXING` elements of them, or both."""
+    bends = name not in _STRAIGHT or name.startswith(("max_pool", "clamp", "hardtanh"))
+    return NONLINEAR * bends | MIXING * (name not in _APART)
 
 
 _WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}

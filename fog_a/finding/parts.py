@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import MOVE, SCALE, SUM, base, mixing
+from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM, base, effect
 from fog_a.finding.paths import Flow, Update, operands
 from fog_a.finding.trace import Call
 
@@ -104,17 +104,7 @@ def _zero(flow: Flow, v: int) -> bool:
 
 def giving(flow: Flow, v: int) -> list[Call]:
     """The calls that have `v` among their outputs, outermost and latest last."""
-    index = _index(flow)
-    return [flow.trace.calls[c] for c in index.get(v, ())]
-
-
-def _index(flow: Flow) -> dict[int, list[int]]:
-    if not flow.givers:
-        for call in flow.trace.calls[1:]:
-            if call.name or call.parent > 0:
-                for v in dict.fromkeys(call.outputs.values()):
-                    flow.givers.setdefault(v, []).append(call.id)
-    return flow.givers
+    return [flow.trace.calls[c] for c in flow.givers.get(v, ())]
 
 
 def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
@@ -130,7 +120,7 @@ def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
     able: set[int] = set()
     for w in _between(flow, u, v):
         op = trace.values[w].op
-        if op is not None and mixing(base(op.name)):
+        if op is not None and effect(base(op.name)) & MIXING:
             made_in = [c.id for c in giving(flow, w)] if op.name == "opaque" else [op.call]
             able |= beside & {a for c in made_in for a in trace.ancestors(c)}
     able -= set(trace.ancestors(u.op.call))

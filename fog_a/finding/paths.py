@@ -1,23 +1,35 @@
 """What every value of a trace depends on, and by which kind of path.
 
-Dependence is kept as sets of *forks*, as bits of Python integers: values that are read at least twice, in order of
-time, so that the highest common bit is the latest fork.
+Sets of *forks* are kept as bits of Python integers: a fork is a value that is read at least twice, and they are in
+order of time, so that the highest common bit is the latest one.
+
+`paths[need][v]` are the forks on which v depends by a path that holds what is needed: anything, something nonlinear,
+something that mixes elements, or both. They are one recursion over the operations:
+
+    paths[need][out] = ∪ paths[need & ~what the operation does][operand]
+
+The *ways* (trunk, level, bypass, passed) are narrower: a stream goes on along them, through operations of some kinds.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from fog_a.finding.operations import LINEAR, SCALE, base, bending, mixing
+from fog_a.finding.operations import LINEAR, MIXING, NONLINEAR, SCALE, base, effect
 from fog_a.finding.trace import Op, Ref, Trace
 
 
 @dataclass(eq=False)
 class Update:
-    """One addition `sum = stream + branch` that updates a stream."""
+    """One addition `sum = stream + branch` that updates a stream.
+
+    Attributes:
+        roots: forks of the stream that the branch starts from: the latest, and older ones that it bends.
+        starts: … and the newest value of any stream that it bends: of coupled streams another's.
+    """
 
     op: Op
     sum: int
@@ -25,39 +37,46 @@ class Update:
     branch: int
     fork: int
     projection: bool
-    owner: int = 0
-    order: int = 0
-    roots: int = 0
-    """Forks of the stream that the branch starts from: the latest, and older ones that it bends."""
+    order: int
+    roots: int
     starts: int = 0
-    """… and the newest value of any stream that it bends: of coupled streams another's."""
+    owner: int = 0
 
 
 @dataclass
 class Flow:
-    """What every value of a trace depends on, and the updates found in it. Sets of forks are bits of integers."""
+    """What every value of a trace depends on, and the updates found in it.
+
+    Attributes:
+        named: model input → its bit. inputs: bits of the model inputs that a value depends on.
+        linear: whether a mixing path alone makes an update.
+        coupled: sums that update a stream from another one's value: order → stream, branch, that value.
+        forks: value → its bit. values: bit → value.
+        full: elements before any expansion.
+        trunk: forks that a value is a rearrangement or a multiple of, or a sum with. level: … also through norms and
+            pools. bypass: … and linear maps. passed: … through norms and activations: what a sum becomes.
+        wholly: … with nothing else beside it that depends on them.
+    """
 
     trace: Trace
-    updates: list[Update] = field(default_factory=list)
-    by_sum: dict[int, Update] = field(default_factory=dict)
-    inputs: list[int] = field(default_factory=list)  # bits of the model inputs a value depends on
-    origin: list[int] = field(default_factory=list)  # … that its trunk begins with
-    any: list[int] = field(default_factory=list)  # forks it depends on
-    bent: list[int] = field(default_factory=list)  # … by a nonlinear path
-    mixed: list[int] = field(default_factory=list)  # … by a mixing path
-    both: list[int] = field(default_factory=list)  # … by one that is both
-    trunk: list[int] = field(default_factory=list)  # forks on its trunk
-    level: list[int] = field(default_factory=list)  # … also through norms and pools
-    bypass: list[int] = field(default_factory=list)  # … also through linear maps
-    passed: list[int] = field(default_factory=list)  # … also through activations: what a sum becomes
-    wholly: list[int] = field(default_factory=list)  # … with nothing else beside it that depends on them
-    forks: dict[int, int] = field(default_factory=dict)  # value → its bit
-    values: list[int] = field(default_factory=list)  # bit → value
-    full: list[int] = field(default_factory=list)  # elements before any expansion
-    named: dict[int, int] = field(default_factory=dict)  # model input → its bit
-    coupled: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # order → stream, branch, fork
-    linear: bool = False  # whether a mixing path alone makes an update
-    givers: dict[int, list[int]] = field(default_factory=dict)  # value → the calls that give it out
+    named: dict[int, int]
+    linear: bool = False
+    coupled: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def zeros() -> list[int]:
+            return [0] * len(self.trace.values)
+
+        self.inputs, self.trunk, self.level, self.bypass, self.passed, self.wholly = (zeros() for _ in range(6))
+        self.paths = [zeros() for _ in range(4)]
+        self.any, self.bent = self.paths[0], self.paths[NONLINEAR]
+        self.bends = self.paths[MIXING if self.linear else NONLINEAR | MIXING]
+        """The forks on which a value depends by a path that makes it an update."""
+        self.full = [math.prod(v.shape) for v in self.trace.values]
+        self.forks: dict[int, int] = {}
+        self.values: list[int] = []
+        self.updates: list[Update] = []
+        self.by_sum: dict[int, Update] = {}
 
     @functools.cached_property
     def readers(self) -> dict[int, list[Op]]:
@@ -69,6 +88,16 @@ class Flow:
         return readers
 
     @functools.cached_property
+    def givers(self) -> dict[int, list[int]]:
+        """The calls that give a value out, outermost and latest last."""
+        givers: dict[int, list[int]] = {}
+        for call in self.trace.calls[1:]:
+            if call.name or call.parent > 0:
+                for v in dict.fromkeys(call.outputs.values()):
+                    givers.setdefault(v, []).append(call.id)
+        return givers
+
+    @functools.cached_property
     def sums(self) -> int:
         """The forks that are sums of updates: what has one on its trunk carries a stream."""
         return union(self.forks, (u.sum for u in self.updates))
@@ -78,36 +107,28 @@ class Flow:
         """The values from which the output is reached without going through the branch of an update, but for a branch
         that is a whole network: it ends in a stream of its own."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
-        todo, line = list(outs), set[int]()
+        return self.made_of(outs, whole=False)
+
+    def made_of(self, values: Iterable[int], whole: bool = True) -> set[int]:
+        """All values that these are made of; `whole=False`: without the branches of updates."""
+        todo, seen = list(values), set[int]()
         while todo:
             v = todo.pop()
-            if v in line:
+            if v in seen:
                 continue
-            line.add(v)
-            op, update = self.trace.values[v].op, self.by_sum.get(v)
+            seen.add(v)
+            op, update = self.trace.values[v].op, None if whole else self.by_sum.get(v)
             if op is not None:
                 todo += op.reads if update is None or self._is_network(update) else [update.stream]
-        return line
-
-    def _is_network(self, u: Update) -> bool:
-        ways, since = self.passed[u.branch] | self.bypass[u.branch], (o for o in self.updates if o.sum > u.fork)
-        return any(ways & self.forks[o.sum] and o.sum < u.sum for o in since)
-
-    def ancestors(self) -> set[int]:
-        """The values that the output is made of."""
-        todo, seen = [] if self.trace.output is None else [self.trace.output], set[int]()
-        while todo:
-            v = todo.pop()
-            if v not in seen:
-                seen.add(v)
-                op = self.trace.values[v].op
-                todo += () if op is None else op.reads
         return seen
 
-    @property
-    def bends(self) -> list[int]:
-        """The forks on which a value depends by a path that makes it an update."""
-        return self.mixed if self.linear else self.both
+    def _is_network(self, u: Update) -> bool:
+        since = (o for o in self.updates if u.fork < o.sum < u.sum)
+        return any(self.on_way(u.branch, o.sum) for o in since)
+
+    def on_way(self, v: int, total: int) -> bool:
+        """Did this sum become `v`, by additions, norms and activations or by a linear map?"""
+        return bool((self.passed[v] | self.bypass[v]) & self.forks[total])
 
     def latest(self, bits: int) -> int:
         return self.values[bits.bit_length() - 1]
@@ -115,47 +136,42 @@ class Flow:
 
 def operands(op: Op, flow: Flow) -> list[int]:
     """The floating values an operation moves or combines, in order of its arguments."""
-    values = flow.trace.values
-    args = op.args
-    if base(op.name) in ("copy", "lift_fresh") and len(args) > 1:
+    name, args = base(op.name), op.args
+    if name in ("copy", "lift_fresh") and len(args) > 1:
         args = args[1:]  # what was there before is overwritten
-    if base(op.name) in ("where", "masked_scatter", "native_layer_norm"):
-        args = (*args, *op.kwargs.values())
-    found = [
-        r.value for a in (*args, *op.kwargs.values()) for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)
-    ]
-    return (
-        list(dict.fromkeys(v for v in found if values[v].floating))
-        if found
-        else [v for v in op.reads if values[v].floating]
-    )
+    every = (*args, *op.kwargs.values())
+    found = [r.value for a in every for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
+    return [v for v in dict.fromkeys(found or op.reads) if flow.trace.values[v].floating]
 
 
-def reached(flow: Flow, start: int, forks: int, call: int = -1, homes: Any = (), carried: Any = None) -> int:
-    """The forks (or homes: values that carry some) where the ways back from `start`, inside `call`, come to an end
-    after something nonlinear and something mixing."""
+def reached(
+    flow: Flow, start: int, forks: int, call: int | None = None, homes: Iterable[int] = (), carried: Sequence[int] = ()
+) -> int:
+    """The forks (or homes: values that have some of them among `carried`) where the ways back from `start`, inside
+    `call` or inside one stream, come to an end after something nonlinear and something mixing."""
     trace, found = flow.trace, 0
-    todo, seen = [(start, not flow.linear, True)], set[tuple[int, bool, bool]]()
+    todo, seen = [(start, MIXING if flow.linear else NONLINEAR | MIXING)], set[tuple[int, int]]()
     while todo:
-        step = todo.pop()
-        v, bend, mix = step
+        step = v, need = todo.pop()
         if step in seen or not flow.any[v] & forks:
             continue
         seen.add(step)
         if flow.forks.get(v, 0) & forks or v in homes:
-            found |= 0 if bend or mix else (carried or flow.trunk)[v] & forks | flow.forks.get(v, 0) & forks
+            found |= 0 if need else ((carried or flow.trunk)[v] | flow.forks.get(v, 0)) & forks
             continue
         op = trace.values[v].op
-        if op is None or (v in flow.by_sum if call < 0 else not trace.inside(op.call, call)):
+        if op is None or (v in flow.by_sum if call is None else not trace.inside(op.call, call)):
             continue  # by_sum: another stream
-        name = base(op.name)
-        bend = bend and not bending(name) and not shared(flow, op, name) & forks
-        todo += [(r, bend, mix and not mixing(name)) for r in op.reads]
+        need &= ~effect(base(op.name))
+        if need & NONLINEAR and shared(flow, op) & forks:
+            need &= ~NONLINEAR
+        todo += [(r, need) for r in op.reads]
     return found
 
 
-def shared(flow: Flow, op: Op, name: str) -> int:
+def shared(flow: Flow, op: Op) -> int:
     """Forks on which at least two factors of a product depend."""
+    name = base(op.name)
     if name not in SCALE and name not in LINEAR and name not in ("addcmul", "addcdiv", "lerp"):
         return 0
     seen = twice = 0
@@ -165,7 +181,7 @@ def shared(flow: Flow, op: Op, name: str) -> int:
     return twice
 
 
-def union(sets: list[int] | dict[int, int], values: Iterable[int]) -> int:
+def union(sets: Sequence[int] | dict[int, int], values: Iterable[int]) -> int:
     out = 0
     for v in values:
         out |= sets[v]

@@ -10,128 +10,106 @@ Sums with a position, a time or a condition do not qualify (b does not depend on
 (no nonlinearity), Snake or decomposed GELU (no mixing), or U-Net skips (both operands are on one trunk). Where the
 shortcut itself is a linear map, a norm or a pooling, `conv(x) + f(x)`, the update is a **projection**.
 
-Dependence is kept as sets of forks, as bits of Python integers: values that are read at least twice, in order of time,
-so that the highest common bit is the latest fork.
+Streams may be coupled, one updated from the other only: (h, s) → (h + f(h), s + g(h')), a momentum, an accumulator.
+Their sums are seen once the streams are known. Where two streams meet in a sum, nothing is updated.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
-from fog_a.finding.coupled import chained, coupled_sums, meets, on_streams
-from fog_a.finding.operations import LINEAR, MOVE, NORM, POINTWISE, POOL, SCALE, SUM, base, bending, mixing
+from fog_a.finding.operations import LINEAR, MIXING, MOVE, NONLINEAR, NORM, POINTWISE, POOL, SCALE, SUM, base, effect
 from fog_a.finding.paths import Flow, Update, operands, reached, shared, union
 from fog_a.finding.trace import Op, Trace
 
+_ALL = ("trunk", "level", "bypass", "passed")
+_NORM = ("level", "bypass", "passed")
+_POOL = ("level", "bypass")
+"""The ways on which operations carry a stream. Linear maps of one moving operand: bypass. Activations: passed."""
+
 
 def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) -> Flow:
-    """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit.
-
-    Streams may be coupled, one updated from the other only: (h, s) → (h + f(h), s + g(h')). Such sums are seen once the
-    streams are known, so a trace that has some is gone through again."""
-    flow = _analyse(trace, model_inputs, linear, {})
-    if coupled := coupled_sums(flow):
-        flow = _analyse(trace, model_inputs, linear, coupled)
-        kept = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and chained(flow, u)}
+    """Follow the dependences of all values and find the updates. `model_inputs`: value → its bit. A trace that has sums
+    of coupled streams is gone through again."""
+    flow = _analyse(Flow(trace, model_inputs, linear))
+    if coupled := _coupled_sums(flow):
+        flow = _analyse(Flow(trace, model_inputs, linear, coupled))
+        kept = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and _chained(flow, u)}
         if kept != coupled:
-            flow = _analyse(trace, model_inputs, linear, kept)
-    streams = on_streams(flow)
+            flow = _analyse(Flow(trace, model_inputs, linear, kept))
+    streams = _on_streams(flow)
     for u in flow.updates:
         newest = flow.any[u.branch] & streams
         u.starts = u.roots | (flow.forks[flow.latest(newest)] & flow.bends[u.branch] if newest else 0)
     return flow
 
 
-def _analyse(
-    trace: Trace, model_inputs: dict[int, int], linear: bool, coupled: dict[int, tuple[int, int, int]]
-) -> Flow:
-    flow = Flow(trace, named=model_inputs, linear=linear, coupled=coupled)
-    n = len(trace.values)
-    for name in ("inputs", "origin", "any", "bent", "mixed", "both", "trunk", "level", "bypass", "passed", "wholly"):
-        setattr(flow, name, [0] * n)
-    flow.full = [math.prod(v.shape) for v in trace.values]
-    opaque = {c.id for c in trace.calls if c.opaque}
+def _analyse(flow: Flow) -> Flow:
+    trace, opaque = flow.trace, {c.id for c in flow.trace.calls if c.opaque}
     for v, value in enumerate(trace.values):
         if value.op is None:
-            flow.inputs[v] = flow.origin[v] = model_inputs.get(v, 0)
+            flow.inputs[v] = flow.named.get(v, 0)
             _mark(flow, v)
     for order, op in enumerate(trace.ops):
-        if opaque and any(c in opaque for c in trace.ancestors(op.call)):
-            continue
-        _follow(flow, op, order)
+        if not opaque or opaque.isdisjoint(trace.ancestors(op.call)):
+            _follow(flow, op, order)
     return flow
 
 
 def _mark(flow: Flow, v: int, always: bool = False) -> None:
     """Give a value that is read twice its bit: something may fork there."""
-    if not always and flow.trace.values[v].readers < 2:
-        return
-    bit = 1 << len(flow.values)
-    flow.forks[v] = bit
-    flow.values.append(v)
-    for sets in (flow.any, flow.trunk, flow.level, flow.bypass, flow.passed, flow.wholly):
-        sets[v] |= bit
+    if always or flow.trace.values[v].readers > 1:
+        bit = flow.forks[v] = 1 << len(flow.values)
+        flow.values.append(v)
+        for sets in (flow.any, flow.trunk, flow.level, flow.bypass, flow.passed, flow.wholly):
+            sets[v] |= bit
 
 
 def _follow(flow: Flow, op: Op, order: int) -> None:
-    name, reads = base(op.name), op.reads
-    bends, mixes = bending(name), mixing(name)
-    deps, bent, mixed, both = (union(s, reads) for s in (flow.any, flow.bent, flow.mixed, flow.both))
-    if bends:
-        both |= mixed if not mixes else deps
-        bent |= deps
-    if mixes:
-        both |= bent if not bends else deps
-        mixed |= deps
-    if not bends:
-        twice = shared(flow, op, name)  # a product of two values that share a fork is nonlinear in it
-        bent |= twice
-        both |= twice & (mixed | (deps if mixes else 0))
-    inputs = union(flow.inputs, reads)
+    """What the operation's results depend on, and on which ways they carry a stream."""
+    does, twice, inputs = effect(base(op.name)), shared(flow, op), union(flow.inputs, op.reads)
+    paths = [union(flow.paths[need & ~does], op.reads) for need in range(4)]
+    if twice and not does & NONLINEAR:  # a product of two values that share a fork is nonlinear in it
+        for need in (NONLINEAR, NONLINEAR | MIXING):
+            paths[need] |= twice & paths[need & ~NONLINEAR]
     for v in op.makes:
-        flow.inputs[v] = flow.origin[v] = inputs
+        flow.inputs[v] = inputs
         if flow.trace.values[v].continuous:  # what is looked up by a code does not depend on what was coded
-            flow.any[v], flow.bent[v], flow.mixed[v], flow.both[v] = deps, bent, mixed, both
-    update = _combine(flow, op, name, order)
+            for sets, bits in zip(flow.paths, paths, strict=True):
+                sets[v] = bits
+    floating = bool(op.makes) and flow.trace.values[op.makes[0]].floating
+    update = _carried(flow, op, order) if floating else None
     for v in op.makes:
         _mark(flow, v, always=update is not None)
-        if v in flow.named:
-            flow.inputs[v] = flow.origin[v] = flow.named[v]
+        flow.inputs[v] = flow.named.get(v, flow.inputs[v])
 
 
-def _combine(flow: Flow, op: Op, name: str, order: int) -> Update | None:
-    """Set the trunks of what `op` makes; an addition may turn out to be an update."""
-    values = flow.trace.values
-    if not op.makes or not values[op.makes[0]].floating:
-        return None
-    out = op.makes[0]
-    pieces = operands(op, flow)
-    if name == "alias" or name in MOVE:
-        if name == "expand" and pieces:
-            flow.full[out] = flow.full[pieces[0]]
+def _carried(flow: Flow, op: Op, order: int) -> Update | None:
+    """Carry streams on to what `op` makes; an addition may turn out to be an update."""
+    name, out, pieces = base(op.name), op.makes[0], operands(op, flow)
+    if name in MOVE or name == "alias":
         for v in op.makes:
-            if name in ("repeat",) or name == "expand":
-                flow.full[v] = min(flow.full[v], flow.full[pieces[0]] if pieces else flow.full[v])
-            _carry(flow, v, pieces, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
+            if name in ("expand", "repeat") and pieces:
+                flow.full[v] = min(flow.full[v], flow.full[pieces[0]])
+            _carry(flow, v, pieces, _ALL)
     elif name in SUM:
-        return _add(flow, op, name, order, out, pieces)
+        return _add(flow, op, name, order, pieces)
     elif (stacked := _stacked(flow, op, name)) is not None:
-        return _add(flow, op, "add", order, out, stacked)
+        return _add(flow, op, "add", order, stacked)
     elif name in SCALE:
         _scale(flow, name, out, pieces)
     elif name in NORM:
-        _carry(flow, out, pieces[:1], (flow.level, flow.bypass, flow.passed))
+        _carry(flow, out, pieces[:1], _NORM)
     elif name in POOL or (name in ("max", "amax", "mean") and len(op.args) > 1):
-        _carry(flow, out, pieces[:1], (flow.level, flow.bypass))
+        _carry(flow, out, pieces[:1], _POOL)
     elif name in LINEAR:
         moving = [v for v in pieces if flow.inputs[v]]
         if len(moving) == 1:
-            flow.bypass[out] |= flow.bypass[moving[0]]
+            flow.bypass[out] = flow.bypass[moving[0]]
         elif len(moving) == 2:  # parallel streams mixed by weights that are computed from them (hyper-connections)
-            for v, weights in (moving, moving[::-1]):
-                flow.bypass[out] |= flow.trunk[v] & flow.bent[weights]
+            flow.bypass[out] = union([flow.trunk[v] & flow.bent[w] for v, w in (moving, moving[::-1])], (0, 1))
     elif name in POINTWISE and len(pieces) == 1:
-        _carry(flow, out, pieces, (flow.passed,))
+        _carry(flow, out, pieces, ("passed",))
     return None
 
 
@@ -147,86 +125,124 @@ def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
     return operands(made.op, flow) if dims[0] % rank == at % rank else None
 
 
-def _carry(flow: Flow, out: int, pieces: list[int], kinds: tuple[list[int], ...]) -> None:
-    for sets in kinds:
+def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> None:
+    for way in ways:
+        sets: list[int] = getattr(flow, way)
         sets[out] = union(sets, pieces)
-    if any(sets is flow.passed for sets in kinds):
-        made = 0
-        for p in pieces:
-            made |= flow.any[p] & ~flow.wholly[p]
-        flow.wholly[out] = union(flow.wholly, pieces) & ~made
+    if "passed" in ways:
+        beside = union([flow.any[p] & ~flow.wholly[p] for p in pieces], range(len(pieces)))
+        flow.wholly[out] = union(flow.wholly, pieces) & ~beside
 
 
 def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
     """A product carries its full-size factor if the others do not depend on that one's trunk."""
-    size = flow.full[out]
-    whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == size]
-    small = [v for v in pieces if flow.full[v] != size]
+    whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == flow.full[out]]
     for v in whole:
         others = [w for w in pieces if w != v]
-        common = [c for w in others if (c := flow.any[w] & flow.trunk[v])]
-        if common and len(whole) == 1 and small:  # x · rsqrt(mean x²): a norm
-            if not any(flow.mixed[w] & flow.forks[flow.latest(c)] for w, c in zip(others, common, strict=False)):
-                _carry(flow, out, [v], (flow.level, flow.bypass, flow.passed))
-        elif common:
-            continue
-        elif len(whole) == 1 or not any(flow.inputs[w] for w in others):
-            _carry(flow, out, [v], (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
-            return
+        common = {w: c for w in others if (c := flow.any[w] & flow.trunk[v])}
+        if not common and (len(whole) == 1 or not union(flow.inputs, others)):
+            return _carry(flow, out, [v], _ALL)
+        if common and len(whole) == 1:  # x · rsqrt(mean x²): a norm
+            mixed = flow.paths[2]
+            if not any(mixed[w] & flow.forks[flow.latest(c)] for w, c in common.items()):
+                _carry(flow, out, [v], _NORM)
+    return None
 
 
-def _add(flow: Flow, op: Op, name: str, order: int, out: int, pieces: list[int]) -> Update | None:
-    size = flow.full[out]
-    whole = [v for v in pieces if flow.full[v] == size]
+def _add(flow: Flow, op: Op, name: str, order: int, pieces: list[int]) -> Update | None:
+    out, shape = op.makes[0], flow.trace.values[op.makes[0]].shape
+    whole = [v for v in pieces if flow.full[v] == flow.full[out]]
     if name in ("addcmul", "addcdiv", "lerp") and pieces:
-        whole = pieces[:1] + [v for v in pieces[1:] if flow.full[v] == size][:1]
+        whole = pieces[:1] + [v for v in pieces[1:] if flow.full[v] == flow.full[out]][:1]
     if name in ("index_add", "scatter_add"):  # chosen elements only: the update may be smaller than the stream
         whole = pieces
     if len(pieces) == 2 and len(whole) == 1 and flow.any[pieces[1 - pieces.index(whole[0])]] & flow.trunk[whole[0]]:
-        _carry(flow, out, whole, (flow.level, flow.bypass, flow.passed))  # x - mean x: part of a norm
+        _carry(flow, out, whole, _NORM)  # x - mean x: part of a norm
         return None
-    update = None
-    shape = flow.trace.values[out].shape
     pair = whole if len(whole) == 2 else [v for v in pieces if flow.trace.values[v].shape == shape]
-    if len(pair) == 2 and not flow.trunk[pair[0]] & flow.trunk[pair[1]] & flow.wholly[pair[0]] & flow.wholly[pair[1]]:
-        a, b = pair
-        update = _update(flow, op, order, a, b, out) or (None if name == "sub" else _update(flow, op, order, b, a, out))
-        update = update or _projection(flow, op, order, a, b, out)
-        update = update or (None if name == "sub" else _projection(flow, op, order, b, a, out))
+    update = _update(flow, op, order, pair, both_ways=name != "sub") if len(pair) == 2 else None
     if order in flow.coupled:
         s, b, fork = flow.coupled[order]
-        update = Update(op, out, s, b, fork, projection=False, order=order, roots=flow.forks[fork])
-    carried = whole if update is None else [] if update.projection else [update.stream]
-    _carry(flow, out, carried, (flow.trunk, flow.level, flow.bypass, flow.passed, flow.origin))
+        update = Update(op, out, s, b, fork, False, order, flow.forks[fork])
+    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL)
     if update is not None:
-        _carry(flow, out, whole, (flow.passed,))
-        flow.wholly[out] = union(flow.wholly, whole)
-        if update.projection:
-            _carry(flow, out, [update.stream], (flow.origin,))
+        flow.passed[out], flow.wholly[out] = union(flow.passed, whole), union(flow.wholly, whole)
         flow.updates.append(update)
         flow.by_sum[out] = update
     return update
 
 
-def _update(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
+def _update(flow: Flow, op: Op, order: int, pair: list[int], both_ways: bool) -> Update | None:
+    """The update that a sum of these two is, if any: of the first by the second or (not a difference) the other way."""
+    a, b = pair
+    if flow.trunk[a] & flow.trunk[b] & flow.wholly[a] & flow.wholly[b]:
+        return None
+    for roots_of, projection in ((_roots, False), (_projected, True)):
+        for s, f in ((a, b), (b, a)) if both_ways else ((a, b),):
+            if found := roots_of(flow, s, f):
+                fork, roots = found
+                return Update(op, op.makes[0], s, f, fork, projection, order, roots)
+    return None
+
+
+def _roots(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
+    """The fork and all roots of an update of s by b."""
     common = flow.trunk[s] & flow.any[b]
     if not common or flow.wholly[b] & flow.trunk[s]:  # b is that stream itself, normed: two streams meet
         return None
     fork = flow.latest(common)
-    roots = flow.forks[fork]
-    if not flow.bends[b] & roots:
-        roots |= reached(flow, b, common)  # linear in the newest value, not in an older one (weights made once)
-        if roots == flow.forks[fork]:
-            return None
-    return Update(op, out, s, b, fork, projection=False, order=order, roots=roots)
+    bit = flow.forks[fork]
+    # linear in the newest value, perhaps not in an older one (weights made once)
+    roots = bit if flow.bends[b] & bit else reached(flow, b, common)
+    return (fork, roots | bit) if roots & ~bit or flow.bends[b] & bit else None
 
 
-def _projection(flow: Flow, op: Op, order: int, s: int, b: int, out: int) -> Update | None:
+def _projected(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
+    """The fork of an update by b of s, which is a linear map, a norm or a pooling of it."""
     common = flow.bypass[s] & flow.any[b] & ~flow.bypass[b]
     if not common or flow.trunk[s] & flow.any[b]:
         return None
     fork = flow.latest(common)
-    updated = any(flow.trunk[s] & flow.forks[u.sum] for u in flow.updates if u.sum > fork)  # it is another stream
-    if updated or not flow.both[b] & flow.forks[fork] or meets(flow, b, fork):
-        return None
-    return Update(op, out, s, b, fork, projection=True, order=order, roots=flow.forks[fork])
+    bit = flow.forks[fork]
+    if any(flow.trunk[s] & flow.forks[u.sum] for u in flow.updates if u.sum > fork):
+        return None  # it is another stream
+    if any(flow.level[b] & flow.forks[u.sum] and not flow.any[u.stream] & bit for u in flow.updates):
+        return None  # b is another stream, normed: two lanes meet, nothing is updated
+    return (fork, bit) if flow.paths[3][b] & bit else None
+
+
+# ---- coupled streams
+
+
+def _on_streams(flow: Flow) -> int:
+    """The forks that lie on streams."""
+    return flow.sums | union(flow.trunk, (u.stream for u in flow.updates))
+
+
+def _coupled_sums(flow: Flow) -> dict[int, tuple[int, int, int]]:
+    """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
+    streams, found = _on_streams(flow), {}
+    for order, op in enumerate(flow.trace.ops if streams else ()):
+        name = base(op.name)
+        if name not in ("add", "sub") or not op.makes:
+            continue
+        update = flow.by_sum.get(op.makes[0])
+        pair = [v for v in operands(op, flow) if flow.full[v] == flow.full[op.makes[0]]]
+        if len(pair) != 2 or (update is not None and not update.projection):
+            continue
+        for s, b in (pair, pair[::-1]) if name == "add" else (pair,):
+            newest = flow.any[b] & streams
+            bit = flow.forks[flow.latest(newest)] if newest else 0
+            if flow.bends[b] & bit and not (flow.any[s] | flow.passed[b]) & bit:
+                found[order] = (s, b, flow.latest(newest))
+    return found
+
+
+def _chained(flow: Flow, u: Update) -> bool:
+    """Does the coupled stream go on from another update of it, made of another value, or to one, or meet one in a sum
+    (totals of several stages)?"""
+    mine, others = flow.forks[u.sum], [o for o in flow.updates if o.fork != u.fork]
+    if any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & mine for o in others):
+        return True
+    sums = union(flow.forks, (o.sum for o in others))
+    return any(trunk & mine and trunk & sums for trunk in flow.trunk)

@@ -11,7 +11,7 @@ from typing import Literal
 from fog_a.blocks.block import Source, TapPoint
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.parts import Branch
-from fog_a.finding.paths import Flow, Update
+from fog_a.finding.paths import Flow, Update, union
 from fog_a.finding.trace import Call
 
 
@@ -22,6 +22,7 @@ class Taps:
         self.flow = flow
         self.trace = flow.trace
         self.target = target
+        self.firsts = [v for v, bit in flow.forks.items() if flow.trunk[v] == bit]
         self.begins: dict[int, int] = {}
 
     def of_call(self, call: int, passages: Mapping[LeafPath, Source]) -> list[TapPoint]:
@@ -83,7 +84,10 @@ class Taps:
 
     def _begin(self, v: int) -> int:
         """The model inputs that a stream begins with, as bits."""
-        return self.begins.get(v, self.flow.origin[v])
+        if v not in self.begins:
+            flow, trunk = self.flow, self.flow.trunk[v]
+            self.begins[v] = union(flow.inputs, [w for w in self.firsts if trunk & flow.forks[w]] or [v])
+        return self.begins[v]
 
     def _used(self, me: Call, passage: Source) -> list[LeafPath]:
         """The sources that a passage has elements of."""
