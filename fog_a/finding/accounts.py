@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
@@ -14,20 +13,17 @@ from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import left_open, summed
 
 
-class Closing(Protocol):
-    """A block with the updates that it closes."""
+@dataclass(frozen=True)
+class Made:
+    """A block, the updates that it closes, the call that it is (None: the parent adds), the parts that do its work."""
 
-    @property
-    def block(self) -> ResidualBlock: ...
-    @property
-    def updates(self) -> tuple[Update, ...]: ...
-    @property
-    def call(self) -> int | None: ...
-    @property
-    def parts(self) -> tuple[Part, ...]: ...
+    block: ResidualBlock
+    updates: tuple[Update, ...]
+    call: int | None
+    parts: tuple[Part, ...]
 
 
-def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) -> tuple[CoverageRow, ...]:
+def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tuple[CoverageRow, ...]:
     """One row for each update, in order of execution, then what blocks give beside their streams. `target`: the bits of
     the inputs that may be x_t; what does not depend on them is on no way to the output that counts."""
     by_update = {id(u): m for m in reversed(made) for u in m.updates}
@@ -51,7 +47,7 @@ def account(flow: Flow, levels: Levels, made: Sequence[Closing], target: int) ->
     return (*rows, *(row for m in made for row in _beside(flow, m)))
 
 
-def _around(flow: Flow, u: Update, made: Sequence[Closing], closed: Mapping[int, bool]) -> bool:
+def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bool]) -> bool:
     """Does the branch come from what gates close, by steps outside all blocks (`a x - b net(x)`)?"""
     todo, seen, found = [u.branch], set[int](), False
     blocks = [c for m in made for c in (m.call, *(p.reader for p in m.parts)) if c is not None]
@@ -74,7 +70,7 @@ def _within(flow: Flow, o: Update, u: Update) -> bool:
 
 
 def _row(
-    flow: Flow, levels: Levels, u: Update, made: Sequence[Closing], closing: Closing | None, reaches: bool
+    flow: Flow, levels: Levels, u: Update, made: Sequence[Made], closing: Made | None, reaches: bool
 ) -> CoverageRow:
     place, reason = flow.trace.calls[u.op.call].name or "(the model)", ""
     block = closing.block if closing is not None else None
@@ -88,21 +84,21 @@ def _row(
     return CoverageRow(place, state, "" if block is None else block.name, reason)
 
 
-def _inside(flow: Flow, u: Update, m: Closing) -> bool:
+def _inside(flow: Flow, u: Update, m: Made) -> bool:
     """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
     if any(flow.trace.inside(u.op.call, c) for c in (m.call, *(p.reader for p in m.parts)) if c is not None):
         return True
     return any(_within(flow, u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
 
 
-def _given(flow: Flow, m: Closing) -> list[tuple[int, int]]:
+def _given(flow: Flow, m: Made) -> list[tuple[int, int]]:
     """The sums, with the summand, that end in what the block gives out beside its stream and its gate closes."""
     if m.call is None:
         return []
     return [pair for v in _replaced(flow, m, zeros=True) for pair in summed(flow, v, m.call)]
 
 
-def _replaced(flow: Flow, m: Closing, zeros: bool = False) -> set[int]:
+def _replaced(flow: Flow, m: Made, zeros: bool = False) -> set[int]:
     """The values in whose place the closed block gives others; `zeros`: nothing but zeros."""
     points = m.block.gate_points
     given = ((flow.trace.calls[point.order], path, source) for point in points for path, source in point.give.items())
@@ -121,7 +117,7 @@ def _reason(flow: Flow, levels: Levels, u: Update) -> str:
     return "belongs to no repeated unit"
 
 
-def _beside(flow: Flow, m: Closing) -> Iterator[CoverageRow]:
+def _beside(flow: Flow, m: Made) -> Iterator[CoverageRow]:
     if m.call is None:
         return
     for path in left_open(flow, m.call, _replaced(flow, m), m.updates):

@@ -119,9 +119,9 @@ def _sealed(case: Case, blocks: Blocks, work: Work, clean: Clean, v: Tensor) -> 
     so nothing passes but what these calls give out, and that is what a closed gate replaces."""
     calls = gate_points(blocks)
     inside = all(
-        times == 1 and any(f"{name}.".startswith(f"{point.module}.") for point in block.gate_points)
+        done.times == 1 and any(f"{done.module}.".startswith(f"{point.module}.") for point in block.gate_points)
         for block in blocks
-        for name, times in work.get(block.name, {})
+        for done in work[block.name]
     )
     return (
         inside

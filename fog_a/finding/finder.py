@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from fog_a.blocks.block import ResidualBlock
+from fog_a.blocks.block import GatePoint, ResidualBlock
+from fog_a.blocks.calls import named_modules
 from fog_a.errors import NoBlocksFound, near
+from fog_a.finding.accounts import Made
 from fog_a.finding.deaf import Work
 from fog_a.finding.gates import Gates
-from fog_a.finding.inputs import model_inputs
 from fog_a.finding.levels import Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
 from fog_a.finding.parts import Branch, Layer, Part
-from fog_a.finding.paths import Update, union
+from fog_a.finding.paths import union
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
 from fog_a.finding.trace import Trace
-
-
-@dataclass(frozen=True)
-class Made:
-    """A block, the updates that it closes, the call that it is (None: the parent adds), the parts that do its work."""
-
-    block: ResidualBlock
-    updates: tuple[Update, ...]
-    call: int | None
-    parts: tuple[Part, ...]
 
 
 class Finder:
@@ -42,7 +34,7 @@ class Finder:
     def __init__(self, module: nn.Module, trace: Trace, linear: bool = False) -> None:
         self.module = module
         self.trace = trace
-        self.input_names, bits = model_inputs(module, trace)
+        self.input_names, bits = _model_inputs(module, trace)
         self.flow = analyse(trace, bits, linear)
         self.owned = own(self.flow)
         self.levels = Levels(self.flow, self.owned)
@@ -166,16 +158,13 @@ class Finder:
 
     def work(self, made: Sequence[Made]) -> Work:
         """Of each block the calls that do its work, with their outputs that carry no stream."""
-        work: Work = {}
-        for m in made:
-            for p in m.parts:
-                call = self.trace.calls[p.reader]
-                streams = self.flow.sums | union(self.flow.trunk, call.inputs.values())
-                paths = (path for path, v in call.outputs.items() if not self.flow.trunk[v] & streams)
-                module = call.name, self.trace.times[call.name]
-                heard = work.setdefault(m.block.name, {}).setdefault(module, {})
-                heard[call.nth] = tuple(paths)
-        return work
+        return {m.block.name: tuple(self._heard(p.reader) for p in m.parts) for m in made}
+
+    def _heard(self, call: int) -> GatePoint:
+        me, flow = self.trace.calls[call], self.flow
+        streams = flow.sums | union(flow.trunk, me.inputs.values())
+        give = {path: None for path, v in me.outputs.items() if not flow.trunk[v] & streams}
+        return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call)
 
     def seen(self, include: str | Sequence[str] | None) -> str:
         """The message for a model in which nothing was found."""
@@ -210,3 +199,27 @@ def _stack(name: str, exact: bool) -> str:
             head = ".".join([*keys[:i], *([stem] if stem else [])])
             return ".".join([*keys[:i], "*", *keys[i + 1 :]]) if exact and len(keys) > i + 1 else head
     return name
+
+
+def _model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, int]]:
+    """The names of the model's inputs, and for each of their values the bit of its name."""
+    roots = [c for c in trace.calls[1:] if c.name == ""] or [trace.calls[c] for c in trace.calls[0].children]
+    names: list[str] = []
+    bits: dict[int, int] = {}
+    for c in roots:
+        order = _parameters(module, c.name)
+        for path, v in c.inputs.items():
+            name = str(path[1]) if path[0] == "kwargs" else order[path[1]] if path[1] < len(order) else f"arg{path[1]}"
+            name = f"{c.name}.{name}" if c.name else name
+            if name not in names:
+                names.append(name)
+            bits.setdefault(v, 1 << names.index(name))
+    return names, bits
+
+
+def _parameters(module: nn.Module, name: str) -> list[str]:
+    try:
+        signature = inspect.signature(named_modules(module)[name].forward)
+    except (ValueError, TypeError):
+        return []
+    return [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fog_a.finding.asides import Asides
 from fog_a.finding.groups import Groups
 from fog_a.finding.likeness import Likeness, item, numbered, pattern
 from fog_a.finding.parts import Branch, Layer, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
+from fog_a.finding.sides import Asides
 from fog_a.finding.skips import LongSkips
 
 

@@ -6,10 +6,13 @@ with it. What is read otherwise (values, masks, caches, codes) stays.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Iterable
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
+from fog_a.finding.parts import Branch
+from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update, operands
 from fog_a.finding.trace import Op
 
@@ -78,3 +81,36 @@ def left_open(flow: Flow, call: int, closed: Collection[int], updates: Collectio
     taken = {*me.inputs.values(), *streams, *closed}
     made = {p: v for p, v in me.outputs.items() if v not in taken and flow.bent[v] and trace.values[v].floating}
     return [p for p, v in made.items() if any(not trace.inside(op.call, call) for op in flow.readers.get(v, ()))]
+
+
+class Asides:
+    """Tells a parent's own updates from sums of what its layers give out beside their streams."""
+
+    def __init__(self, flow: Flow, updates: dict[int, list[Update]], busy: set[int]) -> None:
+        self.flow, self.updates, self.busy = flow, updates, busy
+
+    def is_aside(self, b: Branch) -> bool:
+        """Is what is added an output of a layer beside its stream (Autoformer's trend), or made of one by a module of
+        the parent's (WaveNet's skip, behind a projection)?"""
+        layers = [p for p in b.parts if p.call in self.busy]
+        if not layers:
+            return (b.update.sum, b.update.branch) in self._sums
+        return any(self._beside_streams(p.call, p.leaves) for p in layers)
+
+    def _beside_streams(self, call: int, leaves: Iterable[LeafPath]) -> bool:
+        streams = through(self.flow, call).keys()
+        if streams and not streams & set(leaves):
+            return True
+        return call in self.updates and set(leaves) <= set(self._sides(call))
+
+    def _sides(self, call: int) -> list[LeafPath]:
+        return sides(self.flow, call, through(self.flow, call), self.updates[call]) if call > 0 else []
+
+    @functools.cached_property
+    def _sums(self) -> set[tuple[int, int]]:
+        """The sums that what a layer gives out beside its streams ends in, with what is added there."""
+        sums: set[tuple[int, int]] = set()
+        for call in self.updates:
+            for path in self._sides(call):
+                sums.update(summed(self.flow, self.flow.trace.calls[call].outputs[path], call))
+        return sums
