@@ -202,19 +202,24 @@ def _stack(name: str, exact: bool) -> str:
 
 
 def _model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, int]]:
-    """The names of the model's inputs, and for each of their values the bit of its name."""
-    roots = [c for c in trace.calls[1:] if c.name == ""] or [trace.calls[c] for c in trace.calls[0].children]
-    names: list[str] = []
+    """The names of the model's inputs, and for each of their values the bit of its name. Where a `forward` calls
+    modules of the model one after the other, what it makes of the first ones' outputs is no input."""
+    roots = [c for c in trace.calls[1:] if c.name == ""]
+    modules = roots or [trace.calls[c] for c in trace.calls[0].children]
+    computed = set[int]() if roots else {v for c in modules for v in c.outputs.values()}
+    for op in () if roots else trace.ops:
+        if not computed.isdisjoint(op.reads):
+            computed.update(op.makes)
     bits: dict[int, int] = {}
-    for c in roots:
+    names: dict[str, int] = {}
+    for c in modules:
         order = _parameters(module, c.name)
         for path, v in c.inputs.items():
-            name = str(path[1]) if path[0] == "kwargs" else order[path[1]] if path[1] < len(order) else f"arg{path[1]}"
-            name = f"{c.name}.{name}" if c.name else name
-            if name not in names:
-                names.append(name)
-            bits.setdefault(v, 1 << names.index(name))
-    return names, bits
+            if v not in computed:
+                key = path[1] if path[0] == "kwargs" or path[1] >= len(order) else order[path[1]]
+                name = ".".join(filter(None, [c.name, f"arg{key}" if isinstance(key, int) else str(key)]))
+                bits.setdefault(v, names.setdefault(name, 1 << len(names)))
+    return list(names), bits
 
 
 def _parameters(module: nn.Module, name: str) -> list[str]:
