@@ -130,13 +130,12 @@ class Levels:
     def _is_item_of_lists(self, call: int, groups: Sequence[Layer]) -> bool:
         """Is it a list item itself, whose own lists hold parts rather than layers: they add one update an item
         (HiFi-GAN's dilations), or it adds more than what they do?"""
-        listed = self.like.alike(self.calls[call]) and self.calls[call].name[-1].isdigit()
+        listed = self.like.alike(self.calls[call])
         more = len(self.owned[call]) > sum(len(g.branches) for g in groups)
         return listed and (more or all(len(g.branches) == 1 for g in groups))
 
     def _has_its_like(self, call: int) -> bool:
-        me = self.calls[call]
-        return self.like.alike(me) or self.like.adders[me.kind] > 1
+        return self.like.adders[self.calls[call].kind] > 1
 
     def _is_a_lone_unit(self, call: int) -> bool:
         """Without its like: does a stream pass through it (a U-Net's middle), and does it hold no stack?"""
@@ -146,7 +145,7 @@ class Levels:
         """Is it a list item that does nothing to the stream but call its one layer: `layers.3`, not
         `layers.3.sequential`?"""
         me = self.calls[call]
-        listed = self.like.alike(me) and me.name.rpartition(".")[2].isdigit()
+        listed = self.like.alike(me)
         only_calls = listed and not numbered(self.calls[kid], me) and self.is_layer(kid)
         return only_calls and bool(through(self.flow, call))
 
@@ -160,12 +159,10 @@ class Levels:
         return self.like.one_kind(kids) or repeats or several or self.like.of_items(call, kids)
 
     def _is_made_of(self, call: int, kids: list[int]) -> bool:
-        """Are its children the sub-layers of a layer: parts of one branch each, not blocks of several; all on one way
-        through the call, not levels of a U-Net?"""
-        me = self.calls[call]
-        again = sum(self.calls[c].kind is me.kind for c in self.busy) > 1
-        repeated = self.like.alike(me) or me.name[-1].isdigit() or again
-        return repeated and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
+        """Are its children the sub-layers of a layer, which is executed again: parts of one branch each, not blocks of
+        several; all on one way through the call, not levels of a U-Net?"""
+        again = sum(self.calls[c].kind is self.calls[call].kind for c in self.busy) > 1
+        return again and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
 
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
