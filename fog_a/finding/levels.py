@@ -167,10 +167,11 @@ class Levels:
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
         same module each time it runs, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
-        holds_layers = len(self.layers(call)) > 1
-        return holds_layers and (
-            self._is_one_module_again(call) or self._is_nested(call) or self._has_layers_elsewhere(call)
-        )
+        holds = len(self.layers(call)) > 1
+        if self._is_nested(call) or self._is_one_module_again(call):
+            return holds
+        some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
+        return some and self._has_layers_elsewhere(call)
 
     def _is_one_module_again(self, call: int) -> bool:
         """Does this module run several times, and no other of its kind?"""
