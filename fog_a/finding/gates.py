@@ -38,7 +38,7 @@ class Gates:
         kept = {p: s for b in left if not b.parts for p, s in self._shortcut(layer.call, b.update).items()}
         give |= kept | dict.fromkeys(sides(self.flow, layer.call, kept, ()))
         left = [b for b in left if b.parts or not self._carried(b.update, layer.call, kept)]
-        if any(not b.parts for b in left) or not (passages or left or kept):
+        if any(not b.parts for b in left) or not (give or left):
             return [], passages, True
         if not left:
             return [self._point(layer.call, give)], passages, bool(kept)
@@ -49,7 +49,7 @@ class Gates:
         outs, calls = self.trace.calls[call].outputs, self.trace.calls
         paths = [p for p, v in outs.items() if v == u.sum]
         given = [c for c in giving(self.flow, u.stream) if c.id != call and self.trace.inside(c.id, call)]
-        if not paths or not given or self.trace.values[u.stream].shape != self.trace.values[u.sum].shape:
+        if not paths or not given:
             return {}
         leaf = next(p for p, v in given[-1].outputs.items() if v == u.stream)
         tap = TapPoint(given[-1].name, given[-1].nth, "output", leaf, self.trace.times[calls[given[-1].id].name])
@@ -68,13 +68,12 @@ class Gates:
         for path in [p for p, source in give.items() if source is None]:
             inner = [c for c in giving(self.flow, outs[path]) if c.id != call and self.trace.inside(c.id, call)]
             if inner:
-                parts.setdefault(inner[-1].id, {}).update(
-                    {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
-                )
+                leaves = {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
+                parts.setdefault(inner[-1].id, {}).update(leaves)
                 del give[path]
         closed = {p: source for p, source in give.items() if source is not None}
         others = [b for b in branches if b not in open_ones and self._carried(b.update, call, closed)]
-        if others and all(b.parts for b in others):
+        if others:
             give = {p: source for p, source in give.items() if source is None}
             open_ones = [*open_ones, *others]
         for b in open_ones:
@@ -83,14 +82,11 @@ class Gates:
         outer = [self._point(call, give)] if give else []
         return [*outer, *(self._point(c, leaves) for c, leaves in sorted(parts.items()))]
 
-    def _carried(self, u: Update, call: int | None, give: Mapping[LeafPath, Source | None]) -> bool:
+    def _carried(self, u: Update, call: int, give: Mapping[LeafPath, Source | None]) -> bool:
         """Is the update removed where these outputs of the call give back its inputs?"""
-        if call is None:
-            return False
-        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
-        ways = [self.flow.passed[v] | self.flow.bypass[v] for v in outs.values()]
-        mine = [self.flow.passed[outs[p]] | self.flow.bypass[outs[p]] for p in give]
-        return any(way & bit for way in mine) or bool(give and not any(way & bit for way in ways))
+        outs = self.trace.calls[call].outputs
+        carrying = {p for p, v in outs.items() if self.flow.on_way(v, u.sum)}
+        return bool(carrying & give.keys() if carrying else give)
 
     def of_branches(self, branches: Sequence[Branch]) -> list[GatePoint]:
         """A gate at each part, which gives zeros where it is closed, with what a total begins with."""
@@ -105,7 +101,7 @@ class Gates:
 
     def _bent(self, v: int, u: Update) -> bool:
         """Is something nonlinear done to this value before the sum?"""
-        while v != u.branch and v not in self.flow.forks:
+        while v not in self.flow.forks:
             ops = [op for op in self.flow.readers.get(v, ()) if op.makes]
             if len(ops) != 1 or len(ops[0].makes) != 1:
                 return False

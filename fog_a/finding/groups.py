@@ -62,8 +62,8 @@ class Groups:
 
     def _is_stream(self, b: Branch) -> bool:
         """Of one module's sums in a loop: is this the stream that is given out, rather than a recurrence's state?"""
-        bit, outs = self.flow.forks[b.update.sum], self.calls[b.update.owner].outputs.values()
-        given_out = any((self.flow.passed[v] | self.flow.bypass[v]) & bit for v in outs)
+        outs = self.calls[b.update.owner].outputs.values()
+        given_out = any(self.flow.on_way(v, b.update.sum) for v in outs)
         return given_out or self.flow.trace.times[self.calls[b.parts[0].reader].name] == 1
 
     def _kinds(self, group: Iterable[Branch]) -> tuple[str, ...]:

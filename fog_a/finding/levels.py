@@ -8,6 +8,7 @@ of sub-layers (T5: attention, feed-forward).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,6 @@ from fog_a.finding.parts import Branch, Layer, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import Asides
-from fog_a.finding.skips import LongSkips
 
 
 class Levels:
@@ -30,7 +30,7 @@ class Levels:
         self.busy = {a for c in owned for a in flow.trace.ancestors(c)}
         self.like = Likeness(flow, self.owned, self.busy)
         self.groups = Groups(flow, self.like)
-        self.skips = LongSkips(flow, (u for updates in owned.values() for u in updates))
+        self.streams = [u for updates in owned.values() for u in updates]
         self.asides = Asides(flow, owned, self.busy)
         self._below: dict[int, list[Layer]] = {}
         self._is_layer: dict[int, bool] = {}
@@ -77,8 +77,7 @@ class Levels:
         out: list[Layer] = []
         for home, calls in self.like.homes(call, by_call).items():
             group, row = [by_call[c] for c in calls], self.like.row(calls)
-            kinds = {self.calls[c].kind for c in calls}
-            if len(group) > 1 and len(kinds) == 1 and len(set(row)) > 1 and self.like.rows[row] > 1:
+            if len({self.calls[c].kind for c in calls}) == 1 and len(set(row)) > 1:
                 out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
             else:
                 out += group
@@ -91,9 +90,7 @@ class Levels:
         on_way = {id(u) for u in (*chain(self.flow, call), *(u for u in own if not self._within(u, own)))}
         inside = (c for c in self.owned if self.flow.trace.inside(c, call))
         branches = [b for c in inside for b in self.owned[c] if id(b.update) in on_way]
-        updates = [b.update for b in branches]
-        steps = [b for b in branches if not self.skips.around(b.update, updates)] or branches
-        return tuple(sorted(steps, key=lambda b: b.update.order))
+        return tuple(sorted(branches, key=lambda b: b.update.order))
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""
@@ -168,17 +165,10 @@ class Levels:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
         same module each time it runs, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
         holds = len(self.layers(call)) > 1
-        if self._is_nested(call) or self._is_one_module_again(call):
+        if self._is_nested(call) or self.flow.trace.times[self.calls[call].name] > 1:
             return holds
         some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
         return some and self._has_layers_elsewhere(call)
-
-    def _is_one_module_again(self, call: int) -> bool:
-        """Does this module run several times, and no other of its kind?"""
-        me = self.calls[call]
-        like = (c for c in self.calls if c.kind is me.kind and c.id in self.busy and c.name != me.name)
-        others = any(not self.flow.trace.inside(c.id, call) for c in like)
-        return self.flow.trace.times[me.name] > 1 and not others
 
     def _is_linked(self, call: int) -> bool:
         """Does it add updates, and then run another of its kind on their stream: the first of a linked list?"""
@@ -207,7 +197,7 @@ class Levels:
         same list as a step (WaveNet's last layer)."""
         mine = self.owned.get(call, [])
         branches = [b for b in mine if b.parts and not self.asides.is_aside(b)]
-        steps = [b for b in branches if not self._is_long(b, mine)]
+        steps = [b for b in branches if not self._is_long(b)]
         lists = {name for b in steps for name in self._lists(b)}
         return self.groups.layers(call, [b for b in branches if b in steps or lists & self._lists(b)], lone)
 
@@ -217,17 +207,36 @@ class Levels:
 
     def is_long(self, u: Update) -> bool:
         """Is this update a long skip, in the call that owns it, or around a whole network?"""
-        beside = self.owned[u.owner]
-        me = next(b for b in beside if b.update is u)
         inside = (o for o in self.flow.updates if self.flow.any[u.branch] & self.flow.forks[o.sum])
         whole = any(not self.flow.any[u.stream] & self.flow.forks[o.sum] for o in inside)
-        return self._is_long(me, beside) or whole
+        return whole or any(self._is_long(b) for b in self.owned[u.owner] if b.update is u)
 
-    def _is_long(self, b: Branch, beside: Sequence[Branch]) -> bool:
-        return self.skips.is_long(b, beside) or self._around(b, beside)
+    def _is_long(self, b: Branch) -> bool:
+        """Is the branch around a layer that its own parts do not make (a U-Net's, whose stream was scaled down by a
+        convolution), or around a whole network (`x + dt * net(x, t)`)?"""
+        u, flow = b.update, self.flow
+        lone = len(b.parts) == 1 and b.parts[0].call in self.busy
+        if lone and len(self.layers(b.parts[0].call)) > 1:
+            return True
+        bit = flow.forks[u.fork]
+        return any(
+            flow.any[o.stream] & bit
+            and flow.any[u.branch] & flow.forks[o.sum]
+            and self._last[flow.forks[o.sum]] <= u.sum
+            and not any(flow.trace.inside(o.op.call, p.call) for p in b.parts)
+            for o in self.streams
+        )
 
-    def _around(self, b: Branch, beside: Sequence[Branch]) -> bool:
-        """Is this around a whole network (`x + dt * net(x, t)`), the only one that is added here?"""
-        names = {self.calls[p.call].name for x in beside for p in x.parts}
-        lone = len(names) == 1 and len(b.parts) == 1 and b.parts[0].call in self.busy
-        return lone and len(self.layers(b.parts[0].call)) > 1
+    @functools.cached_property
+    def _last(self) -> dict[int, int]:
+        """Fork → the last value whose stream goes through it. One that goes on after the outer sum (cross-attention to
+        a second stream) makes no long skip."""
+        last: dict[int, int] = {}
+        seen = 0
+        for v in reversed(range(len(self.flow.bypass))):
+            new = self.flow.bypass[v] & ~seen
+            seen |= new
+            while new:
+                last[new & -new] = v
+                new &= new - 1
+        return last

@@ -55,8 +55,6 @@ class Likeness:
         self._places = {key: len(found) for key, found in places.items()}
         self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in owned})
         self.repeated = self._repeated()
-        homes = [self.homes(c, (k for k in self.calls[c].children if k in busy)) for c in busy]
-        self.rows = Counter(self.row(calls) for home in homes for calls in home.values())
 
     def alike(self, call: Call) -> bool:
         """Is there another call of its kind at its place in a list?"""

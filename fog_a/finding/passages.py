@@ -100,8 +100,6 @@ class Replay:
         name = base(op.name)
         if name in MOVE or name == "alias":
             return operands(op, self.flow)
-        if name in ("index_add", "scatter_add"):
-            return operands(op, self.flow)[:1]
         if name in SUM or name in SCALE or name in NORM or name in POINTWISE:
             pieces = operands(op, self.flow)
             whole = [p for p in pieces if self.flow.full[p] == self.flow.full[v]]
