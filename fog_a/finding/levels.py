@@ -156,19 +156,26 @@ class Levels:
         return self.like.one_kind(kids) or repeats or several or self.like.of_items(call, kids)
 
     def _is_made_of(self, call: int, kids: list[int]) -> bool:
-        """Are its children the sub-layers of a layer, which is executed again: parts of one branch each, not blocks of
-        several; all on one way through the call, not levels of a U-Net?"""
-        again = sum(self.calls[c].kind is self.calls[call].kind for c in self.busy) > 1
-        return again and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
+        """Is it an item of a list, or does its kind run again, and are its children sub-layers of it: parts of one
+        branch each, not blocks of several; all on one way through the call, not levels of a U-Net?"""
+        me = self.calls[call]
+        repeated = me.name[-1].isdigit() or sum(self.calls[c].kind is me.kind for c in self.busy) > 1
+        return repeated and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
 
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
         same module each time it runs, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
         holds = len(self.layers(call)) > 1
-        if self._is_nested(call) or self.flow.trace.times[self.calls[call].name] > 1:
+        if self._is_nested(call) or self._is_one_module_again(call):
             return holds
         some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
         return some and self._has_layers_elsewhere(call)
+
+    def _is_one_module_again(self, call: int) -> bool:
+        """Does this module run several times, and no other of its kind outside it?"""
+        me, inside = self.calls[call], self.flow.trace.inside
+        others = (c for c in self.busy if self.calls[c].kind is me.kind and self.calls[c].name != me.name)
+        return self.flow.trace.times[me.name] > 1 and all(inside(c, call) for c in others)
 
     def _is_linked(self, call: int) -> bool:
         """Does it add updates, and then run another of its kind on their stream: the first of a linked list?"""
