@@ -45,6 +45,13 @@ class Inline(Chain):
         return super().run(x + torch.cos(x @ self.w), off)
 
 
+def test_what_a_forward_makes_of_one_modules_output_is_no_input_of_the_next() -> None:
+    net = nn.ModuleDict({"encoder": Chain(n=2), "decoder": Chain(n=2)})
+    blocks = found(net, forward=lambda m, x: m["decoder"](m["encoder"](x) * 1.0))
+    assert blocks.main.names == ("encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0", "decoder.blocks.1")
+    assert {name for b in blocks for name in b.inputs} == {"encoder.x"}
+
+
 def test_what_no_gate_reaches_is_named_open() -> None:
     net = Inline()
     (row,) = found(net).coverage.open

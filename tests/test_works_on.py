@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
+from fog_a.errors import Unsupported
 
 NAMES = ("blocks.0", "blocks.1", "blocks.2")
 
@@ -356,13 +357,20 @@ def test_torch_encoders_own_fused_path() -> None:
     np.testing.assert_allclose(scores.values[:, 0], np.stack(want, 1), rtol=1e-4)
 
 
-def test_a_jitted_or_traced_part_may_be_inside() -> None:
+@pytest.mark.parametrize("how", ["traced", "scripted"])
+def test_a_jitted_part_may_be_inside(how: str) -> None:
     net, x = Net(), tokens()
     want = expected(net, x)
     with torch.no_grad():
         for block in net.blocks:
-            block.fc2 = torch.jit.trace(block.fc2, torch.randn(3, 5, 12))  # type: ignore[arg-type]
+            traced = torch.jit.trace(block.fc2, torch.randn(3, 5, 12))  # type: ignore[arg-type]
+            block.fc2 = traced if how == "traced" else torch.jit.script(block.fc2)  # type: ignore[arg-type]
     check(net, x, want)
+
+
+def test_a_scripted_model_takes_no_hooks() -> None:
+    with pytest.raises(Unsupported, match="takes hooks, got a scripted one"):
+        fog_a.find_blocks(torch.jit.script(nn.Sequential(nn.Linear(4, 4))), tokens())  # type: ignore[arg-type]
 
 
 def test_noncontiguous_and_expanded_inputs() -> None:

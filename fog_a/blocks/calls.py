@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fog_a.blocks.block import GatePoint, ResidualBlock, TapPoint
@@ -20,7 +21,8 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """`named_modules()` under the user's own names: without `_orig_mod.`, `module.` and the like of wrappers."""
+    """`named_modules()` under the user's own names: without `_orig_mod.`, `module.` and the like of wrappers. Scripted
+    modules, which take no hooks, have none."""
     table: dict[str, nn.Module] = {}
     _name(model, "", table, set())
     return table
@@ -31,7 +33,7 @@ def _name(module: nn.Module, name: str, table: dict[str, nn.Module], seen: set[n
     table[name] = module  # the innermost of several wrappers of one name wins
     hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
     for key, child in module._modules.items():
-        if child is not None and child not in seen:
+        if child is not None and child not in seen and not isinstance(child, torch.jit.RecursiveScriptModule):
             _name(child, name if key in hidden else f"{name}.{key}" if name else key, table, seen)
 
 

@@ -191,11 +191,13 @@ class Levels:
         return [c for c in self.owned if self.calls[c].kind is self.calls[call].kind and c != call]
 
     def _has_layers_elsewhere(self, call: int) -> bool:
-        """Are there layers like those in it outside all calls of its kind?"""
+        """Are there layers like those in it outside all calls of its kind, and outside what adds updates itself?"""
         held = {self.like.signature(self.calls[x.call]) for x in self.layers(call) if x.call is not None}
-        units = [c.id for c in self.calls if c.kind is self.calls[call].kind]
-        outside = (c for c in self.owned if not any(self.flow.trace.inside(c, unit) for unit in units))
-        return any(self.like.signature(self.calls[c]) in held for c in outside)
+        units = {c.id for c in self.calls if c.kind is self.calls[call].kind} | {
+            c for c in self.owned if self.calls[c].name
+        }
+        above = {c: set(self.flow.trace.ancestors(c)) - {c} for c in self.owned}
+        return any(self.like.signature(self.calls[c]) in held for c in self.owned if units.isdisjoint(above[c]))
 
     # ---- additions in a parent
 

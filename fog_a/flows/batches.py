@@ -124,6 +124,11 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
 def check_weights(modules: Iterable[nn.Module]) -> None:
     """Raises Unsupported where a module has lazy parameters that no forward has made yet, or weights on "meta"."""
     for module in modules:
+        if isinstance(module, torch.jit.RecursiveScriptModule):
+            raise Unsupported(
+                "expected a module that takes hooks, got a scripted one. Pass the module that was given to "
+                "torch.jit.script"
+            )
         for name, p in module.named_parameters():
             if is_lazy(p):
                 raise Unsupported(

@@ -7,6 +7,7 @@ removed, by hand. `CASES` are the models with layers, `NEGATIVES` those without 
 from own_zoo.adders import ADDERS
 from own_zoo.case import Case
 from own_zoo.executions import EXECUTIONS
+from own_zoo.groups import GROUPS
 from own_zoo.lanes import LANES
 from own_zoo.layouts import LAYOUTS
 from own_zoo.negatives import NEGATIVES
@@ -21,7 +22,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES,
+    *SECONDS, *LANES, *GROUPS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,53 +123,6 @@ class Pairs(Ends):
         return x
 
 
-class Inner(Layer):
-    """A layer of a group, of a class of its own: such layers stand nowhere else, whatever a group is combined with."""
-
-
-class Group(nn.Module):
-    """A residual around a list of layers: the unit, where there are several such groups, and its layers are in none
-    else."""
-
-    def __init__(self, n: int, layer: Callable[[], nn.Module] = Inner) -> None:
-        super().__init__()
-        self.norm, self.layers = nn.LayerNorm(WIDTH), nn.ModuleList(layer() for _ in range(n))
-        self.out = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
-        h = self.norm(x)
-        for i, layer in enumerate(self.layers):
-            h = h if i == off else layer(h)
-        return x + self.out(h)
-
-
-class Groups(Ends):
-    """U-shaped: one group on the way down, one in the middle, two on the way up, of two layers or one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.middle = nn.ModuleList([Group(2)]), Group(2)
-        self.up = nn.ModuleList(Group(1) for _ in range(2))
-
-    def run(self, x: Tensor, off: int | None = None) -> Tensor:
-        for i, group in enumerate((*self.down, self.middle, *self.up)):
-            x = x if i == off else group(x)
-        return x
-
-
-class GroupsAndLayers(Ends):
-    """Layers that stand alone, too, are the layers in all groups, be it the only one of its group."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alone, self.groups = nn.ModuleList([Layer()]), nn.ModuleList(Group(n, Layer) for n in (2, 1))
-
-    def run(self, x: Tensor, off: int | None = None) -> Tensor:
-        x = x if off == 0 else self.alone[0](x)
-        x = self.groups[0](x, None if off is None else off - 1)
-        return self.groups[1](x, None if off is None else off - 3)
-
-
 class SpaceTime(nn.Module):
     """One layer of two residual modules, mixed at the end; one of them is elsewhere a layer of its own."""
 
@@ -232,12 +183,6 @@ UNITS = (
     chain("wrapped", Wrapped),
     chain("read_and_think", ReadAndThink),
     chain("read_and_think_once", lambda: ReadAndThink(1)),
-    Case("groups", Groups, ("down.0", "middle", "up.0", "up.1")),
-    Case(
-        "groups_and_layers",
-        GroupsAndLayers,
-        ("alone.0", *numbered("groups.0.layers", 2), "groups.1.layers.0"),
-    ),
     Case("space_then_both", SpaceThenBoth, (*numbered("encoder", 2), *numbered("decoder", 2))),
     Case(
         "linked_list",
