@@ -39,7 +39,7 @@ def _name(module: nn.Module, name: str, table: dict[str, nn.Module], seen: set[n
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's module inside compile, DDP and DataParallel wrappers."""
-    keys = [k for k in model._modules if k in _WRAPPERS or (k == "module" and isinstance(model, _PARALLEL))]
+    keys = [k for k, _ in model._modules.items() if k in _WRAPPERS or (k == "module" and isinstance(model, _PARALLEL))]
     inner = model._modules[keys[-1]] if keys else None
     return model if inner is None else unwrapped(inner)
 
