@@ -122,7 +122,8 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
 
 
 def check_weights(modules: Iterable[nn.Module]) -> None:
-    """Raises Unsupported where a module has lazy parameters that no forward has made yet, or weights on "meta", or is scripted."""
+    """Raises Unsupported where a module is scripted, has lazy parameters that no forward has made yet, or weights on
+    "meta"."""
     for module in modules:
         if isinstance(module, torch.jit.RecursiveScriptModule):
             raise Unsupported(
