@@ -8,7 +8,6 @@ of sub-layers (T5: attention, feed-forward).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -111,7 +110,7 @@ class Levels:
             return False
         if self.owned.get(call):
             stack = self._adds_a_stack(call) or self._is_network(call)
-            return not stack and (self._has_its_like(call) or self._is_a_lone_unit(call))
+            return not stack and (self.like.adders[self.calls[call].kind] > 1 or self._is_a_lone_unit(call))
         if len(kids) < 2:
             return any(self._wraps(call, k) for k in kids)
         return not self._holds_a_stack(call, kids) and self._is_made_of(call, kids)
@@ -119,10 +118,9 @@ class Levels:
     def _adds_a_stack(self, call: int) -> bool:
         """Does it add the branches of one list item after the other, as the parent of a stack (Voicebox)?"""
         groups = self._added(call)
-        if len(groups) == 1:
-            readers = {p.reader for b in groups[0].branches for p in b.parts}
-            return self.like.of_items(call, readers) and not self._is_item_of_lists(call, groups)
-        return len(groups) > 1 and not self._is_item_of_lists(call, groups)
+        readers = {p.reader for group in groups for b in group.branches for p in b.parts}
+        several = len(groups) > 1 or self.like.of_items(call, readers)
+        return several and not self._is_item_of_lists(call, groups)
 
     def _is_item_of_lists(self, call: int, groups: Sequence[Layer]) -> bool:
         """Is it a list item itself, whose own lists hold parts rather than layers: they add one update an item
@@ -130,9 +128,6 @@ class Levels:
         listed = self.like.alike(self.calls[call])
         more = len(self.owned[call]) > sum(len(g.branches) for g in groups)
         return listed and (more or all(len(g.branches) == 1 for g in groups))
-
-    def _has_its_like(self, call: int) -> bool:
-        return self.like.adders[self.calls[call].kind] > 1
 
     def _is_a_lone_unit(self, call: int) -> bool:
         """Without its like: does a stream pass through it (a U-Net's middle), and does it hold no stack?"""
@@ -231,21 +226,7 @@ class Levels:
         return any(
             flow.any[o.stream] & bit
             and flow.any[u.branch] & flow.forks[o.sum]
-            and self._last[flow.forks[o.sum]] <= u.sum
+            and flow.last[flow.forks[o.sum]] <= u.sum
             and not any(flow.trace.inside(o.op.call, p.call) for p in b.parts)
             for o in self.streams
         )
-
-    @functools.cached_property
-    def _last(self) -> dict[int, int]:
-        """Fork → the last value whose stream goes through it. One that goes on after the outer sum (cross-attention to
-        a second stream) makes no long skip."""
-        last: dict[int, int] = {}
-        seen = 0
-        for v in reversed(range(len(self.flow.bypass))):
-            new = self.flow.bypass[v] & ~seen
-            seen |= new
-            while new:
-                last[new & -new] = v
-                new &= new - 1
-        return last

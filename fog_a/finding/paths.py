@@ -130,6 +130,20 @@ class Flow:
         """Did this sum become `v`, by additions, norms and activations or by a linear map?"""
         return bool((self.passed[v] | self.bypass[v]) & self.forks[total])
 
+    @functools.cached_property
+    def last(self) -> dict[int, int]:
+        """Fork → the last value whose stream goes through it. One that goes on after the outer sum (cross-attention to
+        a second stream) makes no long skip."""
+        last: dict[int, int] = {}
+        seen = 0
+        for v in reversed(range(len(self.bypass))):
+            new = self.bypass[v] & ~seen
+            seen |= new
+            while new:
+                last[new & -new] = v
+                new &= new - 1
+        return last
+
     def latest(self, bits: int) -> int:
         return self.values[bits.bit_length() - 1]
 
