@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.aligning.center import Center
 from fog_a.aligning.schedules import TimeWeight
+from fog_a.aligning.slots import Center
 from fog_a.errors import BadBatch, BadFeatures, UnknownBlock, Unsupported
 from fog_a.flows.samples import Samples
 from fog_a.teachers import CachedTeacher, LatentTeacher, ModuleTeacher

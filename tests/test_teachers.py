@@ -32,10 +32,9 @@ from fog_a.teachers import (
     SelfTeacher,
     SpectralTeacher,
     WhisperTeacher,
-    routing,
     weightless,
 )
-from fog_a.teachers.teacher import Teacher
+from fog_a.teachers.teacher import Teacher, route, take
 from fog_a_adapters import released
 
 RATE = 16_000
@@ -174,7 +173,7 @@ def test_contract(teacher: Any, device: torch.device) -> None:
     assert found.shape == (3, teacher.dim) and found.dtype == torch.float32 and not found.requires_grad
     assert torch.isfinite(found).all() and found.std(0).max() > 0  # tells samples apart
     torch.testing.assert_close(teacher(on(clips(lengths, pad=8_000, garbage=7.0), device)), found, rtol=1e-4, atol=1e-5)
-    alone = torch.cat([teacher(routing.take(on(clips(lengths), device), [i])) for i in range(3)])
+    alone = torch.cat([teacher(take(on(clips(lengths), device), [i])) for i in range(3)])
     torch.testing.assert_close(alone, found, rtol=1e-4, atol=1e-4)
 
 
@@ -412,21 +411,21 @@ class Counting:
 def test_each_domain_to_its_teacher() -> None:
     samples = clips([10, 10, 10, 10, 10])
     speech, sound = Counting("a"), Counting("b", 2.0)
-    routed = routing.route({"speech": speech, "sound": sound}, samples)
+    routed = route({"speech": speech, "sound": sound}, samples)
     assert routed["speech"].rows == [0, 2, 4] and routed["sound"].rows == [1, 3]
     assert speech.seen == ["clip0", "clip2", "clip4"] and sound.seen == ["clip1", "clip3"]
     assert samples.audio is not None
     torch.testing.assert_close(routed["sound"].features, 2 * samples.audio[[1, 3]].mean(1, keepdim=True))
-    assert list(routing.route({"speech": None, "sound": sound}, samples)) == ["sound"]
+    assert list(route({"speech": None, "sound": sound}, samples)) == ["sound"]
     one = Counting()
-    assert {d: r.rows for d, r in routing.route(one, samples).items()} == {"speech": [0, 2, 4], "sound": [1, 3]}
+    assert {d: r.rows for d, r in route(one, samples).items()} == {"speech": [0, 2, 4], "sound": [1, 3]}
     with pytest.raises(BadBatch, match=r"domain 'sound'.*'speech'.*None to leave that domain out"):
-        routing.route({"speech": speech}, samples)
+        route({"speech": speech}, samples)
 
 
 def test_take_keeps_samples_whole() -> None:
     samples = clips([10, 20, 30])
-    part = routing.take(routing.take(samples, [2, 0]), [1])
+    part = take(take(samples, [2, 0]), [1])
     assert part.ids == ("clip0",) and part.lengths is not None and part.lengths.tolist() == [10]
     assert part.rows([0]) == [0]
     assert part.audio is not None and samples.audio is not None and torch.equal(part.audio[0], samples.audio[0])
@@ -436,18 +435,18 @@ def test_given_features() -> None:
     samples = clips([10, 10, 10])
     whole = torch.arange(6.0).reshape(3, 2)
     for given in (whole, {"speech": whole, "sound": whole}, {"speech": whole[[0, 2]], "sound": whole[[1]]}):
-        routed = routing.route(None, samples, features=given)
+        routed = route(None, samples, features=given)
         assert routed["speech"].features.tolist() == [[0, 1], [4, 5]] and routed["sound"].features.tolist() == [[2, 3]]
     with pytest.raises(BadFeatures, match=r"features of 'speech' gave \(1, 2\), expected \(2, D\)"):
-        routing.route(None, samples, features=whole[:1])
+        route(None, samples, features=whole[:1])
     with pytest.raises(BadFeatures, match=r"NaN or inf in rows \[1\] of 2: look"):
-        routing.route(None, samples, features={"speech": torch.tensor([[1.0], [np.nan]]), "sound": whole})
+        route(None, samples, features={"speech": torch.tensor([[1.0], [np.nan]]), "sound": whole})
     with pytest.raises(BadFeatures, match=r"expected \(2, D\).*features.mean\(1\)"):
-        routing.route(None, samples, features=torch.zeros(3, 4, 5))
+        route(None, samples, features=torch.zeros(3, 4, 5))
     with pytest.raises(BadBatch, match="neither a teacher nor features"):
-        routing.route(None, samples)
+        route(None, samples)
     with pytest.raises(BadBatch, match="domain 'sound', but features are there for 'speech'"):
-        routing.route(None, samples, features={"speech": whole})
+        route(None, samples, features={"speech": whole})
 
 
 def test_an_encoder_that_draws_in_eval(tmp_path: Path) -> None:

@@ -12,54 +12,18 @@ from __future__ import annotations
 
 import sys
 import warnings
-import weakref
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.warmup import Warmup
 from fog_a.ranks import is_first
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 
 State = Literal["probing", "finding", "aligning", "over"]
-
-
-class Course:
-    """Where a training stands, in plain numbers and names.
-
-    Attributes:
-        selection: the layers; None: not chosen yet.
-        calls: calls of the term in training so far.
-        aligned: those of them that were aligned.
-        told: whether the user knows that nothing is aligned in a run as short as this.
-    """
-
-    def __init__(self, recipe: Recipe, selection: Selection | None) -> None:
-        self.recipe, self.selection = recipe, selection
-        self.calls = self.aligned = 0
-        self.plateau = Plateau(recipe.schedule)
-        self.told = False
-
-    @property
-    def step(self) -> int:
-        return self.calls // self.recipe.accumulation
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs, JSON-able."""
-        selection = None if self.selection is None else self.selection.model_dump(mode="json")
-        return {
-            "calls": self.calls, "aligned": self.aligned, "selection": selection, "plateau": self.plateau.state(),
-        }  # fmt: skip
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
-        self.calls, self.aligned = state["calls"], state["aligned"]
-        self.selection = None if state["selection"] is None else Selection.model_validate(state["selection"])
-        self.plateau.restore(state["plateau"])
 
 
 class Progress(nn.Module):
@@ -69,31 +33,27 @@ class Progress(nn.Module):
         recipe: the options of the run.
     """
 
-    def __init__(self, recipe: Recipe, selection: Selection | None) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self._course = Course(recipe, selection)
-        self._last: dict[str, Tensor] = {}
-        self._warmup: Warmup
-        self._listening: Listening
-        weakref.finalize(self, say_if_idle, self._course)  # when it is dropped, or when the program ends
+    recipe: Recipe
+    _warmup: Warmup
+    _listening: Listening
+    _last: dict[str, Tensor]
 
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
-        return self._course.step
+        return self._warmup.step
 
     @property
     def selection(self) -> Selection | None:
         """The layers that are aligned; None before the choice."""
-        return self._course.selection
+        return self._warmup.selection
 
     @property
     def weight(self) -> float:
         """The schedule's factor at the next call; 0 before the choice."""
-        if self.selection is None or self._course.plateau.reached:
+        if self.selection is None or self._warmup.plateau.reached:
             return 0.0
-        return self.recipe.schedule(self._course.aligned // self.recipe.accumulation)
+        return self.recipe.schedule(self._warmup.aligned // self.recipe.accumulation)
 
     @property
     def state(self) -> State:
@@ -122,7 +82,7 @@ class Progress(nn.Module):
     def expect(self, steps: float) -> None:
         """Warn of a training of so many optimizer steps in which nothing would be aligned; integrations call it."""
         if self.selection is None and self.recipe.warmup >= steps:
-            self._course.told = True
+            self._warmup.told = True
             warnings.warn(
                 f"this run has {steps:g} optimizer steps, and AGREPA's warm-up takes {self.recipe.warmup}: nothing "
                 f"will be aligned. Type AGREPA(..., warmup={max(1, int(steps) // 10)}), or pass selection=",
@@ -131,16 +91,16 @@ class Progress(nn.Module):
 
     def accumulate(self, calls: int) -> None:
         """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
-        self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
+        self.recipe = self._warmup.recipe = self.recipe.model_copy(update={"accumulation": calls})
 
 
-def say_if_idle(course: Course) -> None:
+def say_if_idle(warmup: Warmup) -> None:
     """A line for a training that ended in its warm-up: it has aligned nothing."""
-    if course.calls and course.selection is None and not course.told:
-        course.told = True
+    if warmup.calls and warmup.selection is None and not warmup.told:
+        warmup.told = True
         if is_first():
             print(
-                f"fog_a: AGREPA has aligned nothing in {course.step} steps: its warm-up takes {course.recipe.warmup}. "
-                f"Type AGREPA(..., warmup={max(1, course.step // 10)}), or pass selection=",
+                f"fog_a: AGREPA has aligned nothing in {warmup.step} steps: its warm-up takes {warmup.recipe.warmup}. "
+                f"Type AGREPA(..., warmup={max(1, warmup.step // 10)}), or pass selection=",
                 file=sys.stderr,
             )

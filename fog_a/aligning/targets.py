@@ -22,8 +22,8 @@ from fog_a.flows.bare import twin
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Samples
 from fog_a.scores.selection import Selection
-from fog_a.teachers.routing import check_domains, check_teachers, checked, checked_frames, rows_by_teacher, take
 from fog_a.teachers.self_teacher import SelfTeacher
+from fog_a.teachers.teacher import check_domains, check_teachers, checked, checked_frames, rows_by_teacher, take
 
 TokensOfLayer = tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]
 """A layer's output as tokens, and which of them are real."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from fog_a.aligning.alignment import AGREPA
 from fog_a.attributing.watch import Watch
@@ -34,25 +34,19 @@ class AlignmentCallback(TrainerCallback):
     def __init__(self, reg: AGREPA) -> None:
         self.reg = reg
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.reg.expect(state.max_steps)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.reg.zero_grad()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or args.output_dir is None:
             return
         target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
         write(target, save({name: t.detach().cpu().contiguous() for name, t in self.reg.state_dict().items()}))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.reg.close()
 
 
@@ -69,7 +63,7 @@ class AttributionCallback(TrainerCallback):
     ) -> None:
         self.watch, self.log = Watch(flow, batch, every, out, **options), log
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         metrics = self.watch(state.global_step)
         if metrics and self.log is not None:
             self.log(metrics)

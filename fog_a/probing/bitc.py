@@ -23,8 +23,7 @@ from fog_a.flows.wrapping import wrap
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
 from fog_a.teachers.descriptors import descriptor
-from fog_a.teachers.routing import Features, Teachers, check_teachers, route
-from fog_a.teachers.teacher import Teacher
+from fog_a.teachers.teacher import Features, Teacher, Teachers, check_teachers, route
 
 ALL = "all"
 """The key of the one head where one teacher serves every domain."""

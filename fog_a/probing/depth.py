@@ -28,7 +28,7 @@ from fog_a.flows.flow import Flow
 from fog_a.flows.frames import token_mask
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import descriptor
-from fog_a.teachers.routing import Features, Teachers, route
+from fog_a.teachers.teacher import Features, Teachers, route
 
 FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | None
 """Features in the teachers' place: of the one batch, one entry for each batch, or features(batch)."""
@@ -41,11 +41,6 @@ class Reading:
     flow: Flow
     describe: Callable[[Tensor, Tensor | None], Tensor] = descriptor
     around: Callable[[Any, Any, int], contextlib.AbstractContextManager[Any]] = lambda *_: contextlib.nullcontext()
-
-    def interface(self, batch: Any, samples: Samples) -> Float[Tensor, "B D"] | None:
-        """z^{(0)}, or None where there is no interface."""
-        c = self.flow.interface(batch)
-        return None if c is None else self.describe(c, token_mask(samples.mask, c))
 
 
 def blocks_of(flow: Flow, batch: Any, blocks: Blocks | Sequence[str] | None) -> Blocks:
@@ -143,12 +138,13 @@ def _batch(
             layers = [reading.describe(*flow.tokens(h[b.name], b, samples)) for b in blocks]
             columns.append(_one_width(layers, blocks))
         z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
-        interface = reading.interface(batch, samples)
+        c = flow.interface(batch)
+        interface = None if c is None else reading.describe(c, token_mask(samples.mask, c)).cpu()
     if len(z) != len(samples):
         raise ShapeMismatch(
             f"the blocks gave {len(z)} rows for {len(samples)} samples: the adapter's tokens() must fold them"
         )
-    return samples, z, None if interface is None else interface.cpu()
+    return samples, z, interface
 
 
 def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:

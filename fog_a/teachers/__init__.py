@@ -8,15 +8,15 @@ of a batch, a sample's features are those of the sample alone.
 
 The paper's two are `WhisperTeacher` and `BEATsTeacher`. `HFAudioTeacher` is any transformers encoder; `CachedTeacher`
 keeps features on disk; `SelfTeacher` and `SpectralTeacher` need no weights. `ModuleTeacher` and `LatentTeacher` read a
-tensor of the batch. `routing`: which one reads which domain.
+tensor of the batch. `teacher`: which one reads which domain.
 """
 
 from fog_a.teachers.beats import BEATsTeacher as BEATsTeacher
 from fog_a.teachers.cached import CachedTeacher as CachedTeacher
 from fog_a.teachers.crops import CropTeacher as CropTeacher
 from fog_a.teachers.encoders import HFAudioTeacher as HFAudioTeacher
+from fog_a.teachers.encoders import WhisperTeacher as WhisperTeacher
 from fog_a.teachers.modules import LatentTeacher as LatentTeacher
 from fog_a.teachers.modules import ModuleTeacher as ModuleTeacher
 from fog_a.teachers.self_teacher import SelfTeacher as SelfTeacher
 from fog_a.teachers.weightless import SpectralTeacher as SpectralTeacher
-from fog_a.teachers.whisper import WhisperTeacher as WhisperTeacher

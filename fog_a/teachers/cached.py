@@ -13,10 +13,9 @@ from torch import Tensor
 
 from fog_a.errors import BadFeatures, Unsupported
 from fog_a.flows.samples import Samples
-from fog_a.teachers.routing import checked, take
 from fog_a.teachers.self_teacher import SelfTeacher
 from fog_a.teachers.store import Store, key, word
-from fog_a.teachers.teacher import Teacher
+from fog_a.teachers.teacher import Teacher, checked, take
 
 
 class CachedTeacher:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fog_a.errors import BadBatch, BadFeatures, Unsupported
 from fog_a.flows.samples import Samples
-from fog_a.teachers.routing import checked_frames, take
 from fog_a.teachers.store import Store, key
-from fog_a.teachers.teacher import FrameTeacher
+from fog_a.teachers.teacher import FrameTeacher, checked_frames, take
 
 SLACK = 0.05
 """Seconds by which a crop may end after its clip: the last frame of a spectrogram hangs over."""

