@@ -421,6 +421,8 @@ def test_each_domain_to_its_teacher() -> None:
     assert {d: r.rows for d, r in route(one, samples).items()} == {"speech": [0, 2, 4], "sound": [1, 3]}
     with pytest.raises(BadBatch, match=r"domain 'sound'.*'speech'.*None to leave that domain out"):
         route({"speech": speech}, samples)
+    with pytest.raises(BadBatch, match=r"domain 'sound', but teachers are there for 'speech', 'sounds'; near: sounds"):
+        route({"speech": speech, "sounds": sound}, samples)
 
 
 def test_take_keeps_samples_whole() -> None:

@@ -34,41 +34,35 @@ Mask = Bool[Tensor, "B T"] | None
 Normalize = Callable[[Tensor], Tensor]
 
 
-class TokenHead(nn.Module):
-    """A head that maps each token by itself. It pools first, so it costs one vector a sample, whatever the length."""
+class Head(nn.Module):
+    """Linear maps of each token, or a convolution over neighbouring tokens and a linear map.
 
-    def __init__(self, inner: nn.Linear | None, outer: nn.Linear, pool: bool, normalize: Normalize) -> None:
-        super().__init__()
-        self.inner, self.outer, self.pool, self.normalize = inner, outer, pool, normalize
-        _initialize(self)
-
-    def forward(self, h: Tokens, mask: Mask = None, t: Tensor | None = None) -> Float[Tensor, "B *T E"]:
-        h = h.float()
-        z = self.normalize(temporal_mean(h, mask) if self.pool else h).to(self.outer.weight.dtype)
-        return self.outer(z if self.inner is None else F.gelu(self.inner(z)))
-
-
-class ConvolutionHead(nn.Module):
-    """A head that looks at neighbouring tokens, so it pools last. What stands in the padding reaches no real token.
-
-    The tokens are laid out in rows of `grid`: 1 for frames, the number of columns for the patches of an image.
+    Linear maps pool first, so they cost one vector a sample, whatever the length. A convolution pools last; what stands
+    in the padding reaches no real token. Its tokens are laid out in rows of `grid`: 1 for frames, the number of columns
+    for the patches of an image.
     """
 
     def __init__(
-        self, inner: nn.Conv1d | nn.Conv2d, outer: nn.Linear, grid: int, pool: bool, normalize: Normalize
+        self, inner: nn.Module | None, outer: nn.Linear, pool: bool, normalize: Normalize, grid: int = 1
     ) -> None:
         super().__init__()
-        self.inner, self.outer, self.grid, self.pool, self.normalize = inner, outer, grid, pool, normalize
-        _initialize(self)
+        self.inner, self.outer, self.pool, self.normalize, self.grid = inner, outer, pool, normalize, grid
+        self.convolves = isinstance(inner, nn.Conv1d | nn.Conv2d)
+        for weight in self.parameters():
+            nn.init.xavier_uniform_(weight) if weight.dim() > 1 else nn.init.zeros_(weight)
 
     def forward(self, h: Tokens, mask: Mask = None, t: Tensor | None = None) -> Float[Tensor, "B *T E"]:
-        z = self.normalize(h.float()).to(self.outer.weight.dtype)
-        if mask is not None:
-            z = z * mask.unsqueeze(-1)
-        y = self.outer(F.gelu(self._convolve(z.transpose(1, 2))))
-        return temporal_mean(y, mask) if self.pool else y
+        h = temporal_mean(h.float(), mask) if self.pool and not self.convolves else h.float()
+        z = self.normalize(h).to(self.outer.weight.dtype)
+        if self.convolves:
+            z = F.gelu(self._convolved(z if mask is None else z * mask.unsqueeze(-1)))
+        elif self.inner is not None:
+            z = F.gelu(self.inner(z))
+        y = self.outer(z)
+        return temporal_mean(y, mask) if self.pool and self.convolves else y
 
-    def _convolve(self, z: Float[Tensor, "B D T"]) -> Float[Tensor, "B T H"]:
+    def _convolved(self, z: Tokens) -> Float[Tensor, "B T H"]:
+        z = z.transpose(1, 2)
         if isinstance(self.inner, nn.Conv2d):
             if z.shape[2] % self.grid:
                 raise ShapeMismatch(
@@ -76,6 +70,7 @@ class ConvolutionHead(nn.Module):
                     "with the number of columns"
                 )
             z = z.unflatten(2, (-1, self.grid))
+        assert self.inner is not None
         return self.inner(z).flatten(2).transpose(1, 2)
 
 
@@ -100,7 +95,7 @@ class TimeHeads(nn.Module):
 
 def mlp(
     width: int, dim: int, *, hidden: int | None = None, pool: bool = True, normalize: Normalize = standardized
-) -> TokenHead:
+) -> Head:
     """Linear, GELU, Linear: the default. `hidden`: the width between them (None: D).
 
     Example:
@@ -108,21 +103,21 @@ def mlp(
         (torch.Size([2, 5]), torch.Size([2, 7, 5]))
     """
     middle = hidden or width
-    return TokenHead(nn.Linear(width, middle), nn.Linear(middle, dim), pool, normalize)
+    return Head(nn.Linear(width, middle), nn.Linear(middle, dim), pool, normalize)
 
 
-def linear(width: int, dim: int, *, pool: bool = True, normalize: Normalize = standardized) -> TokenHead:
+def linear(width: int, dim: int, *, pool: bool = True, normalize: Normalize = standardized) -> Head:
     """One Linear."""
-    return TokenHead(None, nn.Linear(width, dim), pool, normalize)
+    return Head(None, nn.Linear(width, dim), pool, normalize)
 
 
 def conv1d(
     width: int, dim: int, *, hidden: int | None = None, pool: bool = True, normalize: Normalize = standardized
-) -> ConvolutionHead:
+) -> Head:
     """A convolution of 3 tokens, GELU, Linear (Table 11)."""
     middle = hidden or width
     inner = nn.Conv1d(width, middle, kernel_size=3, padding=1)
-    return ConvolutionHead(inner, nn.Linear(middle, dim), 1, pool, normalize)
+    return Head(inner, nn.Linear(middle, dim), pool, normalize)
 
 
 def conv2d(
@@ -133,18 +128,13 @@ def conv2d(
     hidden: int | None = None,
     pool: bool = True,
     normalize: Normalize = standardized,
-) -> ConvolutionHead:
+) -> Head:
     """A convolution of 3 × 3 tokens in rows of `grid`, GELU, Linear (Table 11). Raises ShapeMismatch."""
     middle = hidden or width
     inner = nn.Conv2d(width, middle, kernel_size=3, padding=1)
-    return ConvolutionHead(inner, nn.Linear(middle, dim), grid, pool, normalize)
+    return Head(inner, nn.Linear(middle, dim), pool, normalize, grid)
 
 
 def by_time(width: int, dim: int, *, bins: int = 4, head: HeadFactory = mlp) -> TimeHeads:
     """`bins` heads made by `head`; each sample goes through the one of its flow time. Needs t: `reg(batch, t=t)`."""
     return TimeHeads([head(width, dim) for _ in range(bins)])
-
-
-def _initialize(head: nn.Module) -> None:
-    for weight in head.parameters():
-        nn.init.xavier_uniform_(weight) if weight.dim() > 1 else nn.init.zeros_(weight)

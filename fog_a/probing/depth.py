@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def blocks_of(flow: Flow, batch: Any, blocks: Blocks | Sequence[str] | None) -> 
     return candidates.main if blocks is None else candidates.named(list(blocks))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Depth:
     """The descriptors of S samples, J times and L layers, on the CPU in float32.
 
@@ -65,14 +65,14 @@ class Depth:
     layers: tuple[str, ...]
     times: tuple[float, ...] | None
     signature: dict[str, Any]
-    network_time: list[float] | None = None
-    z: Float[Tensor, "S J L D"] = field(default_factory=lambda: torch.empty(0))
-    interface: Float[Tensor, "S E"] | None = None
-    ids: tuple[str, ...] = ()
-    domains: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    targets: dict[str, tuple[list[int], Float[Tensor, "n E"]]] = field(default_factory=dict)
-    single: bool = True
+    network_time: list[float] | None
+    z: Float[Tensor, "S J L D"]
+    interface: Float[Tensor, "S E"] | None
+    ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    groups: tuple[str, ...]
+    targets: dict[str, tuple[list[int], Float[Tensor, "n E"]]]
+    single: bool
 
 
 def read_depth(
@@ -93,30 +93,27 @@ def read_depth(
     """
     grid = reading.flow.grid(times)
     axis = tuple(t for t in grid if t is not None) or None
-    depth: Depth | None = None
-    zs, interfaces = [], []
+    single, zs, interfaces = True, [], []
+    ids, domains, groups = (), (), ()
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
         blocks = blocks_of(reading.flow, item, blocks)
-        if depth is None:
-            depth = Depth(blocks.names, axis, signature(blocks.model, blocks), reading.flow.network_time)
-        samples, z, interface = _batch(reading, item, blocks, grid, seed, len(depth.ids))
+        samples, z, interface = _batch(reading, item, blocks, grid, seed, len(ids))
         here = _features_of(features, item, number)
-        depth.single = not isinstance(here if here is not None else teachers, Mapping)
+        single = not isinstance(here if here is not None else teachers, Mapping)
         for domain, routed in route(teachers, samples, features=here).items():
             rows, parts = targets.setdefault(domain, ([], []))
-            rows += [len(depth.ids) + i for i in routed.rows]
+            rows += [len(ids) + i for i in routed.rows]
             parts.append(routed.features.cpu())
         zs.append(z)
         interfaces.append(interface)
-        depth.ids += samples.ids
-        depth.domains += samples.domains
-        depth.groups += samples.groups
-    assert depth is not None  # each() raises where there is no batch
-    depth.z = torch.cat(zs)
-    depth.interface = None if any(z0 is None for z0 in interfaces) else torch.cat(interfaces)
-    depth.targets = {domain: (rows, torch.cat(parts)) for domain, (rows, parts) in targets.items()}
-    return depth
+        ids, domains, groups = ids + samples.ids, domains + samples.domains, groups + samples.groups
+    assert isinstance(blocks, Blocks)  # each() raises where there is no batch
+    return Depth(
+        blocks.names, axis, signature(blocks.model, blocks), reading.flow.network_time, torch.cat(zs),
+        None if any(z0 is None for z0 in interfaces) else torch.cat(interfaces), ids, domains, groups,
+        {domain: (rows, torch.cat(parts)) for domain, (rows, parts) in targets.items()}, single,
+    )  # fmt: skip
 
 
 def _batch(
