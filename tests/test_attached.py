@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -202,3 +204,12 @@ def test_a_bare_network_of_one_argument() -> None:
     for _ in range(3):
         model(batch).backward()
     assert reg.selection is not None and all(p.grad is not None for p in model.ag_repa.parameters())
+
+
+def test_a_regularizer_is_freed_with_its_model() -> None:
+    """What waits for its end, to say that nothing was aligned, keeps neither alive."""
+    model, reg, optimizer = a_model()
+    here = weakref.ref(reg), weakref.ref(model)
+    del model, reg, optimizer
+    gc.collect()
+    assert here[0]() is None and here[1]() is None

@@ -94,7 +94,7 @@ def test_after_a_choice_probes_keep_their_rhythm() -> None:
     warmup = Warmup(flow, recipe(warmup=4, every=2, refresh=4, k=1), DOMAINS)
     batch, chosen, probes = a_batch(), [], []
     for step in range(1, 13):
-        if warmup.advance(step, batch, flow.samples(batch)):
+        if warmup.advance(step, batch, flow.samples(batch), first=not chosen) is not None:
             chosen.append(step)
         probes.append(warmup.counts["sound"])
     assert chosen == [4, 8, 12]

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fog_a.aligning.attached import Attached
+from fog_a.aligning.course import Course
 from fog_a.aligning.distances import distances
 from fog_a.aligning.heads import TimeHeads
 from fog_a.aligning.listening import Listening, Local
-from fog_a.aligning.progress import Progress, say_if_idle
+from fog_a.aligning.progress import Progress
 from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import Targets
@@ -93,9 +94,9 @@ class AGREPA(Progress):
         self.recipe, self._last = of_run, {}
         self.flow, self.domains, self._targets, self._group = flow, targets.domains, targets, group
         self._attached: list[Attached] = []  # in a list: no submodule
-        chosen = Selection.of(selection, self.domains, of_run.total)
-        self._warmup = Warmup(flow, of_run, self.domains, blocks, group, probe, chosen)
-        weakref.finalize(self, say_if_idle, self._warmup)  # when it is dropped, or when the program ends
+        self._warmup = Warmup(flow, of_run, self.domains, blocks, group, probe)
+        self._course = Course(of_run, Selection.of(selection, self.domains, of_run.total))
+        weakref.finalize(self, self._course.say_if_idle)  # when it is dropped, or when the program ends
         layers = targets.layers(self.selection)
         candidates = None if batch is None else self._warmup.blocks(batch)
         widths, dims = head_sizes(targets, of_run.k, layers, batch, candidates)
@@ -141,7 +142,7 @@ class AGREPA(Progress):
         """Take all hooks off the model, and detach."""
         self._listening.close()
         self.detach()
-        say_if_idle(self._warmup)
+        self._course.say_if_idle()
 
     def forward(self, batch: Any, *, features: Any = None, t: Tensor | None = None) -> Float[Tensor, ""]:
         """The alignment term for the batch of the last forward with grad; eval mode and no_grad do not count.
@@ -166,7 +167,7 @@ class AGREPA(Progress):
         elif state != "over":
             self._try_out(batch, samples, features, t)
         self._listening.clear()
-        self._warmup.calls += 1
+        self._course.calls += 1
         if self._choose(batch, samples) or state == "finding":
             self._listen(self._warmup.blocks(batch))
         return term
@@ -196,7 +197,7 @@ class AGREPA(Progress):
         """This rank's part of Eq. 12, scaled so that the mean over ranks is the joint mean."""
         assert self.selection is not None
         heard = self._listening.read(samples), self._listening.times(t, len(samples))
-        step = self._targets.step(batch, samples, features, self._listening.blocks, *heard, self._warmup.calls)
+        step = self._targets.step(batch, samples, features, self._listening.blocks, *heard, self._course.calls)
         far = distances(step, self.slots, self._targets, self.selection, self.recipe.time_weight, self._group)
         sizes, count = far.joint_sizes(self.domains, len(samples), self._group)
         scale = self.weight * world(self._group)
@@ -204,19 +205,20 @@ class AGREPA(Progress):
         self._last = {f"ag_repa/{name}": mean for name, mean in far.cosines.items()}
         self._last["ag_repa/loss"] = loss.detach()
         if self.recipe.schedule.kind == "saturated":  # for that one alone: reading the mean waits for the device
-            self._warmup.plateau.update(far.similarity(sizes, self.slots.bound, self._group))
-        self._warmup.aligned += 1
+            self._course.plateau.update(far.similarity(sizes, self.slots.bound, self._group))
+        self._course.aligned += 1
         self.slots.watch(self.recipe.accumulation)
         return loss
 
     def _choose(self, batch: Any, samples: Samples) -> bool:
         """After a whole optimizer step, probe; whether it was time to choose layers."""
-        if self._warmup.calls % self.recipe.accumulation or (self.selection is not None and not self.recipe.refresh):
+        if self._course.calls % self.recipe.accumulation or (self.selection is not None and not self.recipe.refresh):
             return False
-        chosen = self._warmup.advance(self.step, batch, samples)
-        if chosen and self.selection is not None:
-            self.slots.bind(self.selection, self.domains)
-        return chosen
+        chosen = self._warmup.advance(self.step, batch, samples, first=self.selection is None)
+        if chosen is not None:
+            self.slots.bind(chosen, self.domains)
+            self._course.selection = chosen
+        return chosen is not None
 
     def _listen(self, blocks: Blocks) -> None:
         """Hook the chosen layers, and what SelfTeachers read, from the next forward on. Raises BadScores."""
@@ -229,6 +231,7 @@ class AGREPA(Progress):
     def get_extra_state(self) -> Tensor:
         """All but the heads, as JSON in bytes: a tensor, so that safetensors and weights-only loading take it."""
         state = {
+            "course": self._course.state(),
             "bound": self.slots.bound,
             "block of teacher": self._targets.block_of,
             "blocks": self._listening.state(),
@@ -240,5 +243,6 @@ class AGREPA(Progress):
         """The reverse: goes on where it was, also in the middle of the warm-up."""
         saved = from_bytes(state)
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
+        self._course.restore(saved["course"])
         self.slots.bound, self._targets.block_of = saved["bound"], saved["block of teacher"]
         self._warmup.restore(saved["warmup"])

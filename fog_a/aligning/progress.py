@@ -10,16 +10,15 @@ A training goes through these states:
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Literal
 
 from torch import Tensor, nn
 
+from fog_a.aligning.course import Course
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.warmup import Warmup
-from fog_a.ranks import is_first
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 
@@ -34,6 +33,7 @@ class Progress(nn.Module):
     """
 
     recipe: Recipe
+    _course: Course
     _warmup: Warmup
     _listening: Listening
     _last: dict[str, Tensor]
@@ -41,19 +41,17 @@ class Progress(nn.Module):
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
-        return self._warmup.step
+        return self._course.step
 
     @property
     def selection(self) -> Selection | None:
         """The layers that are aligned; None before the choice."""
-        return self._warmup.selection
+        return self._course.selection
 
     @property
     def weight(self) -> float:
         """The schedule's factor at the next call; 0 before the choice."""
-        if self.selection is None or self._warmup.plateau.reached:
-            return 0.0
-        return self.recipe.schedule(self._warmup.aligned // self.recipe.accumulation)
+        return self._course.weight
 
     @property
     def state(self) -> State:
@@ -82,7 +80,7 @@ class Progress(nn.Module):
     def expect(self, steps: float) -> None:
         """Warn of a training of so many optimizer steps in which nothing would be aligned; integrations call it."""
         if self.selection is None and self.recipe.warmup >= steps:
-            self._warmup.told = True
+            self._course.told = True
             warnings.warn(
                 f"this run has {steps:g} optimizer steps, and AGREPA's warm-up takes {self.recipe.warmup}: nothing "
                 f"will be aligned. Type AGREPA(..., warmup={max(1, int(steps) // 10)}), or pass selection=",
@@ -91,16 +89,4 @@ class Progress(nn.Module):
 
     def accumulate(self, calls: int) -> None:
         """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
-        self.recipe = self._warmup.recipe = self.recipe.model_copy(update={"accumulation": calls})
-
-
-def say_if_idle(warmup: Warmup) -> None:
-    """A line for a training that ended in its warm-up: it has aligned nothing."""
-    if warmup.calls and warmup.selection is None and not warmup.told:
-        warmup.told = True
-        if is_first():
-            print(
-                f"fog_a: AGREPA has aligned nothing in {warmup.step} steps: its warm-up takes {warmup.recipe.warmup}. "
-                f"Type AGREPA(..., warmup={max(1, warmup.step // 10)}), or pass selection=",
-                file=sys.stderr,
-            )
+        self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})

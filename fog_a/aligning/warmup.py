@@ -1,4 +1,4 @@
-"""Where a training stands: which probe is due, on which samples, at which t; and the choice when all is measured.
+"""Probing while training: which probe is due, on which samples, at which t; and the choice when all is measured.
 
 With C = warmup // every probes of n samples per domain, sample j of probe c is attributed at t = (π_j(c) + ½)/C, where
 π_j is a permutation drawn from the seed: each slot j visits every stratum of [0, 1] once, and only one t is paid per
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.schedules import Plateau
 from fog_a.aligning.width import few
 from fog_a.attributing.attribute import attribute_alone
 from fog_a.blocks.block import Blocks
@@ -63,16 +62,13 @@ def contribution(flow: Flow, batch: Any, blocks: Blocks, draw: Draw) -> Scores:
 
 
 class Warmup:
-    """The steps of a training, its probes, and the choices made from them: plain numbers, to be saved at any time.
+    """The probes of a training and the choices made from them; its state is plain numbers, to be saved at any time.
 
     Args:
         candidates: the blocks that may be chosen, as `Blocks` or names; None: the main ones.
         group: the process group; the first rank probes for all.
 
     Attributes:
-        selection: the layers; None: not chosen yet.
-        calls, aligned: calls of the term in training so far, and those of them that were aligned.
-        told: whether the user knows that nothing is aligned in a run as short as this.
         due: domains whose probe waits for a batch that has a sample of them. seen: those that batches had.
         counts: domain → its probes so far.
         rows: one measured sample each: domain, id, group, t, and a score per layer (None: not measured).
@@ -86,12 +82,11 @@ class Warmup:
         candidates: Blocks | Sequence[str] | None = None,
         group: Group = None,
         probe: Probe = contribution,
-        selection: Selection | None = None,
     ) -> None:
-        self.flow, self.recipe, self.group, self.probe, self.selection = flow, recipe, group, probe, selection
-        self.domains, self.plateau, self.told = tuple(domains), Plateau(recipe.schedule), False
+        self.flow, self.recipe, self.group, self.probe = flow, recipe, group, probe
+        self.domains = tuple(domains)
         self.candidates = candidates.names if isinstance(candidates, Blocks) else candidates
-        self.calls = self.aligned = self.chosen_at = 0
+        self.chosen_at = 0
         self.due: list[str] = []
         self.counts = dict.fromkeys(self.domains, 0)
         self.seen: set[str] = set()
@@ -99,22 +94,20 @@ class Warmup:
         self.rows: list[dict[str, Any]] = []
         self._warned: set[str] = set()
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps so far."""
-        return self.calls // self.recipe.accumulation
+    def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
+        """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
 
-    def advance(self, step: int, batch: Any, samples: Samples) -> bool:
-        """After `step` optimizer steps: probe what is due; whether it was time to choose. Raises Untrained."""
+        Raises Untrained where no layer contributes anything.
+        """
         self.seen |= set(samples.domains)
         self.call(step)
         if self.due:
             self.refuse_sharded()
             device = next(self.flow.module.parameters()).device
             self.add(once(lambda: self.measure(batch, samples), device, self.group))
-        wait = self.recipe.warmup if self.selection is None else self.recipe.refresh or math.inf
+        wait = self.recipe.warmup if first else self.recipe.refresh or math.inf
         if step - self.chosen_at < wait:
-            return False
+            return None
         if self.due:
             self._warn(
                 "waiting",
@@ -123,14 +116,14 @@ class Warmup:
                 f"leave it out: teachers={{..., {self.due[0]!r}: None}}",
             )
         if self.due or not {row["domain"] for row in self.rows}.issuperset(self.domains):
-            return False
+            return None
         r, blocks = self.recipe, self.blocks(batch)
         scores = self.scores(signature(blocks.model, blocks))
-        self.selection = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
+        chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
         self.rows, self.chosen_at = [], step
         if is_first(self.group):
-            print(f"fog_a: layers chosen at step {step}\n{self.selection.explain()}", file=sys.stderr)
-        return True
+            print(f"fog_a: layers chosen at step {step}\n{chosen.explain()}", file=sys.stderr)
+        return chosen
 
     def call(self, step: int) -> None:
         """Mark what is due after `step` optimizer steps."""
@@ -214,16 +207,11 @@ class Warmup:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, JSON-able; floats come back to the bit."""
-        plain = ("calls", "aligned", "chosen_at", "due", "counts", "layers", "rows")
-        selection = None if self.selection is None else self.selection.model_dump(mode="json")
-        state = {"selection": selection, "plateau": self.plateau.state()}
-        return state | {name: getattr(self, name) for name in plain}
+        return {name: getattr(self, name) for name in ("chosen_at", "due", "counts", "layers", "rows")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of `state`."""
-        selection = state["selection"] and Selection.model_validate(state["selection"])
-        self.plateau.restore(state["plateau"])
-        vars(self).update(state, layers=tuple(state["layers"]), selection=selection, plateau=self.plateau)
+        vars(self).update(state, layers=tuple(state["layers"]))
 
     def refuse_sharded(self) -> None:
         """Raises Unsupported for a model that one rank cannot run."""
