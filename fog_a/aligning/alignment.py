@@ -212,6 +212,7 @@ class AGREPA(Progress):
 
     def _choose(self, batch: Any, samples: Samples) -> bool:
         """After a whole optimizer step, probe; whether it was time to choose layers."""
+        self._warmup.seen.update(samples.domains)
         if self._course.calls % self.recipe.accumulation or (self.selection is not None and not self.recipe.refresh):
             return False
         chosen = self._warmup.advance(self.step, batch, samples, first=self.selection is None)

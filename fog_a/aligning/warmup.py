@@ -99,7 +99,6 @@ class Warmup:
 
         Raises Untrained where no layer contributes anything.
         """
-        self.seen |= set(samples.domains)
         self.call(step)
         if self.due:
             self.refuse_sharded()
