@@ -120,7 +120,7 @@ def text(domains: Sequence[Ranking], k: int | None = None, level: float = 0.95) 
         lines = [layer_table(ranking, k, level, only_best=k is not None).text()]
         if k and k < len(ranking.order):
             lines.append(f"this top {k} is the top {k} in {ranking.certainty(k):.0%} of bootstrap resamples")
-        if ranking.noise_floor is not None:
+        if ranking.noise_floor:
             lines.append(f"noise floor {ranking.noise_floor:.2g}: a score near it tells nothing")
         tables.append("\n".join([*lines, *(f"! {note}" for note in ranking.notes)]))
     return "\n\n".join(tables)

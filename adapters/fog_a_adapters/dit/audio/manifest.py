@@ -9,11 +9,14 @@ A manifest may have a million lines: each file is looked at once, and nothing is
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,11 +66,24 @@ def read_manifest(folder: str | Path | None = None, *, outside: bool = False) ->
             f"expected a folder with manifest.csv, found none at {table}. Write one with the columns path, domain "
             "(and, if you like, source, text, split, seconds)"
         )
-    clips = _clips(table)
-    if not outside:
-        _inside(clips, table)
-    _check(clips, table)
-    return _split(clips, table)
+    with _no_collection():
+        clips = _clips(table)
+        if not outside:
+            _inside(clips, table)
+        _check(clips, table)
+        return _split(clips, table)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for circles of garbage while millions of rows are made, which have none: it takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _clips(table: Path) -> list[Clip]:
@@ -83,18 +99,15 @@ def _clips(table: Path) -> list[Clip]:
         raise BadManifest(f"{table} lacks the column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
     if not rows:
         raise BadManifest(f"{table} has no clips; expected one line per file")
-    folder, places = str(table.parent), [header.index(column) if column in header else None for column in COLUMNS]
-    return [_clip(line, row, places, folder, table) for line, row in enumerate(rows, start=2)]
-
-
-def _clip(line: int, row: list[str], places: list[int | None], folder: str, table: Path) -> Clip:
-    """One line as a clip. `places`: where each of COLUMNS stands in the line."""
-    width = len(row)
-    path, domain, source, text, split = [row[n].strip() if n is not None and n < width else "" for n in places]
-    if not path or not domain:
-        column = "domain" if path else "path"
-        raise BadManifest(f"{table}, line {line}: {column} is empty; fill it or delete the line")
-    return Clip(path, folder, domain, source, text, split.lower())
+    columns = dict(zip(header, zip_longest(*rows, fillvalue=""), strict=False))  # a row may be longer than the header
+    nothing = ("",) * len(rows)
+    path, domain, source, text, split = ([cell.strip() for cell in columns.get(c, nothing)] for c in COLUMNS)
+    for column, cells in (("path", path), ("domain", domain)):
+        if "" in cells:
+            line = cells.index("") + 2
+            raise BadManifest(f"{table}, line {line}: {column} is empty; fill it or delete the line")
+    splits = [word.lower() or "train" for word in split]
+    return list(map(Clip._make, zip(path, repeat(str(table.parent)), domain, source, text, splits, strict=False)))
 
 
 def _inside(clips: Sequence[Clip], table: Path) -> None:
@@ -137,15 +150,18 @@ def _check(clips: Sequence[Clip], table: Path) -> None:
 
 def _split(clips: list[Clip], table: Path) -> list[Clip]:
     """Hold clips out where the manifest does not, and see that each domain has both kinds."""
-    domains = dict.fromkeys(c.domain for c in clips)
-    chosen: set[str] = set()
+    domains: dict[str, list[str]] = {}
+    for clip in clips:
+        domains.setdefault(clip.domain, []).append(clip.id)
     if not any(c.split == "test" for c in clips):
-        for domain in domains:
-            ids = sorted((c.id for c in clips if c.domain == domain), key=lambda i: (zlib.crc32(i.encode()), i))
-            chosen.update(ids[: max(1, round(HELD_OUT * len(ids)))])
-    clips = [Clip(*c[:5], split="test" if c.id in chosen else c.split or "train") for c in clips]
+        for domain, ids in domains.items():
+            ids.sort(key=lambda i: (zlib.crc32(i.encode()), i))
+            domains[domain] = ids[: max(1, round(HELD_OUT * len(ids)))]
+        chosen = {i for ids in domains.values() for i in ids}
+        clips = [c._replace(split="test") if c.id in chosen else c for c in clips]
+    splits = {(c.domain, c.split) for c in clips}
     for domain in domains:
-        have = {c.split for c in clips if c.domain == domain}
+        have = {split for d, split in splits if d == domain}
         if not {"train", "test"} <= have:
             raise BadManifest(
                 f"domain {domain!r} in {table} needs clips to train on and clips to hold out, it has only split "
