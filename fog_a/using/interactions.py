@@ -79,7 +79,7 @@ class Interactions:
         ax.scatter(*np.nonzero(sure)[::-1], s=9, color=canvas.INK)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(range(count), [f"L{i + 1}" for i in range(count)], fontsize=7)
-        canvas.title(ax, "both closed, less the sum of each")
+        canvas.title(ax, "joint − sum of each")
         canvas.colorbar(mesh, "change of v, relative", ax)
         return fig
 
