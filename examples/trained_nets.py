@@ -196,8 +196,12 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def picture(result: dict[str, Any]) -> Figure:
-    """Scores with intervals; the error without one layer against its score; the error by how many are closed."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    """Scores with intervals; the error without one layer against its score; the error by how many are closed, where
+    that goes on beyond one."""
+    lines = result["with layers closed"]
+    several = len(lines["first"]) > 2
+    figure, axes = plt.subplots(1, 2 + several, figsize=(13 if several else 9, 3.8), layout="constrained")
+    left, middle, *right = axes
     mean, interval = np.array(result["contribution"]), np.array(result["interval"])
     short = [re.sub(r"^(model|net)\.|[._]layers", "", name) for name in result["layers"]]
     left.errorbar(range(len(mean)), mean, [mean - interval[:, 0], interval[:, 1] - mean], fmt="o", capsize=3)
@@ -208,12 +212,13 @@ def picture(result: dict[str, Any]) -> Figure:
         middle.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     middle.set(xlabel="contribution", ylabel="error without the layer, %")
     middle.margins(x=0.25, y=0.1)
-    for label, errors in result["with layers closed"].items():
-        right.plot(range(len(errors)), errors, marker=".", label=label)
-    right.set(xlabel="layers closed", ylabel=f"error: {result['error']}")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.yaxis.label.set_fontsize(8)
-    right.legend(fontsize=8)
+    for ax in right:
+        for label, errors in lines.items():
+            ax.plot(range(len(errors)), errors, marker=".", label=label)
+        ax.set(xlabel="layers closed", ylabel=f"error: {result['error']}")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.label.set_fontsize(8)
+        ax.legend(fontsize=8)
     return figure
 
 

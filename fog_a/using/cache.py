@@ -97,12 +97,11 @@ class Replay(NetworkCalls):
 
 
 def cache_schedule(scores: Scores, share: float = 0.5, *, domain: str | None = None) -> CacheSchedule:
-    """The schedule that computes at most `share` of all block evaluations, by the drift measured in a run.
+    """The schedule that computes at most `share` of all block evaluations, by the drift measured in a run of its steps.
 
     Args:
-        scores: from `drift`; their steps are those of the run that the schedule is for.
-        share: between 0 and 1: 0.5 computes every second evaluation, most where the updates change most.
-        domain: the samples to plan for; None: all.
+        scores: from `drift`; `domain`: the samples to plan for (None: all).
+        share: at most 1; 0.5 computes every second evaluation, most where the updates change most.
 
     Raises:
         BadArgument: scores of another kind, or a share that leaves less than the first step.

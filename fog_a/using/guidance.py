@@ -33,11 +33,11 @@ class skip_guidance(NetworkCalls):
         flow: a flow from `wrap`, or the network itself.
         blocks: those to skip, from `find_blocks`: `blocks.named(selection.layers)`.
         scale: s; 0 guides nothing.
-        when: a function of the call's `Inputs` that says whether it is guided, or which rows are: of a sampler with
-            classifier-free guidance, the conditional ones; of a range of times, those in it. None: all.
+        when: a function of the call's `Inputs`: whether it is guided, or which rows are (with classifier-free guidance
+            the conditional ones). None: all.
 
-    The network runs once a call, on twice the rows, with no second copy of the model. Where both halves cannot share a
-    forward (its samples depend on each other), it runs twice; `doubled` says which it was. `calls` counts guided calls.
+    The network runs once a call, on twice the rows, with no second copy of the model. Where its samples depend on each
+    other, it runs twice; `doubled` says which it was. `calls` counts guided calls.
 
     Raises:
         UnknownBlock: names, or blocks of another model. BadArgument: a scale that is no finite number.

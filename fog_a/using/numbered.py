@@ -17,11 +17,9 @@ from fog_a.blocks.calls import hooked, named_modules, tree
 
 
 def why_not(model: nn.Module, path: str, kept: Sequence[int], run: Callable[[], Any]) -> str | None:
-    """Why the items of the list at `path` cannot be these alone, renumbered; None where nothing forbids it.
+    """Why the items of the list at `path` cannot be those `kept` alone, renumbered; None where nothing forbids it.
 
-    Args:
-        kept: the numbers that stay, ascending.
-        run: runs the model once, to see what its calls are given.
+    `run` runs the model once, to see what its calls are given.
     """
     items = list(named_modules(model)[path].children())
     if reason := _shapes(items, kept):
@@ -67,11 +65,8 @@ def _given(items: Sequence[nn.Module], run: Callable[[], Any]) -> list[dict[str,
     calls: list[dict[str, int]] = [{} for _ in items]
     with contextlib.ExitStack() as stack:
         for call, item in zip(calls, items, strict=True):
-
-            def before(args: Any, kwargs: Any, call: dict[str, int] = call) -> None:
-                call.update(_whole(tree(args, kwargs)))
-
-            stack.enter_context(hooked(item, before=before))
+            note = lambda args, kwargs, call=call: call.update(_whole(tree(args, kwargs)))  # noqa: E731
+            stack.enter_context(hooked(item, before=note))
         run()
     return calls
 

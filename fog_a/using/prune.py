@@ -34,10 +34,10 @@ class Pruned:
 
     Attributes:
         kept: old name → new name of every block that is still there, in order of execution.
-        dropped: the old names of the blocks that were taken out.
+        dropped: names of the blocks that were taken out.
         depth: list path → how many layers it has now: what the configuration of a fresh model needs.
-        state_dict: the weights under their new names: `fresh.load_state_dict(pruned.state_dict)`. They are the model's
-            own tensors, not copies. Of a flow, those of `flow.model`.
+        state_dict: of the model (of a flow: `flow.model`) under new names, its own tensors:
+            `fresh.load_state_dict(pruned.state_dict)`.
     """
 
     kept: Mapping[str, str]
@@ -58,19 +58,14 @@ def prune(
     """Take blocks out of the model itself, after a check that its output has the bits of their closed gates.
 
     Args:
-        model: any module whose blocks are items of `ModuleList`s (or `Sequential`s), or a flow. It is changed in place;
+        model: a module whose blocks are items of `ModuleList`s or `Sequential`s, or a flow. It is changed in place;
             after an error it is as it was.
-        drop: names of blocks as `find_blocks` gives them, for example `select(scores, k, by="bottom").layers`.
-        batch: what the model takes; of a flow it is tried at each of its times.
-        forward: as in `attribute`.
-
-    Returns:
-        The old and new names, the depths, and a state dict that a fresh model of fewer layers loads.
+        drop: blocks, or their names: `select(scores, k, by="bottom").layers`.
+        batch, forward: as in `attribute`, one batch; a flow is tried at each of its times.
 
     Raises:
         Unsupported: taking them out is not the same as closing them, with the reason; or the model is compiled,
-            wrapped or sharded. BadArgument: nothing or a whole list is dropped, or a name is no item of a list.
-        UnknownBlock: no block of this name.
+            wrapped or sharded. BadArgument: a whole list is dropped, or a block is no item of a list. UnknownBlock.
 
     A small loss now is no promise: after fine-tuning other choices may be better (TinyFusion, arXiv 2412.01199).
 

@@ -108,10 +108,9 @@ def remove(
     What comes before a closed block is shared, not run again.
 
     Args:
-        model, batch, level, forward, times, domains, mask, seed: as in `attribute`.
         keep: how many blocks are left, from 1 to one less than there are.
-        blocks: which may go: `Blocks` or names. None: those of `find_blocks` whose update depends on x_t.
-        metric: as in `attribute`; the block goes without which it is lowest.
+        blocks: which may go; None: those of `find_blocks` whose update depends on x_t.
+        metric: as in `attribute`, like all that follows; the block goes without which it is lowest.
 
     Raises:
         BadArgument: keep= out of its range. UnknownBlock, BadBatch, BadOutput, Unsupported: as in `attribute`.
