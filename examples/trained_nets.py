@@ -208,8 +208,9 @@ def picture(result: dict[str, Any]) -> Figure:
     left.set(xticks=range(len(mean)), ylabel="contribution, 95 % interval", ylim=(0, None))
     left.set_xticklabels(short, rotation=30, ha="right")
     middle.plot(mean, result["without one layer"], "o")
-    for x, y, name in zip(mean, result["without one layer"], short, strict=True):
-        middle.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    for place, i in enumerate(np.argsort(mean)):  # neighbors above and below their points
+        at = (mean[i], result["without one layer"][i])
+        middle.annotate(short[i], at, fontsize=7, xytext=(3, -9 if place % 2 else 3), textcoords="offset points")
     middle.set(xlabel="contribution", ylabel="error without the layer, %")
     middle.margins(x=0.25, y=0.1)
     for ax in right:

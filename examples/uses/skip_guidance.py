@@ -22,7 +22,6 @@ from scipy import stats
 from trained import options, trained
 
 import fog_a
-from fog_a.blocks.block import Blocks
 from fog_a_adapters.dit.demo.distance import SampleDistance
 
 
@@ -98,25 +97,25 @@ def picture(runs: Sequence[dict[str, Any]], scales: Sequence[float]) -> Figure:
 def drawn(seed: int, layers: int, steps: int, held_out: int) -> Figure:
     """One held-out clip of each domain: itself, and its samples without guidance and with some."""
     model, corpus = trained(seed, layers, steps, held_out)
-    flow, batch = fog_a.wrap(model), corpus.held_out()[0]
-    blocks = fog_a.find_blocks(flow, batch)
-    columns: dict[str, tuple[int, float] | None] = {
-        "without guidance": None, "last layer, s = 1": (-1, 1.0), "last layer, s = −1": (-1, -1.0),
-        "first layer, s = 1": (0, 1.0),
+    flow, batches = fog_a.wrap(model), corpus.held_out()
+    blocks = fog_a.find_blocks(flow, batches[0])
+    columns = {
+        "without guidance": (0, 0.0), "last layer, s = 0.5": (-1, 0.5), "last layer, s = 2": (-1, 2.0),
+        "first layer, s = 2": (0, 2.0),
     }  # fmt: skip
-    made = {"the clip": batch["mel"]}
-    for title, given in columns.items():
-        place, scale = given or (0, 0.0)
-        with fog_a.skip_guidance(flow, Blocks([blocks[place]], blocks.model), scale):
-            made[title] = model.sample(batch, steps=16, cfg=1.0, seed=seed)
-    domains = [model.config.domains[int(d)] for d in batch["domain"]]
-    rows = [domains.index(domain) for domain in dict.fromkeys(domains)]
-    figure, axes = plt.subplots(len(rows), len(made), figsize=(2.6 * len(made), 1.9 * len(rows)), layout="constrained")
-    for line, i in zip(np.atleast_2d(axes), rows, strict=True):
-        for ax, (title, mels) in zip(line, made.items(), strict=True):
-            ax.imshow(mels[i, : int(batch["lengths"][i])].T, origin="lower", aspect="auto", vmin=-2.5, vmax=2.5)
-            ax.set(title=f"{domains[i]}: {title}", xticks=[], yticks=[])
-            ax.title.set_fontsize(8)
+    domains = {name: (b, i) for b in batches for i, name in enumerate(flow.samples(b).domains)}
+    figure, axes = plt.subplots(len(domains), 1 + len(columns), figsize=(12, 1.9 * len(domains)), layout="constrained")
+    for line, (domain, (batch, i)) in zip(np.atleast_2d(axes), domains.items(), strict=True):
+        clip = flow.samples(batch).rows([i])
+        mels = {"the clip": clip["mel"]}
+        for title, (place, scale) in columns.items():
+            with fog_a.skip_guidance(flow, blocks.named(blocks[place].name), scale):
+                mels[title] = model.sample(clip, steps=16, cfg=1.0, seed=seed)
+        low, high = np.quantile(clip["mel"], (0.02, 0.98))
+        for ax, (title, mel) in zip(line, mels.items(), strict=True):
+            ax.imshow(mel[0, : int(clip["lengths"][0])].T, origin="lower", aspect="auto", vmin=low, vmax=high)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"{domain}: {title}", fontsize=8)
     return figure
 
 
@@ -127,7 +126,7 @@ def main() -> None:
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     if a.clips:
-        drawn(0, a.layers, a.steps, a.held_out).savefig(a.out / "skip_guidance_clips.png", dpi=110)
+        drawn(0, a.layers, a.steps, a.held_out).savefig(a.out / "skip_guidance_clips.png", dpi=80)
         return
     if a.numbers:
         result = json.loads(a.numbers.read_text())
