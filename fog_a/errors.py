@@ -95,7 +95,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a measurement. `except KeyboardInterrupt` catches it; `except Exception` does not.
 
     Attributes:
-        scores: the Scores of what was measured before; what was not reached is missing. None: nothing was finished.
+        scores: the Scores of the finished cells, one batch at one time each. The cell that was being measured is lost,
+            also the blocks of it that were done. None: no cell was finished.
     """
 
     def __init__(self, message: str, scores: Any = None) -> None:

@@ -124,6 +124,26 @@ def test_steps_of_ddpm_are_those_of_the_scheduler(name: str) -> None:
     torch.testing.assert_close(target, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_a_step_of_cogvideoxs_scheduler_stays_on_its_path(prediction: str, zero: bool) -> None:
+    """Whatever a checkpoint sets: a step along what the network must predict ends on the path, at its next step."""
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        prediction_type=prediction, rescale_betas_zero_snr=zero, timestep_spacing="trailing", clip_sample=False
+    )
+    scheduler.set_timesteps(4)
+    case = tiny("cogvideox")
+    flow: Any = fog_a.wrap(case.model, scheduler=scheduler)
+    x1 = case.batch["hidden_states"]
+    x0 = noise(x1, flow.samples(case.batch).ids, 0)
+    at, to = scheduler.timesteps[1:3]
+    (x_t, target), (end, _) = (
+        flow.convention.predicted(x0, x1, torch.full((3, 1, 1, 1, 1), 1 - (float(n) + 0.5) / 1000)) for n in (at, to)
+    )
+    assert called(flow, case, 1 - (float(at) + 0.5) / 1000)["timestep"].tolist() == [int(at)] * 3
+    torch.testing.assert_close(scheduler.step(target, at, x_t).prev_sample, end, rtol=1e-3, atol=1e-4)
+
+
 def test_the_pipelines_scheduler_says_what_cogvideox_predicts() -> None:
     case = tiny("cogvideox")
     with pytest.raises(Unsupported, match=r"is set by its scheduler: wrap the pipeline, or type .*scheduler="):
@@ -152,6 +172,12 @@ def test_ltx2_has_a_velocity_of_each_stream() -> None:
             moved = (kwargs[name] - 0.9 * case.batch[name]).std() / 0.1
             assert 0.7 < float(moved) < 1.3
     assert fog_a.attribute(audio, case.batch, times=2).layers == case.blocks
+    for flow, frames in ((video, 8), (audio, 6)):  # alignment and storage read the stream that is scored
+        blocks = fog_a.find_blocks(flow, case.batch).main
+        with preserved(case.model), tap(blocks) as heard:
+            flow.velocity(case.batch, 0.4)
+        tokens = [flow.tokens(heard[block.name], block, flow.samples(case.batch))[0] for block in blocks]
+        assert [x.shape for x in tokens] == [(3, frames, 16)] * 2
 
 
 def test_a_class_that_is_not_listed_is_refused() -> None:

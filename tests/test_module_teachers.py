@@ -85,6 +85,10 @@ def test_the_clean_data_over_real_frames() -> None:
     first = LatentTeacher(3, channels="first")
     torch.testing.assert_close(first(samples_of({"x1": x1.transpose(1, 2)}, mask[:, None])), pooled)
     assert [len(x) for x in teacher.frames(samples_of({"x1": x1}, mask[..., None]))] == [6, 2]
+    mel = samples_of({"mel": x1.mT}, mask[..., None])  # v is (B, T, D), the data under its key is not
+    torch.testing.assert_close(LatentTeacher(3, "mel", channels="first")(mel), pooled)
+    short = samples_of({"x1": x1[:, :4]}, mask[..., None])  # cut to the longest sample that is left
+    torch.testing.assert_close(teacher(short), torch.stack([x1[0, :4].mean(0), x1[1, :2].mean(0)]))
     image = LatentTeacher(3, "latents")
     assert image(samples_of({"latents": torch.randn(2, 3, 4, 4)})).shape == (2, 3)
 

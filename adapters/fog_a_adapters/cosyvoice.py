@@ -79,21 +79,15 @@ class CosyVoiceAdapter(Flow):
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
         """v(x_t, t, c), x_t = (1 − (1 − σ_min) t) x_0 + t x_1; half of the samples see up to 30 % of x_1 as c."""
-        x1 = self._read(batch)["speech_feat"]
-        samples = self.samples(batch)
-        assert samples.mask is not None
-        lengths = samples.mask[:, 0].sum(-1)
-        x0 = noise(x1.transpose(1, 2), samples.ids, seed, lengths.tolist(), axis=2)
-        coin, part = uniform(samples.ids, seed, "prefix", 2).to(x1.device).unbind(1)
+        x1, x0, lengths = self._drawn(batch, seed)
+        coin, part = uniform(self.samples(batch).ids, seed, "prefix", 2).to(x1.device).unbind(1)
         prefix = ((0.3 * lengths).long() + 1) * part * (coin >= 0.5)
         return self.field(batch, x0, sample_times(t, x1), prefix.long())
 
     def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
         """x_1 − (1 − σ_min) x_0."""
-        x1, samples = self._read(batch)["speech_feat"].transpose(1, 2), self.samples(batch)
-        assert samples.mask is not None
-        lengths = samples.mask[:, 0].sum(-1).tolist()
-        return x1 - (1 - self.model.decoder.sigma_min) * noise(x1, samples.ids, seed, lengths, axis=2)
+        x1, x0, _ = self._drawn(batch, seed)
+        return x1 - (1 - self.model.decoder.sigma_min) * x0
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"], prefix: Tensor
@@ -133,6 +127,13 @@ class CosyVoiceAdapter(Flow):
         if hasattr(self.model, "compute_loss"):  # chatterbox: no forward, and features as (B, M, T)
             return self.model.compute_loss({**found, "speech_feat": found["speech_feat"].mT}, device)["loss"]
         return self.model(batch, device)["loss"]
+
+    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B M T"], Float[Tensor, "B M T"], Tensor]:
+        """x_1, the noise that the seed draws for it, and the real frames (B,)."""
+        x1, samples = self._read(batch)["speech_feat"].transpose(1, 2), self.samples(batch)
+        assert samples.mask is not None
+        lengths = samples.mask[:, 0].sum(-1)
+        return x1, noise(x1, samples.ids, seed, lengths.tolist(), axis=2), lengths
 
     @property
     def _streaming(self) -> dict[str, bool]:

@@ -56,17 +56,13 @@ class MatchaAdapter(Flow):
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
         """v(x_t, t, μ), x_t = (1 − (1 − σ_min) t) x_0 + t x_1."""
-        x1, samples = self._read(batch)["x1"], self.samples(batch)
-        assert samples.mask is not None
-        lengths = samples.mask[:, 0].sum(-1).tolist()
-        return self.field(batch, noise(x1, samples.ids, seed, lengths, axis=2), sample_times(t, x1))
+        x1, x0 = self._drawn(batch, seed)
+        return self.field(batch, x0, sample_times(t, x1))
 
     def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
         """x_1 − (1 − σ_min) x_0."""
-        x1, samples = self._read(batch)["x1"], self.samples(batch)
-        assert samples.mask is not None
-        lengths = samples.mask[:, 0].sum(-1).tolist()
-        return x1 - (1 - self.decoder.sigma_min) * noise(x1, samples.ids, seed, lengths, axis=2)
+        x1, x0 = self._drawn(batch, seed)
+        return x1 - (1 - self.decoder.sigma_min) * x0
 
     def field(self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"]) -> Float[Tensor, "B M T"]:
         """v with everything that is random given: the noise and the time."""
@@ -97,6 +93,12 @@ class MatchaAdapter(Flow):
         if not self.whole:
             return self.decoder.compute_loss(**{key: found.get(key) for key in DECODER})[0]
         return sum(self.model(**{k: found.get(k) for k in TEXT}, out_size=self.model.out_size)[:3])  # pyright: ignore
+
+    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B M T"], Float[Tensor, "B M T"]]:
+        """x_1, and the noise that the seed draws for it."""
+        found = self._read(batch)
+        lengths = found["mask"].bool()[:, 0].sum(-1).tolist()
+        return found["x1"], noise(found["x1"], self.samples(batch).ids, seed, lengths, axis=2)
 
     def _read(self, batch: Any) -> dict[str, Any]:
         if not self.whole:

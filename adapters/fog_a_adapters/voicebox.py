@@ -56,23 +56,19 @@ class VoiceboxAdapter(Flow):
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T D"]:
         """v(x_t, t, c), x_t = (1 − (1 − σ) t) x_0 + t x_1, the rest of c outside the span that the seed draws."""
-        found = self._read(batch)
-        x1, mask = found["x1"], found.get("mask")
-        ids, span = self.samples(batch).ids, found.get("cond_mask")
+        x1, x0 = self._drawn(batch, seed)
+        ids, span = self.samples(batch).ids, self._read(batch).get("cond_mask")
         if span is None:
             low, high = self.module.frac_lengths_mask
             width, start = uniform(ids, seed, "span", 2).to(x1.device).unbind(1)
             whole = torch.full((len(x1),), x1.shape[1], device=x1.device)
             span = spans(whole, low + (high - low) * width, start, x1.shape[1])
-        lengths = None if mask is None else mask.sum(1).tolist()
-        return self.field(batch, noise(x1, ids, seed, lengths), sample_times(t, x1), span)
+        return self.field(batch, x0, sample_times(t, x1), span)
 
     def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T D"]:
         """x_1 − (1 − σ) x_0."""
-        found = self._read(batch)
-        x1, mask = found["x1"], found.get("mask")
-        lengths = None if mask is None else mask.sum(1).tolist()
-        return x1 - (1 - self.sigma) * noise(x1, self.samples(batch).ids, seed, lengths)
+        x1, x0 = self._drawn(batch, seed)
+        return x1 - (1 - self.sigma) * x0
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B T D"], t: Float[Tensor, "B"], span: Bool[Tensor, "B T"]
@@ -134,6 +130,12 @@ class VoiceboxAdapter(Flow):
             self_attn_mask=found.get("mask"),
         )
         return inputs, target
+
+    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """x_1, and the noise that the seed draws for it."""
+        found = self._read(batch)
+        lengths = None if found.get("mask") is None else found["mask"].sum(1).tolist()
+        return found["x1"], noise(found["x1"], self.samples(batch).ids, seed, lengths)
 
     def _tokens(self, found: dict[str, Any]) -> Tensor | None:
         if not self.module.condition_on_text:

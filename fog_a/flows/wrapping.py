@@ -56,20 +56,38 @@ def wrap(model: Any, adapter: Any = None, **options: Any) -> Flow:
         adapter = GenericAdapter if {"x", "t", "call"} & set(options) else adapter_of(inner)
     elif isinstance(adapter, str):
         adapter = get_adapter(adapter)
+    kind = adapter if isinstance(adapter, type) else type(adapter)
+    if not issubclass(kind, Flow):
+        raise Unsupported(
+            f"{kind.__name__} is no adapter: expected a subclass of fog_a.Flow, with velocity(self, batch, t, seed=0) "
+            "and samples(self, batch). See docs/write-an-adapter.md"
+        )
     if isinstance(adapter, type):
-        flow = _made(adapter, model if adapter is GenericAdapter else inner, options)
+        flow = _made(kind, model if kind is GenericAdapter else inner, options)
     elif options:
         raise Unsupported(f"options ({', '.join(options)}) are for an adapter's class; an object has its own already")
     else:
-        flow = _checked(adapter, type(adapter))
-    _check_version(flow)
+        flow = adapter
+    installed = installed_version(flow.package)
+    if installed and flow.version and installed != flow.version:
+        warnings.warn(
+            f"{kind.__name__} was read at {flow.package} {flow.version}, and {flow.package} {installed} is installed. "
+            f"If results look wrong, compare with: pip install {flow.package}=={flow.version}",
+            UserWarning,
+            stacklevel=2,
+        )
     return flow
 
 
-def _made(kind: type, model: Any, options: dict[str, Any]) -> Flow:
-    """An adapter of this class that reads the model."""
-    _checked(None, kind)
-    _check_options(kind, options)
+def _made(kind: type[Flow], model: Any, options: dict[str, Any]) -> Flow:
+    """An adapter of this class that reads the model. Raises Unsupported, for an unknown option with the near names."""
+    parameters = inspect.signature(kind).parameters
+    names = list(parameters)[1:]  # the first is the model
+    unknown = [option for option in options if option not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4) or names
+        hint = f"did you mean {' or '.join(near)}?" if near else "it takes no options."
+        raise Unsupported(f"{kind.__name__} has no option {unknown[0]!r}: {hint}")
     if kind is GenericAdapter and not isinstance(model, nn.Module):
         raise Unsupported(
             f"expected a network, an nn.Module, got a {type(model).__name__}. Give the module itself, and say by call= "
@@ -81,38 +99,3 @@ def _made(kind: type, model: Any, options: dict[str, Any]) -> Flow:
         raise Unsupported(
             f"{kind.__name__} cannot read a {type(model).__name__}: {error}. It is for {purpose(kind)}"
         ) from error
-
-
-def _check_options(kind: type, options: dict[str, Any]) -> None:
-    """Raises Unsupported for an option that the adapter's class does not take, with the near names."""
-    parameters = inspect.signature(kind).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    names = list(parameters)[1:]  # the first is the model
-    for option in options:
-        if option not in names:
-            near = difflib.get_close_matches(option, names, n=3, cutoff=0.4) or names
-            hint = f"did you mean {' or '.join(near)}?" if near else "it takes no options."
-            raise Unsupported(f"{kind.__name__} has no option {option!r}: {hint}")
-
-
-def _checked(adapter: Any, kind: type) -> Any:
-    """The adapter, if its class is a flow."""
-    if not issubclass(kind, Flow):
-        raise Unsupported(
-            f"{kind.__name__} is no adapter: expected a subclass of fog_a.Flow, with velocity(self, batch, t, seed=0) "
-            "and samples(self, batch). See docs/write-an-adapter.md"
-        )
-    return adapter
-
-
-def _check_version(adapter: Flow) -> None:
-    package, read = adapter.package, adapter.version
-    installed = installed_version(package)
-    if installed and read and installed != read:
-        warnings.warn(
-            f"{type(adapter).__name__} was read at {package} {read}, and {package} {installed} is installed. "
-            f"If results look wrong, compare with: pip install {package}=={read}",
-            UserWarning,
-            stacklevel=3,
-        )

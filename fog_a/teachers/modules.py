@@ -168,7 +168,11 @@ class LatentTeacher(ModuleTeacher):
         tokens = self._fitting(self._tokens(data), samples)
         if samples.mask is None:
             return list(tokens)
-        real = self._tokens(samples.mask.to(data.device).expand_as(data)).any(-1)
+        real = samples.mask.to(data.device)
+        if real.flatten(1).shape[1] == max(real.shape[1:]) > 1:  # of frames, in whatever axes v has them
+            real = real.flatten(1)[:, : tokens.shape[1]]  # a batch of fewer samples may be cut to its longest
+        else:
+            real = self._tokens(real.expand_as(data)).any(-1)
         return [x[keep] for x, keep in zip(tokens, real, strict=True)]
 
 
