@@ -59,6 +59,26 @@ def test_what_no_gate_reaches_is_named_open() -> None:
     assert found(net).coverage.summary == "7 updates: 6 closed by 3 blocks · 1 open"
 
 
+class Anew(nn.Module):
+    """Every other layer begins a stream of its own, and leaves the old one."""
+
+    def __init__(self, boundary: bool) -> None:
+        super().__init__()
+        self.boundary, self.read, self.feed = boundary, Mlp(), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read(x) if self.boundary else x + self.read(x)
+        return h + self.feed(h)
+
+
+def test_a_branch_that_begins_a_stream_is_named_open() -> None:
+    net = Chain(n=4)
+    net.blocks = nn.ModuleList(Anew(i % 2 == 1) for i in range(4))
+    rows = found(net).coverage.open
+    assert [row.place for row in rows] == ["blocks.1.read", "blocks.3.read"]
+    assert rows[0].reason == "begins the stream that blocks.1 adds to: it stays when the block is closed"
+
+
 def test_attribute_says_what_stays_open(capsys: pytest.CaptureFixture[str]) -> None:
     net = Inline().eval()
     scores = fog_a.attribute(net, tokens(), progress=False)

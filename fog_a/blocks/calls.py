@@ -17,6 +17,7 @@ from torch import nn
 from fog_a.blocks.block import GatePoint, ResidualBlock, TapPoint
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+Scripted = torch.jit.RecursiveScriptModule  # pyright: ignore[reportPrivateImportUsage]
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -33,7 +34,7 @@ def _name(module: nn.Module, name: str, table: dict[str, nn.Module], seen: set[n
     table[name] = module  # the innermost of several wrappers of one name wins
     hidden = _WRAPPERS | {"module"} if isinstance(module, _PARALLEL) else _WRAPPERS
     for key, child in module._modules.items():
-        if child is not None and child not in seen and not isinstance(child, torch.jit.RecursiveScriptModule):
+        if child is not None and child not in seen and not isinstance(child, Scripted):
             _name(child, name if key in hidden else f"{name}.{key}" if name else key, table, seen)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fog_a.blocks.block import Blocks
+from fog_a.blocks.calls import Scripted
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput, Unsupported
 from fog_a.flows.flow import Forward
@@ -125,7 +126,7 @@ def check_weights(modules: Iterable[nn.Module]) -> None:
     """Raises Unsupported where a module is scripted, has lazy parameters that no forward has made yet, or weights on
     "meta"."""
     for module in modules:
-        if isinstance(module, torch.jit.RecursiveScriptModule):
+        if isinstance(module, Scripted):
             raise Unsupported(
                 "expected a module that takes hooks, got a scripted one. Pass the module that was given to "
                 "torch.jit.script"
