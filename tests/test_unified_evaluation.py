@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import torch
 from scipy import stats
 
-from fog_a.errors import BadArgument, BadManifest, BadScores, NoWeights
+from fog_a.errors import BadArgument, BadManifest, BadScores, MissingDependency, NoWeights
+from fog_a_adapters.dit.audio.data import load_corpus
+from fog_a_adapters.dit.audio.manifest import read_manifest
 from unified_audio import listening_tests as mos
 from unified_audio.evaluation import MelWindows, distance, held_out_errors, steps_to, word_errors, words
+from unified_audio.grammar_recognizer import GrammarRecognizer
 from unified_audio.recognizer import WhisperRecognizer, WordRecognizer
 from unified_audio.vggish import VGGish, log_bands
-from unified_audio.vocoder import Sound
+from unified_audio.vocoder import GriffinLim, Sound
 
 pytest.importorskip("jiwer")
 
@@ -164,6 +168,24 @@ def test_recognizers_refuse():
         WordRecognizer.fit([(torch.zeros(20, 100), " ")])
     with pytest.raises(NoWeights, match=r"model\.safetensors, preprocessor_config\.json"):
         WhisperRecognizer("./no-such-folder", None)
+
+
+def test_pocketsphinx_hears_the_words_of_its_grammar():
+    """Real clips through Griffin-Lim: far more than chance would."""
+    pytest.importorskip("pocketsphinx", reason="the optional wheel pocketsphinx 5.1.1 is not installed")
+    texts = {c.id: c.text for c in read_manifest() if c.domain == "speech"}
+    clips = [(i.mel, texts[i.id]) for i in load_corpus(domains=["speech"]).test[:12]]
+    heard = GrammarRecognizer([text for _, text in clips], GriffinLim())
+    assert held_out_errors(heard, clips).rate < 0.6
+    assert heard.name.startswith("pocketsphinx, ")
+    with pytest.raises(BadArgument, match="dictionary has, got xyzzy"):
+        GrammarRecognizer(["one", "xyzzy"], GriffinLim())
+
+
+def test_without_pocketsphinx_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(MissingDependency, match=r"pip install --no-deps pocketsphinx==5\.1\.1, or leave"):
+        GrammarRecognizer(["one"], GriffinLim())
 
 
 def _sheet(tmp_path, lines):

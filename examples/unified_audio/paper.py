@@ -150,7 +150,7 @@ class Paper:
         """Those whose weights are given; else a recognizer of the corpus's words, where these are few and repeat."""
         s, some, speech = self.scale, self.corpus.some(STATISTICS).of("train"), self.corpus.of("train", "speech")
         embedder = self.weights.embedder(self.vocoder) or MelWindows([self.plain.mel(c) for c in some])
-        recognizer = self.weights.listener(self.vocoder)
+        recognizer = self.weights.listener(self.vocoder, [c.text for c in speech])
         few = len({w for c in speech for w in c.text.split()}) <= HEARD_WORDS <= len(speech)
         if recognizer is None and few:
             path = self.out / "recognizer.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fog_a.teachers import BEATsTeacher, WhisperTeacher
 from fog_a.teachers.weightless import SpectralTeacher
 from unified_audio.audio_frames import AudioFrames, frames_from
 from unified_audio.evaluation import Embedder, TeacherEmbedder
+from unified_audio.grammar_recognizer import GrammarRecognizer
 from unified_audio.recognizer import Recognizer, WhisperRecognizer
 from unified_audio.s3 import S3Codes
 from unified_audio.tokens import Codes
@@ -27,7 +29,7 @@ class Weights:
         beats: BEATs_iter3_plus_AS2M.pt, for the sound tokenizer, style and the teacher of sound; without: log-mel.
         whisper: folder of a Whisper, the teacher of speech and a second embedder; without: log-mel statistics.
         language: folder of Qwen3-0.6B-Base; without: a tiny random one.
-        recognizer: folder of a Whisper that transcribes; without: a recognizer of the corpus's own words.
+        recognizer: folder of a Whisper, or pocketsphinx with a grammar of the corpus's words; without: one is trained.
         vggish: vggish-10086976.pth, for the published FAD; without: statistics of mel windows.
     """
 
@@ -54,7 +56,10 @@ class Weights:
         sound = SpectralTeacher() if self.beats is None else BEATsTeacher(self.beats)
         return {"speech": speech, "sound": sound}
 
-    def listener(self, sounds: Vocoder) -> Recognizer | None:
+    def listener(self, sounds: Vocoder, said: Sequence[str]) -> Recognizer | None:
+        """The one that is named; `said`: the corpus's transcripts."""
+        if self.recognizer == Path("pocketsphinx"):
+            return GrammarRecognizer(said, sounds)
         return None if self.recognizer is None else WhisperRecognizer(self.recognizer, sounds)
 
     def embedder(self, sounds: Vocoder) -> Embedder | None:

@@ -98,7 +98,7 @@ def read_depth(
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
         blocks = blocks_of(reading.flow, item, blocks)
-        samples, z, interface = _batch(reading, item, blocks, grid, seed, len(ids))
+        samples, z, interface = _batch(reading, item, blocks, grid, seed + 7919 * number, len(ids))
         here = _features_of(features, item, number)
         single = not isinstance(here if here is not None else teachers, Mapping)
         for domain, routed in route(teachers, samples, features=here).items():
@@ -121,7 +121,7 @@ def _batch(
 ) -> tuple[Samples, Float[Tensor, "B J L D"], Float[Tensor, "B E"] | None]:
     """One batch at every time."""
     flow, columns = reading.flow, []
-    cases = [Case(flow, batch, t, seed, start) for t in times]
+    cases = [Case(flow, batch, t, seed + j, start) for j, t in enumerate(times)]  # attribute's seeds: the same x_t
     with preserved(*flow.modules, seed=seed), reading.around(flow, batch, seed), tap(blocks) as h:
         for case in cases:
             h.clear()

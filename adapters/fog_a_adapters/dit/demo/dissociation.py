@@ -2,6 +2,7 @@
 
     python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
     python -m fog_a_adapters.dit.demo.dissociation train --whisper out/whisper --data ../shared/audio
+    python -m fog_a_adapters.dit.demo.dissociation tell
 
 Base trainings alone, no alignment: docs/experiments/PLAN.md, part C. At each look `attribute` and `lasp` measure the
 same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
@@ -10,6 +11,7 @@ same held-out clips at the same x_t. A killed run goes on: each seed is a file, 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from tqdm import tqdm
 import fog_a
 from fog_a.files import write_json
 from fog_a.scores.scores import Scores
+from fog_a.scores.statistics import agreement
+from fog_a_adapters.compare.benefits import over_seeds, spearman
 from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
@@ -29,6 +33,7 @@ from fog_a_adapters.dit.demo.train import new_model
 from fog_a_adapters.dit.model.dit import DiTConfig
 from fog_a_adapters.dit.model.flow import FlowMatching
 
+KINDS = ("foga", "lasp")
 FIRST = 300
 """The first seed: of no other experiment."""
 
@@ -118,16 +123,55 @@ def rounded(x: np.ndarray) -> list[Any]:
     return [rounded(row) if np.ndim(row) else float(f"{row:.5g}") for row in x]
 
 
+def told(runs: Sequence[Mapping[str, Any]], k: int = 3) -> dict[str, dict[str, dict[str, Any]]]:
+    """Domain → endpoint → its estimate over the seeds, as docs/experiments/PLAN.md has them."""
+    made: dict[str, dict[str, dict[str, Any]]] = {}
+    for domain in runs[0][max(runs[0], key=int)]["foga"]:
+        rows = [_endpoints(run, domain, k) for run in runs]
+        made[domain] = {name: over_seeds([row[name] for row in rows]) for name in rows[0]}
+    return made
+
+
+def _endpoints(run: Mapping[str, Any], domain: str, k: int) -> dict[str, float]:
+    """One seed's numbers."""
+    looks = sorted(run, key=int)
+
+    def layers(kind: str, look: str = looks[-1], part: str = "all") -> np.ndarray:
+        return np.array(run[look][kind][domain][part])
+
+    foga, lasp = layers("foga"), layers("lasp")
+    floors = {kind: 1 - agreement(layers(kind, part="even"), layers(kind, part="odd"), k).kendall for kind in KINDS}
+    made = {
+        "depth of LASP's peak - of FoG-A's": float(lasp.argmax() - foga.argmax()),
+        "1 - tau, LASP and FoG-A": 1 - agreement(lasp, foga, k).kendall,
+        **{f"floor of {kind}": floor for kind, floor in floors.items()},
+        "rho of FoG-A with depth": spearman(foga, np.arange(len(foga), dtype=float)),
+        "the first layer is the top one": float(foga.argmax() == 0),
+    }
+    for look in looks[:-1]:
+        same = agreement(layers("foga", look), foga, k)
+        made |= {f"top {k} at {look} steps kept": k * same.overlap, f"tau of {look} steps and the end": same.kendall}
+    return made
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("stage", choices=("train",))
+    parser.add_argument("stage", choices=("train", "tell"))
     parser.add_argument("--whisper", type=Path, default=Path("out/whisper"), help="folder that whisper_folder made")
     parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
-    parser.add_argument("--out", type=Path, default=Path("out/dissociation"))
+    parser.add_argument("--out", type=Path, default=Path("docs/experiments/dissociation"))
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--seeds", type=int, default=20)
     args = parser.parse_args()
+    if args.stage == "tell":
+        whole = [
+            run for path in sorted(args.out.glob("seed*.json")) if str(Setting().looks[-1]) in (run := read_json(path))
+        ]
+        for domain, numbers in told(whole).items():
+            for name, e in numbers.items():
+                print(f"{domain}: {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}], {e['n']} seeds")
+        return
     torch.set_num_threads(1)
     setting = Setting()
     corpus = load_corpus(args.data, audio=True, held_out=setting.clips)
