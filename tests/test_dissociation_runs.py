@@ -65,4 +65,4 @@ def test_planted_endpoints_are_told() -> None:
     assert found["depth of LASP's peak - of FoG-A's"]["mean"] == 3
     assert found["1 - tau, LASP and FoG-A"]["mean"] == 2 and found["floor of lasp"]["mean"] == 0
     assert found["rho of FoG-A with depth"]["mean"] == -1 and found["the first layer is the top one"]["mean"] == 1
-    assert found["top 3 at 100 steps kept"]["mean"] == 3
+    assert found["top 3 at 100 steps kept"]["mean"] == 3 and found["top 3 at 100 steps kept"]["p"] == 0

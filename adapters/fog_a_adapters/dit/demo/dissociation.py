@@ -2,7 +2,7 @@
 
     python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
     python -m fog_a_adapters.dit.demo.dissociation train --whisper out/whisper --data ../shared/audio
-    python -m fog_a_adapters.dit.demo.dissociation tell
+    python -m fog_a_adapters.dit.demo.dissociation tell              # the numbers; a picture beside the folder
 
 Base trainings alone, no alignment: docs/experiments/PLAN.md, part C. At each look `attribute` and `lasp` measure the
 same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import fog_a
@@ -25,6 +26,7 @@ from fog_a.files import write_json
 from fog_a.scores.scores import Scores
 from fog_a.scores.statistics import agreement
 from fog_a_adapters.compare.benefits import over_seeds, spearman
+from fog_a_adapters.compare.contrasts import contrast, holm
 from fog_a_adapters.compare.files import read_json
 from fog_a_adapters.compare.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
@@ -33,7 +35,8 @@ from fog_a_adapters.dit.demo.train import new_model
 from fog_a_adapters.dit.model.dit import DiTConfig
 from fog_a_adapters.dit.model.flow import FlowMatching
 
-KINDS = ("foga", "lasp")
+KINDS, NAMES = ("foga", "lasp"), {"foga": "contribution (FoG-A)", "lasp": "storage (LASP)"}
+PEAKS, DEPTH = "depth of LASP's peak - of FoG-A's", "rho of FoG-A with depth"
 FIRST = 300
 """The first seed: of no other experiment."""
 
@@ -124,12 +127,38 @@ def rounded(x: np.ndarray) -> list[Any]:
 
 
 def told(runs: Sequence[Mapping[str, Any]], k: int = 3) -> dict[str, dict[str, dict[str, Any]]]:
-    """Domain → endpoint → its estimate over the seeds, as docs/experiments/PLAN.md has them."""
-    made: dict[str, dict[str, dict[str, Any]]] = {}
-    for domain in runs[0][max(runs[0], key=int)]["foga"]:
-        rows = [_endpoints(run, domain, k) for run in runs]
-        made[domain] = {name: over_seeds([row[name] for row in rows]) for name in rows[0]}
+    """Domain → endpoint → its estimate over the seeds, as docs/experiments/PLAN.md has them.
+
+    The primary ones have p, of a t test against their null, adjusted (Holm) over the domains.
+    """
+    first, last = min(runs[0], key=int), max(runs[0], key=int)
+    rows = {domain: [_endpoints(run, domain, k) for run in runs] for domain in runs[0][last]["foga"]}
+    made = {d: {name: over_seeds([row[name] for row in of]) for name in of[0]} for d, of in rows.items()}
+    layers = len(next(iter(runs[0][last]["foga"].values()))["all"])
+    for name, null in ((PEAKS, 0.0), (DEPTH, 0.0), (f"top {k} at {first} steps kept", k * k / layers)):
+        differences = {d: [row[name] for row in of] for d, of in rows.items()}
+        for d, p in zip(rows, holm([contrast(x, [null] * len(x)).p for x in differences.values()]), strict=True):
+            made[d][name]["p"] = p
     return made
+
+
+def plot(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """FoG-A and LASP of each layer after the last step: a line for each seed, and their mean."""
+    last = max(runs[0], key=int)
+    domains = list(runs[0][last]["foga"])
+    fig = Figure(figsize=(9.6, 3.0 * len(domains)), dpi=160, layout="constrained")
+    grid = fig.subplots(len(domains), len(KINDS), squeeze=False, sharex=True)
+    for row, domain in zip(grid, domains, strict=True):
+        for ax, kind, color in zip(row, KINDS, ("#D55E00", "#0072B2"), strict=True):
+            lines = np.array([run[last][kind][domain]["all"] for run in runs])
+            layers = np.arange(1, lines.shape[1] + 1)
+            ax.plot(layers, lines.T, color="#9ca3af", linewidth=0.7)
+            ax.plot(layers, lines.mean(0), color=color, linewidth=2.4, marker="o", markersize=4)
+            ax.set_title(f"{NAMES[kind]} · {domain}, {len(lines)} seeds", loc="left", fontsize=10, fontweight="bold")
+            ax.spines[["top", "right"]].set_visible(False)
+    for ax in grid[-1]:
+        ax.set_xlabel("layer")
+    return fig
 
 
 def _endpoints(run: Mapping[str, Any], domain: str, k: int) -> dict[str, float]:
@@ -142,10 +171,10 @@ def _endpoints(run: Mapping[str, Any], domain: str, k: int) -> dict[str, float]:
     foga, lasp = layers("foga"), layers("lasp")
     floors = {kind: 1 - agreement(layers(kind, part="even"), layers(kind, part="odd"), k).kendall for kind in KINDS}
     made = {
-        "depth of LASP's peak - of FoG-A's": float(lasp.argmax() - foga.argmax()),
+        PEAKS: float(lasp.argmax() - foga.argmax()),
         "1 - tau, LASP and FoG-A": 1 - agreement(lasp, foga, k).kendall,
         **{f"floor of {kind}": floor for kind, floor in floors.items()},
-        "rho of FoG-A with depth": spearman(foga, np.arange(len(foga), dtype=float)),
+        DEPTH: spearman(foga, np.arange(len(foga), dtype=float)),
         "the first layer is the top one": float(foga.argmax() == 0),
     }
     for look in looks[:-1]:
@@ -165,12 +194,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     args = parser.parse_args()
     if args.stage == "tell":
-        whole = [
-            run for path in sorted(args.out.glob("seed*.json")) if str(Setting().looks[-1]) in (run := read_json(path))
-        ]
-        for domain, numbers in told(whole).items():
+        runs = [read_json(path) for path in sorted(args.out.glob("seed*.json"))]
+        runs = [run for run in runs if str(Setting().looks[-1]) in run]
+        if not runs:
+            parser.error(f"{args.out} holds no whole training: type train before tell, or another --out")
+        plot(runs).savefig(args.out.with_suffix(".png"))
+        for domain, numbers in told(runs).items():
             for name, e in numbers.items():
-                print(f"{domain}: {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}], {e['n']} seeds")
+                p = f", p {e['p']:.2g}" if "p" in e else ""
+                print(f"{domain}: {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}], {e['n']} seeds{p}")
         return
     torch.set_num_threads(1)
     setting = Setting()
