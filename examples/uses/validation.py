@@ -150,9 +150,9 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help="for the pipeline: '{\"height\": 256}'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
-    needed = {"llm": ("folder", "texts"), "diffusion": ("folder", "prompts")}.get(a.what, ())
-    if missing := [name for name in needed if getattr(a, name) is None]:
-        parser.error(f"{a.what} needs {' and '.join(missing)}: {a.what} FOLDER --{needed[1]} FILE")
+    file = {"llm": "texts", "diffusion": "prompts"}.get(a.what)
+    if file and (missing := [name for name in ("folder", file) if getattr(a, name) is None]):
+        parser.error(f"{a.what} needs {' and '.join(missing)}: {a.what} FOLDER --{file} FILE")
     if a.what == "published":
         show_published()
     elif a.what == "llm":
