@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
@@ -127,3 +128,8 @@ def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def is_whole(n: object) -> bool:
+    """Whether it is a whole number: an int or numpy's, no bool."""
+    return isinstance(n, numbers.Integral) and not isinstance(n, bool)

@@ -96,6 +96,9 @@ def test_ranks_in_proportion() -> None:
     assert list(by_domain.ranks(10, domain="b").values()) == [1, 4, 4, 1]
     with pytest.raises(ShapeMismatch, match="total = 3: expected a whole number of ranks for all 4 layers"):
         scores([[0.4, 0.3, 0.1, 0.0]]).ranks(total=3)
+    for total in ("8", 8.5, True):
+        with pytest.raises(ShapeMismatch, match="expected a whole number of ranks for all 4 layers"):
+            scores([[0.4, 0.3, 0.1, 0.0]]).ranks(total=total)  # type: ignore[arg-type]
     with pytest.raises(BadOutput, match="expected scores ≥ 0 with a positive sum"):
         scores([[-0.4, 0.3, 0.1, 0.0]], kind="storage").ranks(total=8)
     tied = Scores([[1.0, 2.0]], layers=("blocks.0@0", "blocks.0@1"))

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.attributing.ways import is_whole
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadArgument, BadBatch
+from fog_a.errors import BadArgument, BadBatch, is_whole
 from fog_a.flows.batches import velocity_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow

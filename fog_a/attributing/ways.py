@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fog_a.errors import BadArgument
+from fog_a.errors import BadArgument, is_whole
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,3 @@ def parse_bytes(memory: int | str | None) -> int | None:
         raise BadArgument(f'expected memory= like "2GiB", "64MiB" or a number of bytes, got {memory!r}')
     power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def is_whole(n: Any) -> bool:
-    """Whether it is a whole number: an int or numpy's, no bool."""
-    return isinstance(n, numbers.Integral) and not isinstance(n, bool)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from fog_a.errors import BadArgument, BadOutput, ShapeMismatch
+from fog_a.errors import BadArgument, BadOutput, ShapeMismatch, is_whole
 
 
 def place(name: str) -> tuple[str, int]:
@@ -61,7 +61,7 @@ def ranks(names: Sequence[str], mean: Float[np.ndarray, " L"], total: int) -> di
             "expected scores ≥ 0 with a positive sum, to share ranks in proportion to them; got "
             f"{np.nanmin(mean):.3g} … {np.nanmax(mean):.3g}. Take contribution, gradnorm or drift scores"
         )
-    if isinstance(total, bool) or int(total) != total or total < len(names):
+    if not is_whole(total) or total < len(names):
         raise ShapeMismatch(
             f"total = {total}: expected a whole number of ranks for all {len(names)} layers together, at least "
             f"{len(names)}. Type total={16 * len(names)} for 16 on average"

@@ -13,6 +13,7 @@ from fog_a.errors import BadArgument, BadScores, UnknownBlock
 from fog_a.files import write
 from fog_a.scores.files import read_as
 from fog_a.scores.lists import indices
+from fog_a.scores.ranking import count
 
 Weighting = Literal["normalized", "proportional", "equal"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -162,8 +163,8 @@ class Selection(BaseModel):
         end = "at the bottom" if self.by == "bottom" else "on top"
         for domain, choices in self.domains.items():
             n, sure = self.samples.get(domain), self.certainty.get(domain)
-            line = f"{domain}: {len(choices)} layers by {self.by} ({self.kind}{f' of {n} samples' if n else ''}), "
-            line += f"λ {self.weighting}"
+            of = f" of {count(n, 'sample')}" if n else ""
+            line = f"{domain}: {count(len(choices), 'layer')} by {self.by} ({self.kind}{of}), λ {self.weighting}"
             if sure is not None:
                 line += f"; just these {end} in {sure:.0%} of resamples{'' if sure >= SETTLED else ', not settled'}"
             lines += [line, *(choice.explain(end.split()[-1]) for choice in choices)]

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from fog_a.attributing.along import Along
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.variants import variants
-from fog_a.attributing.ways import is_whole
 from fog_a.attributing.yardstick import Measure, Metric, metric_kind, yardstick
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadArgument, BadOutput, known_keywords
+from fog_a.errors import BadArgument, BadOutput, is_whole, known_keywords
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
+from fog_a.scores.tables import Table
 from fog_a.using.trial import Level, Trial, with_closed
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class Removal:
 
     def table(self) -> str:
         """One line for each removal."""
-        width = max(map(len, self.removed))
-        lines = [f"{'left':>4}  {'without':<{width}}  {canvas.UNIT.get(self.scores.kind, self.scores.kind)}"]
-        steps = zip(self.left[1:], self.removed, self.curve[1:], strict=True)
-        return "\n".join([*lines, *(f"{n:>4}  {name:<{width}}  {x:.4f}" for n, name, x in steps)])
+        unit = canvas.UNIT.get(self.scores.kind, self.scores.kind)
+        changes = (f"{x:.4f}" for x in self.curve[1:])
+        rows = list(zip(self.left[1:], self.removed, changes, strict=True))
+        return Table("", ("left", "without", unit), rows, right=(2,)).text()
 
     __repr__ = table
 
