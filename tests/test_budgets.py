@@ -65,6 +65,15 @@ def test_a_budget_is_kept_and_used(wide: Any, kib: int, strategy: str) -> None:
     assert used > kib * KIB / 4 or used == free
 
 
+@pytest.mark.parametrize(("memory", "strategy"), [("8MiB", "prefix"), ("2500KiB", "fanout")])
+def test_large_blocks_go_by_prefix_where_that_fits(memory: str, strategy: str) -> None:
+    """On a CPU more rows save no time there; twelve kept outputs of 256 KiB fit into the larger budget."""
+    net, x = Net(depth=12, width=64), tokens(samples=4, length=256)
+    scores = attribute(net, x, "auto", memory=memory)
+    assert scores.info["strategy"] == strategy
+    np.testing.assert_allclose(scores.values, attribute(net, x, "loop").values, rtol=ROUNDING)
+
+
 @pytest.mark.parametrize("memory", [1000, "1KiB"])
 def test_a_budget_smaller_than_one_variant(wide: Any, memory: Any) -> None:
     net, x, blocks = wide

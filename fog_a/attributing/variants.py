@@ -10,7 +10,6 @@ Where a way cannot be gone, the next one is, and a note says why.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,11 +111,16 @@ def _order(case: Case, blocks: Blocks, how: How | Literal["prefix"]) -> list[str
         return ["loop"]
     if how == "prefix":
         return ["prefix", "loop"]
-    size = max((s.elements for b in blocks for s in b.gate_points), default=0)
-    asked = isinstance(how, Shared) and (how.rows, how.memory) != (None, None)
-    small = size < LAUNCH_BOUND or (len(blocks) >= DEEP[0] and size < DEEP[1])
-    gpu = any(p.is_cuda for p in itertools.islice(case.module.parameters(), 1))
-    shared = ["fanout", "prefix"] if asked or gpu or small else ["prefix"]
+    sizes = [p.elements for b in blocks for p in b.gate_points]
+    small = max(sizes, default=0) < LAUNCH_BOUND or (len(blocks) >= DEEP[0] and max(sizes) < DEEP[1])
+    weight = next(case.module.parameters(), None)
+    gpu, width = weight is not None and weight.is_cuda, 4 if weight is None else weight.element_size()
+    rows, memory = (how.rows, how.bytes) if isinstance(how, Shared) else (None, None)
+    fits = memory is None or sum(sizes) * width <= memory  # what a prefix keeps
+    if rows is not None or gpu or small or not fits:
+        shared = ["fanout", "prefix"]
+    else:
+        shared = ["prefix"] if memory is None else ["prefix", "fanout"]
     return shared if isinstance(how, Shared) else [*shared, "loop"]
 
 
