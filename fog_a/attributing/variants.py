@@ -22,14 +22,15 @@ from fog_a.attributing.axes import alike
 from fog_a.attributing.fanout import fanout
 from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
+from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.calls import gate_points, is_sharded, watch
+from fog_a.blocks.calls import gate_points, is_sharded
 from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadArgument, NotResidual, Unsupported
 from fog_a.finding.blocks import Discovery
-from fog_a.flows.case import Case, fingerprint, per_sample, same_bits
+from fog_a.flows.case import Case, fingerprint, per_sample
 
 LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
@@ -220,35 +221,3 @@ def once(case: Case, blocks: Blocks, i: int, value: float) -> Tensor:
         v = case.run()
     check_acted(blocks[i], closed.fired[blocks[i].name])
     return v
-
-
-def check_steady(case: Case, v: Tensor) -> None:
-    """Run the base once more, after the ablations: it must be v, to the bit (on a GPU: up to the rounding of sums).
-    Raises Unsupported if not, with the name of the first module that gives something else for the same inputs."""
-    again = case.run()
-    if same_bits(again, v) or (v.is_cuda and alike(again, v)):
-        return
-    raise Unsupported(
-        f"the same batch gave another velocity after the ablations: {_moving(case) or 'the model'} keeps state "
-        "between runs (a cache, a buffer, a generator of its own). Reset it in the model's forward, or in forward="
-    )
-
-
-def _moving(case: Case) -> str | None:
-    """The first module, innermost first, whose outputs differ in two runs in which its inputs do not."""
-    for (name, inputs, outputs), (_, same, others) in zip(_calls(case), _calls(case), strict=False):
-        if inputs == same and outputs != others:
-            return repr(name) if name else None
-    return None
-
-
-def _calls(case: Case) -> list[tuple[str, str, str]]:
-    """Name, inputs and outputs of each module call of one run, in the order in which they end."""
-    calls, inputs = list[tuple[str, str, str]](), list[str]()
-    with watch(
-        case.module,
-        lambda name, module, args, kwargs: inputs.append(fingerprint((args, kwargs))),
-        lambda name, module, out: calls.append((name, inputs.pop(), fingerprint(out))),
-    ):
-        case.run()
-    return calls

@@ -1,0 +1,42 @@
+"""The base twice: run first and last it gives the same bits, or some module keeps state between runs, and is named."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fog_a.attributing.axes import alike
+from fog_a.blocks.calls import watch
+from fog_a.errors import Unsupported
+from fog_a.flows.case import Case, fingerprint, same_bits
+
+
+def check_steady(case: Case, v: Tensor) -> None:
+    """Run the base once more, after the ablations: it must be v, to the bit (on a GPU: up to the rounding of sums).
+    Raises Unsupported if not, with the name of the first module that gives something else for the same inputs."""
+    again = case.run()
+    if same_bits(again, v) or (v.is_cuda and alike(again, v)):
+        return
+    raise Unsupported(
+        f"the same batch gave another velocity after the ablations: {_moving(case) or 'the model'} keeps state "
+        "between runs (a cache, a buffer, a generator of its own). Reset it in the model's forward, or in forward="
+    )
+
+
+def _moving(case: Case) -> str | None:
+    """The first module, innermost first, whose outputs differ in two runs in which its inputs do not."""
+    for (name, inputs, outputs), (_, same, others) in zip(_calls(case), _calls(case), strict=False):
+        if inputs == same and outputs != others:
+            return repr(name) if name else None
+    return None
+
+
+def _calls(case: Case) -> list[tuple[str, str, str]]:
+    """Name, inputs and outputs of each module call of one run, in the order in which they end."""
+    calls, inputs = list[tuple[str, str, str]](), list[str]()
+    with watch(
+        case.module,
+        lambda name, module, args, kwargs: inputs.append(fingerprint((args, kwargs))),
+        lambda name, module, out: calls.append((name, inputs.pop(), fingerprint(out))),
+    ):
+        case.run()
+    return calls
