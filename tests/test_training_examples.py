@@ -47,7 +47,7 @@ def test_digits_in_another_convention(tmp_path: Path, capsys: pytest.CaptureFixt
     """ε-prediction in [0, 1000] on images: checked, attributed and aligned, without a shim."""
     pytest.importorskip("sklearn")
     run = runpy.run_path(str(EXAMPLES / "train_digits.py"))
-    scores = run["main"](["--steps", "150", "--out", str(tmp_path / "digits.png")])
+    scores = run["main"](["--steps", "60", "--out", str(tmp_path / "digits.png")])
     text = capsys.readouterr().out
     assert scores.layers == tuple(f"blocks.{i}" for i in range(6)) and scores.values.shape[:2] == (64, 8)
     assert 'declared: path="ddpm", target="eps"' in text and "blocks   6 (blocks 6)" in text
