@@ -56,6 +56,20 @@ def test_a_second_inner_module_is_not_the_first_one() -> None:
         np.testing.assert_allclose(scores.values, loop, **CLOSE)
 
 
+def test_a_network_of_which_only_parts_are_called() -> None:
+    net, x = Net(), tokens()
+
+    def parts(m: nn.Module, b: Any) -> Tensor:
+        h = m.stem(b)
+        for block in m.blocks:
+            h = block(h)
+        return m.head(h)
+
+    scores, loop = both(net, x, forward=parts)
+    np.testing.assert_allclose(scores.values, loop, **CLOSE)
+    assert "the parts of the velocity network are called, but not the network itself" in scores.info["notes"][0]
+
+
 class Switch(Net):
     mix = False
 

@@ -106,7 +106,8 @@ def _refusal(case: Case, blocks: Blocks, base: Sighting) -> str | None:
     if any(times != 1 for times in base.times.values()):
         return "its blocks run another number of times than when they were found"
     if base.runs != 1:
-        return f"its velocity network runs {base.runs} times in a forward"
+        times = f"its velocity network runs {base.runs} times in a forward"
+        return times if base.runs else "the parts of the velocity network are called, but not the network itself"
     return None
 
 
