@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.blocks.block import GatePoint
 from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.finding.blocks import Discovery
+from fog_a.finding.operations import Watching, has_schema
 from fog_a.flows.case import Case
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ Place = tuple[Key, str, LeafPath]
 """A tensor at a gated call, going "in" or "out"."""
 
 
-class Decisions(TorchDispatchMode):
+class Decisions(Watching):
     """Notes the decisions that are made once a gated call has run: what came before cannot depend on one.
 
     Attributes:
@@ -50,14 +50,10 @@ class Decisions(TorchDispatchMode):
         self.begun = self.reads = False
         self.picks: list[int] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing compiled runs inside; torch's guard would import its compiler
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.begun and decides(func):
-            if func.overloadpacket in READS:
+            if not has_schema(func) or func.overloadpacket in READS:
                 self.reads = True
             else:
                 self.picks.append(_among(func, args, kwargs))
@@ -65,7 +61,9 @@ class Decisions(TorchDispatchMode):
 
 
 def decides(func: Any) -> bool:
-    """Whether an operation may decide something by all values of a tensor."""
+    """Whether an operation may decide something by all values of a tensor: one that chooses between functions does."""
+    if not has_schema(func):
+        return func.name() != "flex_attention"
     packet = func.overloadpacket
     return packet in READS or (packet in PICKS and func._overloadname != "other")  # the larger of two tensors
 
@@ -185,7 +183,7 @@ def _cut(rows: Mapping[LeafPath, int], arguments: dict[str, Any]) -> dict[str, A
     return replaced(arguments, new)
 
 
-class Footprint(TorchDispatchMode):
+class Footprint(Watching):
     """`peak`: the bytes of tensors made inside that were alive together, at most. What operations use inside and free
     again (a workspace) is not seen; nor are the allocator's own rounding and caches.
 
@@ -200,10 +198,6 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in `skipping`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}

@@ -159,7 +159,7 @@ def carried(inputs: Mapping[LeafPath, Tensor], passage: Source | None, out: Tens
             index = passage.index.to(out.device)
             x = torch.where(index > 0, x[(index - 1).clamp(min=0)].to(out.dtype), out)
     elif passage.dims is not None:
-        x = x.permute(passage.dims)
+        x = x.permute(passage.dims) if len(passage.dims) == x.ndim else None
     elif passage.broadcast and broadcasts(x.shape, out.shape):
         x = x.expand(out.shape).contiguous()
     if x is None or x.shape != out.shape:

@@ -50,7 +50,8 @@ def rng_state() -> tuple[Any, ...]:
     """Where all generators stand: equal before and after what draws nothing."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     name, key, *rest = np.random.get_state(legacy=True)
-    torches = tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
+    with torch._C._DisableFuncTorch():
+        torches = tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
     return torches, random.getstate(), (name, np.asarray(key).tobytes(), *rest)
 
 
@@ -110,9 +111,30 @@ def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
     """A hook set after a compiled call is silently ignored by torch: inside this, nothing compiled runs."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return _Uncompiled()  # nothing can have been compiled, and the import takes a second
+
+
+class _Uncompiled(contextlib.AbstractContextManager[None]):
+    """While one of these is open, `torch.compile` leaves alone what it gets: `flex_attention` compiles itself."""
+
+    _open = 0
+    _compile: Any = None
+
+    def __enter__(self) -> None:
+        if not _Uncompiled._open:
+            _Uncompiled._compile, torch.compile = torch.compile, self._leave
+        _Uncompiled._open += 1
+
+    def __exit__(self, *exc: object) -> None:
+        _Uncompiled._open -= 1
+        if not _Uncompiled._open:
+            torch.compile = _Uncompiled._compile
+
+    @staticmethod
+    def _leave(model: Any = None, **options: Any) -> Any:
+        return model if model is not None else lambda function: function
 
 
 def keep_memory() -> None:

@@ -9,6 +9,8 @@ import functools
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.blocks.tree import leaves
 
@@ -87,6 +89,21 @@ def effect(name: str) -> int:
     return NONLINEAR * bends | MIXING * (name not in _APART)
 
 
+class Watching(TorchDispatchMode):
+    """A mode that sees every operation, also those that hold functions (`flex_attention`, `torch.cond`)."""
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing compiled runs inside; torch's guard against it would import its compiler: a second
+
+
+def has_schema(func: Any) -> bool:
+    """Is it an ordinary operation, rather than one that holds functions?"""
+    return isinstance(func, OpOverload)
+
+
 _WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
 
 
@@ -94,7 +111,7 @@ def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors among the arguments that `func` writes into."""
     places = _WRITES.get(func)
     if places is None:
-        schema = func._schema.arguments
+        schema = func._schema.arguments if has_schema(func) else ()
         marked = [(i, a.name) for i, a in enumerate(schema) if a.alias_info is not None and a.alias_info.is_write]
         places = _WRITES[func] = tuple(marked)
     found = []

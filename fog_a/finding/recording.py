@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from fog_a.blocks.calls import named_modules, watch
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.finding.clean import Clean, worth_keeping
 from fog_a.finding.memory import Memory
-from fog_a.finding.operations import written
+from fog_a.finding.operations import Watching, has_schema, written
 from fog_a.finding.trace import Call, Op, Ref, Trace
 
 # what these make has the shape of their input, not its data
@@ -29,7 +29,7 @@ _SIMPLE = {int, float, bool, type(None), torch.dtype, torch.device, str}
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and sums: to us it is one operation
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Watching):
     """Fills a Trace while it is active, and a `Clean` at the calls of these units."""
 
     def __init__(self, modules: Mapping[str, nn.Module], units: Collection[str] = ()) -> None:
@@ -39,10 +39,8 @@ class Recorder(TorchDispatchMode):
         self.units = units
         self.clean = Clean()
         self._states: list[Any] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # compiled code is off while a trace is taken; torch's guard would import its compiler: a second
+        self._inside = 0
+        self.transformed = False
 
     # ---- module calls
 
@@ -52,7 +50,7 @@ class Recorder(TorchDispatchMode):
         trace.times[name] = nth + 1
         call = Call(len(trace.calls), name, type(module), trace.running[-1], nth, len(trace.ops))
         call.opaque = isinstance(module, _OPAQUE)
-        call.inputs = {path: self.memory.value_of(t) for path, t in leaves({"args": args, "kwargs": kwargs})}
+        call.inputs = {path: self._value_of(t) for path, t in leaves({"args": args, "kwargs": kwargs})}
         trace.calls.append(call)
         trace.calls[call.parent].children.append(call.id)
         trace.running.append(call.id)
@@ -74,7 +72,7 @@ class Recorder(TorchDispatchMode):
                 trace.drew = self._states.pop() != rng_state() or trace.drew
                 trace.out = replaced(out, {path: t.clone() for path, t in leaves(out)})
         # what was written into them, it wrote
-        call.outputs = {path: self.memory.value_of(t) for path, t in leaves(out)}
+        call.outputs = {path: self._value_of(t) for path, t in leaves(out)}
         call.last = len(trace.calls) - 1
         trace.running.pop()
         if call.opaque:
@@ -88,17 +86,26 @@ class Recorder(TorchDispatchMode):
         for v in call.outputs.values():
             self.trace.values[v].op = op
 
+    def _value_of(self, t: Tensor) -> int:
+        """What a tensor at a call holds; inside `torch.func` (jvp, grad, vmap) operations see what it is made of."""
+        while is_functorch_wrapped_tensor(t):
+            t, self.transformed = get_unwrapped(t), True
+        return self.memory.value_of(t)
+
     # ---- operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         reads, arguments = list[int](), list[Tensor]()
-        name = func.overloadpacket.__name__
+        ordinary = has_schema(func)
+        name = func.overloadpacket.__name__ if ordinary else func.name()
         writes = written(func, args, kwargs)
         frozen_args = tuple([self._frozen(a, reads, arguments) for a in args])
         frozen_kwargs = {k: self._frozen(a, reads, arguments) for k, a in kwargs.items()}
-        out = func(*args, **kwargs)
-        if self.clean.record is not None:
+        given = list[Tensor]()
+        out = func(*args, **kwargs) if ordinary else self._holding(func, args, kwargs, given)
+        reads += [self.memory.value_of(t) for t in given]
+        if self.clean.record is not None and not self._inside:
             with torch._C._DisableTorchDispatch():
                 self.clean.record.note(func, args, kwargs, writes, out)
         plain = name.rstrip("_")
@@ -112,14 +119,32 @@ class Recorder(TorchDispatchMode):
             self.trace.overwritten |= self.memory.values_of(t)
             made.append(self.memory.write(t, op))
         for _, t in leaves(out):
-            if not any(t is w for w in writes):
+            if not any(t is w for w in (*writes, *given)):
                 made.append(self.memory.make(t, op, arguments))
         self.trace.functions.add(func)
         if made:
             op.makes = tuple(made)
-            pieces = len(func._schema.returns) == 1  # a list of pieces (chunk, split, unbind) is as many ways on
+            pieces = ordinary and len(func._schema.returns) == 1  # of chunk, split, unbind: each a way on
             self.trace.write_down(op, ways=len(made) if pieces else 1)
         return out
+
+    def _holding(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """Run an operation that holds functions. What they compute is recorded, what they give out put into `given`."""
+
+        def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    out = function(*args, **kwargs)
+                given.extend(t for _, t in leaves(out) if not is_functorch_wrapped_tensor(t))
+                return out
+
+            return run
+
+        self._inside += 1
+        try:
+            return func(*[recorded(a) if callable(a) else a for a in args], **kwargs)
+        finally:
+            self._inside -= 1
 
     def _split(self, op: Op, name: str, out: Tensor) -> Op:
         """`addmm(h, x, W)` with a full-size h: a product that no tensor holds, and its addition to h."""
@@ -167,8 +192,8 @@ def record(model: nn.Module, run: Callable[[], Any], room: int = 0) -> tuple[Tra
         trace.output = None if found is None else recorder.memory.value_of(found)
         trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(trace.result)}
     trace.calls[0].last = len(trace.calls) - 1
-    usable = clean.kept and not clean.running and not clean.overwritten and clean.bytes <= room
-    return trace, clean if usable else None
+    whole = clean.kept and not clean.running and not clean.overwritten and not recorder.transformed
+    return trace, clean if whole and clean.bytes <= room else None
 
 
 @contextlib.contextmanager

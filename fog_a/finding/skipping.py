@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fog_a.blocks.tree import LeafPath, leaves, replaced
-from fog_a.finding.operations import written
+from fog_a.finding.operations import Watching, has_schema, written
 
 Answer = tuple[Any, Tensor | Callable[[Any, Any], Any]]
 """An operation, and what is given back for it: a tensor, or made of its arguments."""
@@ -50,7 +49,7 @@ class Held:
         return held[()] if () in held else replaced(self.answer(args, kwargs), held)
 
 
-class Record(TorchDispatchMode):
+class Record(Watching):
     """Runs a call as it is and writes down what its operations return."""
 
     def __init__(self, scratch: Scratch) -> None:
@@ -67,10 +66,6 @@ class Record(TorchDispatchMode):
     def sealed(self) -> bool:
         """Whether nothing that was computed inside can reach others, but by what the call gave out."""
         return not self.written and not any(isinstance(answer, (Held, Numbers)) for _, answer in self.answers)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # a probe compiles nothing; torch's guard against it would cost an import and time at every call
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,7 +95,7 @@ class Record(TorchDispatchMode):
 
     def _answer(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(out, Tensor):
-            if not func._schema.is_mutable:
+            if not has_schema(func) or not func._schema.is_mutable:
                 return self.scratch.like(out)
             # an operation in place gives back what it was given
             given = {id(x): path for path, x in leaves({"args": args, "kwargs": kwargs})}
@@ -137,7 +132,7 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
     return tree
 
 
-class Skip(TorchDispatchMode):
+class Skip(Watching):
     """Answers a call's operations without running them."""
 
     def __init__(self, answers: list[Answer], made: list[weakref.ref[Tensor]] | None = None) -> None:
@@ -145,10 +140,6 @@ class Skip(TorchDispatchMode):
         self.answers = iter(answers)
         self.made = made
         """Where given, what is given back is noted here, so that one sees whether anybody keeps it."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         expected, answer = next(self.answers, (None, None))
