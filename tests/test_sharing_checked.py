@@ -59,7 +59,7 @@ def test_a_second_inner_module_is_not_the_first_one() -> None:
 def test_a_network_of_which_only_parts_are_called() -> None:
     net, x = Net(), tokens()
 
-    def parts(m: nn.Module, b: Any) -> Tensor:
+    def parts(m: Any, b: Any) -> Tensor:
         h = m.stem(b)
         for block in m.blocks:
             h = block(h)
