@@ -619,3 +619,20 @@ def test_an_output_that_no_module_sees() -> None:
         gradnorm(flow, {"x1": x1}, wrt="activations")
     assert (gradnorm(flow, {"x1": x1}).values > 0).all()
     assert (gradnorm(flow, {"x1": x1}, wrt="activations", blocks=["layers.0", "layers.1"]).values > 0).all()
+
+
+def test_every_score_says_what_it_was_measured_on() -> None:
+    flow, batch, teachers = small_flow.a_flow(), small_flow.a_batch(), small_flow.two_teachers()
+    options: dict[str, Any] = {"seed": 3}
+    made = [
+        fog_a.attribute(flow, batch, times=2, **options),
+        fog_a.lasp(flow, batch, teachers, times=2, **options),
+        fog_a.gradnorm(flow, batch, **options),
+        fog_a.drift(flow, batch, steps=3, **options),
+        fog_a.interactions(flow, batch, ["blocks.0", "blocks.1"], times=2, **options).scores,
+    ]
+    for scores in made:
+        assert scores.info["seed"] == 3, scores.kind
+        assert set(scores.info["versions"]) == {"fog_a", "torch", "numpy", "python"}
+        assert {"class", "blocks", "parameters"} <= set(scores.info["signature"])
+        assert scores.info["signature"]["class"].endswith("small_flow.Net")

@@ -31,8 +31,8 @@ from fog_a.aligning.width import head_sizes
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import Unsupported
-from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import signature
 from fog_a.flows.samples import Samples
 from fog_a.flows.wrapping import wrap
 from fog_a.ranks import Group, from_bytes, inside_ddp, to_bytes, world

@@ -28,8 +28,8 @@ from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import ShapeMismatch, Unsupported, Untrained, ZeroVelocity, near
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import signature
 from fog_a.flows.samples import Samples
 from fog_a.ranks import Group, is_first, once
 from fog_a.scores.scores import Scores

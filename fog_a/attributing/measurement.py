@@ -24,9 +24,9 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, BadOutput, Interrupted, Unsupported, Untrained
-from fog_a.flows.batches import signature
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import provenance, signature
 from fog_a.flows.samples import Samples, names_of
 from fog_a.scores.scores import Scores
 
@@ -187,17 +187,12 @@ class Measurement:
 
     def _info(self) -> dict[str, Any]:
         """What is needed to repeat the measurement, and how it was made."""
-        import fog_a
-
-        network_time = self.flow.network_time
         return {
-            **self.asked, "eps": EPS,
+            **provenance(self.flow, self.blocks, self.seed), **self.asked, "eps": EPS,
             "strategy": "+".join(sorted(self.story.strategies)) or "checkpoint",
             "method": "first_order" if isinstance(self.how, FirstOrder) else "exact",
             "noise_floor": self.story.noise, "notes": list(self.story.notes),
             "stacks": [b.stack for b in self.blocks], "definitions": [b.definition for b in self.blocks],
-            **({} if network_time is None else {"network_time": network_time}),
-            "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         }  # fmt: skip
 
     def warn(self) -> None:

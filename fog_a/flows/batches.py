@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import Scripted
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput, Unsupported
@@ -87,18 +86,6 @@ def each(batch: Any) -> Iterator[Any]:
         yield item
     if empty:
         raise BadBatch(f"expected at least one batch, got an empty {type(batch).__name__}")
-
-
-def signature(model: nn.Module, blocks: Blocks) -> dict[str, Any]:
-    """What tells one model's scores from another's: class, block names, number of parameters."""
-    kind = type(model)
-    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
-        kind = kind.__bases__[-1]  # FSDP2 makes a class FSDPNet of Net: not another model
-    return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "blocks": list(blocks.names),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
 
 
 def model_tensors(batch: Any) -> list[Tensor]:

@@ -22,10 +22,11 @@ from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
-from fog_a.flows.batches import each, signature
+from fog_a.flows.batches import each
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import token_mask
+from fog_a.flows.provenance import provenance
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import descriptor
 from fog_a.teachers.teacher import Features, Teachers, route
@@ -56,6 +57,7 @@ class Depth:
     """The descriptors of S samples, J times and L layers, on the CPU in float32.
 
     Attributes:
+        provenance: what `info` begins with.
         z: z_i^{(l)}(t_j).
         interface: z_i^{(0)}, or None.
         targets: domain → (which of the S samples, their teacher's features).
@@ -64,8 +66,7 @@ class Depth:
 
     layers: tuple[str, ...]
     times: tuple[float, ...] | None
-    signature: dict[str, Any]
-    network_time: list[float] | None
+    provenance: dict[str, Any]
     z: Float[Tensor, "S J L D"]
     interface: Float[Tensor, "S E"] | None
     ids: tuple[str, ...]
@@ -110,7 +111,7 @@ def read_depth(
         ids, domains, groups = ids + samples.ids, domains + samples.domains, groups + samples.groups
     assert isinstance(blocks, Blocks)  # each() raises where there is no batch
     return Depth(
-        blocks.names, axis, signature(blocks.model, blocks), reading.flow.network_time, torch.cat(zs),
+        blocks.names, axis, provenance(reading.flow, blocks, seed), torch.cat(zs),
         None if any(z0 is None for z0 in interfaces) else torch.cat(interfaces), ids, domains, groups,
         {domain: (rows, torch.cat(parts)) for domain, (rows, parts) in targets.items()}, single,
     )  # fmt: skip

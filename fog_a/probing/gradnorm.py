@@ -9,7 +9,6 @@ measures that.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,8 +23,9 @@ from fog_a.blocks.local import own_parameters
 from fog_a.blocks.tap import tap
 from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadOutput, NoActivations, Unsupported
-from fog_a.flows.batches import each, signature
+from fog_a.flows.batches import each
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import provenance
 from fog_a.flows.wrapping import wrap
 from fog_a.probing.depth import blocks_of
 from fog_a.scores.scores import Scores
@@ -76,12 +76,7 @@ def gradnorm(
             rows.append(np.mean(norms, axis=0).tolist())
         ids, domains, clips = ids + samples.ids, domains + samples.domains, clips + samples.groups
     assert isinstance(blocks, Blocks)  # each() raises where there is no batch
-    info = {
-        "seed": seed,
-        "options": {"wrt": wrt, "draws": draws},
-        "signature": signature(flow.module, blocks),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
+    info = provenance(flow, blocks, seed, options={"wrt": wrt, "draws": draws})
     values = np.array(rows, dtype=np.float32)[:, None]
     return Scores(values, blocks.names, None, domains, ids, "gradnorm", info, clips)
 

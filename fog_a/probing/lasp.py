@@ -20,7 +20,6 @@ score comes with controls, in `info["beside"]`:
 from __future__ import annotations
 
 import math
-import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -104,7 +103,7 @@ def lasp(
         reading = replace(reading, describe=head.describe)
     where: dict[str, Any] = {"blocks": blocks, "times": times, "seed": seed}
     looks = read_lenses(reading, batch, teacher, head=head, fit=fit, features=features, center=center, **where)
-    return storage(*looks, beside, {"seed": seed, "options": {"times": times, "center": center}})
+    return storage(*looks, beside, {"times": times, "center": center})
 
 
 def read_lenses(
@@ -128,17 +127,15 @@ def read_lenses(
     return depth, lenses(depth, other, head, center=center, seed=where["seed"])
 
 
-def storage(depth: Depth, looks: Sequence[Lens], beside: Sequence[Control], info: Mapping[str, Any]) -> Scores:
+def storage(depth: Depth, looks: Sequence[Lens], beside: Sequence[Control], options: Mapping[str, Any]) -> Scores:
     """The Scores of what lenses see, with the controls beside them."""
     values = torch.full(depth.z.shape[:3], torch.nan, dtype=torch.float32, device="cpu")
     for lens in looks:
         values[lens.scored.rows] = lens.cosines()
     rows = sorted(i for lens in looks for i in lens.scored.rows)
     info = {
-        **info,
-        "signature": depth.signature,
-        **({} if depth.network_time is None else {"network_time": depth.network_time}),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **depth.provenance,
+        "options": options,
         "head": {lens.key: lens.info for lens in looks},
         "warnings": _doubts(looks),
         **beside_scores(looks, beside),

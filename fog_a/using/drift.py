@@ -23,8 +23,8 @@ from fog_a.blocks.untouched import preserved, rng
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
-from fog_a.flows.batches import signature
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import provenance
 from fog_a.flows.samples import Inputs, Samples, names_of
 from fog_a.scores.scores import Scores
 from fog_a.using.calls import BlockOutput, NetworkCalls, When
@@ -129,16 +129,11 @@ class _Drift(NetworkCalls):
 
     def scores(self, seed: int) -> Scores:
         """All columns."""
-        import fog_a
-
         times, notes = tuple(self.times[1:]), []
         if np.isnan(times).any():
             times = tuple(j / len(times) for j in range(1, len(times) + 1))
             notes.append("the network's flow times are not known: times are shares of the run")
-        info = {
-            "seed": seed, "steps": self.calls, "notes": notes, "stacks": [b.stack for b in self.blocks],
-            "signature": signature(self.blocks.model, self.blocks),
-            "versions": {"fog_a": fog_a.__version__, "torch": str(torch.__version__)},
-        }  # fmt: skip
+        more = {"steps": self.calls, "notes": notes, "stacks": [b.stack for b in self.blocks]}
+        info = provenance(self.flow, self.blocks, seed, **more)
         values = np.stack(self.columns, axis=1)
         return Scores(values, self.blocks.names, times, kind="drift", info=info, **names_of([self.samples]))

@@ -13,9 +13,10 @@ from fog_a.attributing.choice import Wanted, chosen
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.yardstick import EPS, Metric, checked_metric, metric_name
 from fog_a.blocks.block import Blocks, ResidualBlock
-from fog_a.flows.batches import each, signature
+from fog_a.flows.batches import each
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
+from fog_a.flows.provenance import provenance
 from fog_a.flows.samples import names_of
 from fog_a.scores.scores import Scores
 
@@ -54,8 +55,8 @@ class Trial:
             start = sum(map(len, parts))
             parts.append(np.stack([next(left) for _ in cases], axis=1))
             samples.append(self.flow.samples_of(batch, (len(parts[-1]),), start))
-        info = {"seed": self.seed, "eps": EPS, "signature": signature(self.blocks.model, self.blocks)}
-        info |= {} if self.metric is None else {"metric": metric_name(self.metric)}
+        more = {} if self.metric is None else {"metric": metric_name(self.metric)}
+        info = provenance(self.flow, self.blocks, self.seed, eps=EPS, **more)
         times = tuple(t for t in self._grid if t is not None) or None
         return Scores(np.concatenate(parts), tuple(layers), times, kind=kind, info=info, **names_of(samples))
 

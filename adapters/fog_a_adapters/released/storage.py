@@ -86,7 +86,7 @@ def lasp(
     )  # fmt: skip
     lenses = [Flipped(**vars(lens)) if flip else lens for lens in lenses]
     options = {"norm": norm, "flip": flip, "clean": clean, "train": train, "times": times, "center": center}
-    return storage(depth, lenses, beside, {"seed": seed, "options": options})
+    return storage(depth, lenses, beside, options)
 
 
 class Flipped(Lens):
