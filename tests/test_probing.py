@@ -622,7 +622,7 @@ def test_an_output_that_no_module_sees() -> None:
 
 
 def test_every_score_says_what_it_was_measured_on() -> None:
-    flow, batch, teachers = small_flow.a_flow(), small_flow.a_batch(), small_flow.two_teachers()
+    flow, batch, teachers = small_flow.a_flow(), small_flow.a_batch(8), small_flow.two_teachers()
     options: dict[str, Any] = {"seed": 3}
     made = [
         fog_a.attribute(flow, batch, times=2, **options),
