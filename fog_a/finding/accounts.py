@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
-from fog_a.finding.likeness import pattern
-from fog_a.finding.parts import Part, giving, parts
+from fog_a.finding.parts import Part, begun, parts
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import left_open, summed
 
@@ -45,19 +44,20 @@ def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tu
             row = replace(row, state="around", reason="arithmetic around a network, whose layers are closed one by one")
         closed[u.sum] = row.state != "open"
         rows.append(row)
-    work = {pattern(part) for m in made for part in m.block.parts}
-    return (*rows, *(row for m in made for row in (*_begun(flow, m, work), *_beside(flow, m))))
+    return (*rows, *(row for m in made for row in (*_begun(flow, m), *_beside(flow, m))))
 
 
-def _begun(flow: Flow, m: Made, work: Collection[str]) -> Iterator[CoverageRow]:
-    """What a block's stream begins with, where it is made inside the block and by what is a part of others: an update
-    of nothing, which stays when the block is closed."""
-    for u in m.updates if m.call is not None else ():
-        given = [c.name for c in giving(flow, u.stream) if c.id != m.call and flow.trace.inside(c.id, m.call or 0)]
-        begins = next((name for name in given if pattern(name) in work), None)
-        if begins and not flow.trunk[u.stream] & flow.sums:
+def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
+    """What a block's stream begins with, where that is made inside the block: an update of nothing, closed with it or
+    (unless it is a linear map, a shortcut) left open."""
+    closed, mine = {u.branch for u in m.updates if u.branch == u.sum}, [u for u in m.updates if u.branch != u.sum]
+    for b in begun(flow, m.call, mine) if m.call is not None else ():
+        name, v = flow.trace.calls[b.parts[-1].call].name, b.update.branch
+        if v in closed:
+            yield CoverageRow(name, "closed", m.block.name)
+        elif not flow.bypass[v] & b.update.roots:
             reason = f"begins the stream that {m.block.name} adds to: it stays when the block is closed"
-            yield CoverageRow(begins, "open", "", reason)
+            yield CoverageRow(name, "open", "", reason)
 
 
 def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bool]) -> bool:

@@ -21,7 +21,7 @@ from fog_a.finding.gates import Gates
 from fog_a.finding.levels import Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
-from fog_a.finding.parts import Branch, Layer, Part
+from fog_a.finding.parts import Branch, Layer, Part, begun
 from fog_a.finding.paths import union
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
@@ -54,7 +54,7 @@ class Finder:
 
     def blocks(self, level: str, include: str | Sequence[str] | None) -> list[Made]:
         """The blocks in order of execution, each with the updates that it closes."""
-        layers = self.levels.layers()
+        layers = self._with_beginnings(self.levels.layers())
         made = [m for layer in layers if (m := self.layer(layer))]
         fine = [m for layer in layers for m in self.branches(layer)]
         if include is None:
@@ -67,6 +67,18 @@ class Finder:
         if chosen and (idle := [g for g, names in matches.items() if not names]):
             raise NoBlocksFound(self.seen(idle[0]))
         return self._placed(sorted(chosen, key=lambda m: m.block.gate_points[0].order))
+
+    def _with_beginnings(self, layers: Sequence[Layer]) -> list[Layer]:
+        """A layer's stream may begin inside it, with what its like adds (attention over the sums of groups of layers):
+        that is a part of its update."""
+        names = {p: [self.trace.calls[c].name for c in (p.call, p.reader)] for x in layers for p in x.parts}
+        work = {pattern(name) for both in names.values() for name in both}
+        out = []
+        for layer in layers:
+            new = [] if layer.call is None else begun(self.flow, layer.call, [b.update for b in layer.branches])
+            alike = [b for b in new if any(pattern(self.trace.calls[p.call].name) in work for p in b.parts)]
+            out.append(replace(layer, branches=(*alike, *layer.branches)))
+        return out
 
     def _elsewhere(self, layers: Sequence[Layer]) -> list[Made]:
         """What else the trace has, at whatever level: units inside layers or around them, single branches."""

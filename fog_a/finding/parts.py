@@ -6,12 +6,12 @@ sums, to the module calls that gave it: closing their outputs removes the update
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM, base, effect
-from fog_a.finding.paths import Flow, Update, operands
+from fog_a.finding.paths import Flow, Update, operands, union
 from fog_a.finding.trace import Call
 
 _ZERO_STAYS_ZERO = frozenset(
@@ -45,6 +45,10 @@ class Layer:
     start: int
     name: str = ""
 
+    @property
+    def parts(self) -> list[Part]:
+        return [p for b in self.branches for p in b.parts]
+
 
 def parts(flow: Flow, u: Update) -> list[Part] | None:
     """The module calls whose outputs, set to zero, remove this update; None if none do."""
@@ -76,6 +80,19 @@ def parts(flow: Flow, u: Update) -> list[Part] | None:
             closed[v] = None
     best = closed[u.branch]
     return None if best is None else sorted(best, key=lambda p: p.call)
+
+
+def begun(flow: Flow, call: int, updates: Iterable[Update]) -> list[Branch]:
+    """What the streams of these updates begin with, where modules inside the call make it anew: updates of nothing."""
+    outside, found = union(flow.trunk, flow.trace.calls[call].inputs.values()), dict[int, Branch]()
+    for u in updates:
+        for w in flow.updates:
+            ways, bent = flow.trunk[w.stream] | flow.passed[w.stream], flow.bends[w.stream] & outside
+            if (w is u or flow.on_way(u.stream, w.sum)) and bent and not w.projection | ways & (outside | flow.sums):
+                v, fork = w.stream, flow.latest(bent)
+                new = replace(w, sum=v, branch=v, fork=fork, owner=call, roots=outside, starts=flow.forks[fork])
+                found[v] = Branch(new, tuple(parts(flow, new) or ()))
+    return [b for b in found.values() if b.parts]
 
 
 def zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
