@@ -214,7 +214,10 @@ def test_along_nothing(options: dict[str, Any]) -> None:
         fog_a.Along(**options)
 
 
-def test_pairs_are_joint_minus_sum() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_pairs_are_joint_minus_sum(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shared:
+        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
     net, x = Net(depth=4), tokens()
     pairs = fog_a.interactions(net, x, ["blocks.3", "blocks.0", "blocks.2"])
     assert pairs.blocks == ("blocks.0", "blocks.2", "blocks.3") and pairs.scores.kind == "interaction"
@@ -266,13 +269,24 @@ def test_domains_and_masks_of_pairs_and_removal() -> None:
     np.testing.assert_allclose(what.curve[1], single.mean().min(), rtol=1e-5)
 
 
-def test_pairs_take_no_more_than_their_suffixes() -> None:
+def test_pairs_take_no_more_than_their_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
     net, x = Net(depth=6), tokens(samples=2)
     blocks = fog_a.find_blocks(net, x)
     once = rows(lambda: net(x), [[*net.blocks]])[0] // 6
     suffixes = [5 - i for i in range(6)]  # blocks after block i
     most = 6 + sum((i + 1) * n for i, n in enumerate(suffixes))  # the clean run; alone, and with each block before it
     assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] == once * most
+
+
+def test_pairs_of_small_blocks_share_a_forward() -> None:
+    """All that follow a closed block are rows of one forward, and one of them is compared with the definition."""
+    net, x = Net(depth=12), tokens(samples=2)
+    blocks, runs = fog_a.find_blocks(net, x), list[int]()
+    fog_a.interactions(net, x, blocks)  # where the rows are is known from now on
+    net.blocks[0].register_forward_hook(lambda m, args, out: runs.append(len(out)))
+    fog_a.interactions(net, x, blocks)
+    assert len(runs) <= 2 * 12 + 4
 
 
 @pytest.mark.parametrize("shared", [True, False])
