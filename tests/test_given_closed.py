@@ -94,6 +94,13 @@ def test_closed_tied_blocks() -> None:
         ({"metric": "loss"}, Unsupported, "needs a flow"),
         ({"metric": "loss", "how": fog_a.FirstOrder()}, BadArgument, "FirstOrder estimates the relative change"),
         ({"metric": lambda v, v_k, b: v_k}, BadArgument, "one number per sample"),
+        ({"metric": lambda v, v_k, b: None}, BadArgument, r"one number per sample, \(3,\), got None"),
+        ({"metric": lambda v, v_k, b: "0.5"}, BadArgument, "one number per sample, .* got '0.5'"),
+        (
+            {"metric": lambda v, v_k, b: v_k.flatten(1)[:, 0].to(torch.complex64)},
+            BadArgument,
+            "got .* of torch.complex64",
+        ),
         ({"metric": lambda v, v_k, b: v_k.flatten(1).mean(1) * float("nan")}, BadOutput, "gave NaN or inf without"),
     ],
 )
@@ -144,6 +151,18 @@ def test_a_metric_of_ones_own(tmp_path: Path) -> None:
     assert scores.kind == "metric"
     with pytest.raises(BadScores, match="another run"):
         fog_a.attribute(net, x, checkpoint=tmp_path, progress=False)
+
+
+def test_a_metric_that_writes_into_what_it_was_given() -> None:
+    net, x = Net(depth=3), tokens()
+    plain = lambda v, v_k, batch: (v_k - v).flatten(1).norm(dim=1)  # noqa: E731
+    writing = lambda v, v_k, batch: v_k.sub_(v).flatten(1).norm(dim=1) + 0 * v.zero_().flatten(1).sum(1)  # noqa: E731
+    for measure in (
+        lambda m: fog_a.attribute(net, x, metric=m, progress=False).values,
+        lambda m: fog_a.interactions(net, x, metric=m).joint.values,
+        lambda m: fog_a.remove(net, x, keep=1, metric=m).curve,
+    ):
+        np.testing.assert_array_equal(measure(writing), measure(plain))
 
 
 def euler(model: Any, batch: Any, steps: int) -> Tensor:
@@ -338,6 +357,8 @@ def test_a_metric_that_gives_nan_leaves_the_model() -> None:
 def test_keep_out_of_range(keep: Any) -> None:
     with pytest.raises(BadArgument, match="expected keep="):
         fog_a.remove(Net(), tokens(), keep=keep)
+    with pytest.raises(BadArgument, match="two or more blocks, got 1"):
+        fog_a.remove(Net(), tokens(), keep=keep, blocks=["blocks.1"])
 
 
 def test_pictures() -> None:
