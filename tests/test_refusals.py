@@ -68,6 +68,19 @@ def test_a_state_of_another_k_is_refused() -> None:
         other.load_state_dict(saved.state_dict())
 
 
+def test_a_state_of_other_layers_is_refused() -> None:
+    flow, batch = a_flow(), a_batch()
+    saved = fog_a.AGREPA(flow, 6, ["blocks.1"], batch=batch).state_dict()
+    fog_a.AGREPA(flow, 6, ["blocks.1"], batch=batch).load_state_dict(saved)
+    open_to_any = fog_a.AGREPA(flow, 6, k=1, batch=batch)
+    open_to_any.load_state_dict(saved)
+    assert open_to_any.selection is not None and open_to_any.selection.layers == ("blocks.1",)
+    other = fog_a.AGREPA(flow, 6, ["blocks.2"], batch=batch)
+    with pytest.raises(fog_a.FogError, match=r"aligns .*blocks\.1.*selection= names .*blocks\.2.*leave selection= out"):
+        other.load_state_dict(saved)
+    assert other.selection is not None and other.selection.layers == ("blocks.2",)
+
+
 @pytest.mark.parametrize("seed", [0, -3, np.int64(5), LAST_SEED])
 def test_seeds_that_are_taken(seed: Any) -> None:
     assert checked_seed(seed) == int(seed)

@@ -243,6 +243,7 @@ class AGREPA(Progress):
     def set_extra_state(self, state: Tensor) -> None:
         """The reverse: goes on where it was, also in the middle of the warm-up."""
         saved = from_bytes(state)
+        self._course.check(saved["course"])
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._course.restore(saved["course"])
         self.slots.bound, self._targets.block_of = saved["bound"], saved["block of teacher"]

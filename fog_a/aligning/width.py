@@ -59,7 +59,7 @@ def slot_widths(table: Mapping[str, int], k: int, chosen: Sequence[str] | None) 
             raise UnknownBlock(f"no block is named {unknown[0]!r}; there are {', '.join(table)}")
         return [table[name] for name in chosen]
     if k > len(table):
-        raise Unsupported(f"k = {k} layers per domain, but the model has {len(table)} to choose from: type k=")
+        raise Unsupported(f"k = {k} layers per domain, but the model has {len(table)}: type k={len(table)}")
     counts = Counter(table.values())
     return [width for width in sorted(counts) for _ in range(min(k, counts[width]))]
 
