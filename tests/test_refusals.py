@@ -32,6 +32,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a seed with a fraction": (lambda: attribute(Net(), tokens(), seed=1.5), r"seed= as a whole number, got 1\.5"),
     "a block by number": (lambda: attribute(Net(), tokens(), blocks=[1]), r"expected a block's name, got 1"),
     "blocks= as a number": (lambda: attribute(Net(), tokens(), blocks=1), r"expected a block's name, got 1"),
+    "a gate on names": (lambda: fog_a.gate(["blocks.1"], 0), r"expected Blocks, got .*named\(\[names\]\)"),  # pyright: ignore[reportArgumentType]
+    "a gate on one block": (
+        lambda: fog_a.gate(fog_a.find_blocks(Net(), tokens())[1], 0),  # pyright: ignore[reportArgumentType]
+        r"expected Blocks, got .*a slice",
+    ),
+    "a tap on a model": (lambda: fog_a.tap(Net()), r"expected Blocks, got"),  # pyright: ignore[reportArgumentType]
     "a lazy layer": (lambda: attribute(nn.Sequential(nn.LazyLinear(4), Net()), tokens()), "Run one forward first"),
     "a sparse batch": (lambda: attribute(Net(), tokens().to_sparse()), r"Type x\.to_dense\(\)"),
     "a nested batch": (lambda: attribute(Net(), nested()), "to_padded_tensor"),
