@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import fog_a
+from fog_a.errors import Unsupported
 from fog_a_adapters.compare.leg import Progress
 from fog_a_adapters.dit.audio.data import collate, load_corpus
 from fog_a_adapters.dit.demo.bundled_task import teachers_for
@@ -35,6 +36,10 @@ def test_a_killed_run_goes_on_and_both_measures_see_one_x_t(corpus: Any, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             killed.seed(0)
     assert killed.seed(0) == whole and json.loads((tmp_path / "killed/seed0.json").read_text()) == whole
+    with pytest.raises(
+        Unsupported, match=r"results of another plan \(head was bitc, now ridge\)\. Give another folder"
+    ):
+        Trainings(replace(SETTING, head="ridge"), corpus, taught, tmp_path / "whole")
     leg, bitc = killed._leg(0)
     leg.run(killed.batch, 0, 2, Progress(0), tmp_path / "two.pt")
     leg.model.eval()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import fog_a
+from fog_a.errors import FogError
 from fog_a.files import write_json
 from fog_a.scores.scores import Scores
 from fog_a.scores.statistics import agreement
 from fog_a_adapters.compare.benefits import over_seeds, spearman
 from fog_a_adapters.compare.contrasts import contrast, holm
-from fog_a_adapters.compare.files import read_json
+from fog_a_adapters.compare.files import claim, read_json
 from fog_a_adapters.compare.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
 from fog_a_adapters.dit.demo.bundled_task import teachers_for
@@ -62,11 +63,17 @@ class Setting:
 
 
 class Trainings:
-    """One corpus, its teachers, and the clips on which every look measures."""
+    """One corpus, its teachers, and the clips on which every look measures.
+
+    Raises Unsupported where the folder holds trainings of another setting.
+    """
 
     def __init__(self, setting: Setting, corpus: Corpus, teachers: Any, out: Path) -> None:
         self.setting, self.corpus, self.teachers, self.out = setting, corpus, teachers, out
         s = setting
+        clips = f"{len(corpus.train)} to train on, {len(corpus.test)} held out"
+        taught = {d: teacher.name for d, teacher in teachers.items()}
+        claim(out, {**asdict(s), "corpus": clips, "teachers": taught})
         self.config = DiTConfig.tiny(layers=s.layers, dim=s.dim, token_dim=s.dim, domains=corpus.domains)
         of_domain = {name: [i for i in corpus.test if i.domain == d] for d, name in enumerate(corpus.domains)}
         drawn = {name: random.Random(f"0/test/{name}").sample(items, s.clips) for name, items in of_domain.items()}
@@ -227,8 +234,12 @@ def main() -> None:
                 print(f"{domain}: {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}], {e['n']} seeds{p}")
         return
     torch.set_num_threads(1)
-    corpus = load_corpus(args.data, audio=True)
-    trainings = Trainings(Setting(head=args.head), corpus, teachers_for(f"whisper:{args.whisper}", corpus), args.out)
+    try:
+        corpus = load_corpus(args.data, audio=True)
+        taught = teachers_for(f"whisper:{args.whisper}", corpus)
+        trainings = Trainings(Setting(head=args.head), corpus, taught, args.out)
+    except FogError as error:
+        parser.exit(1, f"{error}\n")
     for seed in range(args.first, args.first + args.seeds):
         trainings.seed(seed)
 
