@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import takewhile
+from math import gcd
 
 from fog_a.finding.likeness import Likeness, item, pattern, period
-from fog_a.finding.parts import Branch, Layer
+from fog_a.finding.parts import Branch, Layer, in_order
 from fog_a.finding.paths import Flow, Update
 
 Group = list[Branch]
@@ -43,22 +45,70 @@ class Groups:
             if len(g) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1
         ]
 
+    def by_item(self, call: int, layers: Sequence[Layer], units: Sequence[Layer]) -> list[Layer]:
+        """The layers below a call in order of execution, `units` those that are calls. A unit in the list item whose
+        other parts `call` adds is a part of that layer. What has an item to itself is called by it: `layers.0`, not
+        `layers.0.mlp`."""
+        rows: dict[str, list[Layer]] = defaultdict(list)
+        for x in sorted([*layers, *self._sublayers(call, units)], key=lambda x: x.start):
+            rows[x.name or self.calls[x.call or 0].name].append(x)
+        for name, row in list(rows.items()):
+            home = item(name, self.calls[call].name) or name
+            whole = rows.get(home, []) if home != name else []
+            if whole and len(whole) == len(row) and all(y.call is None for y in whole) and all(map(_closable, row)):
+                rows[home] = [_joined(y, x) for y, x in zip(whole, rows.pop(name), strict=True)]
+            elif len(row) == 1 and row[0].call is None and any(c.name == name for c in self.calls):
+                alone = not any(n.startswith(f"{home}.") for n in rows.keys() - {name}) and not whole
+                rows[name] = [replace(row[0], name=home)] if alone else row
+        return sorted((x for row in rows.values() for x in row), key=lambda x: x.start)
+
+    def _sublayers(self, call: int, units: Sequence[Layer]) -> list[Layer]:
+        """Items that hold several residual modules of one generic class with different content are one layer each."""
+        by_call = {x.call: x for x in units if x.call is not None}
+        out: list[Layer] = []
+        for home, calls in self.like.homes(call, by_call).items():
+            group, row = [by_call[c] for c in calls], self.like.row(calls)
+            if len({self.calls[c].kind for c in calls}) == 1 and len(set(row)) > 1:
+                out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
+            else:
+                out += group
+        return out
+
     def _layer(self, group: Group) -> Layer:
         start = min(self.calls[p.call].start for b in group for p in b.parts)
         return Layer(None, tuple(group), start, self._name(group))
 
     def _by_item(self, call: int, branches: Sequence[Branch]) -> tuple[list[Group], list[Group]]:
         """Those of each execution of a list item, and those outside any list, one by one."""
-        items: dict[tuple[str, int], Group] = defaultdict(list)
+        visits: dict[str, list[Group]] = defaultdict(list)
         loose: list[Group] = []
+        last: dict[str, str] = {}
         for b in sorted(branches, key=lambda b: b.update.order):
-            part = self.calls[b.parts[0].reader]
-            home = item(part.name, self.calls[call].name)
+            home = item(self.calls[b.parts[0].reader].name, self.calls[call].name)
             if home is None:
                 loose.append([b])
-            else:
-                items[home, part.nth].append(b)
-        return list(items.values()), loose
+                continue
+            if last.get(pattern(home)) != home:
+                visits[home].append([])
+            visits[home][-1].append(b)
+            last[pattern(home)] = home
+        return [group for home in visits.values() for group in self._executions(home)], loose
+
+    def _executions(self, visits: list[Group]) -> list[Group]:
+        """One group for each time that an item runs. Where its modules run unequally often, one is called several times
+        in each, if no other item of the list comes between: of calls 6, 6 and 3 of modules, 2, 2 and 1 are a group."""
+        whole = [[b for visit in visits for b in visit]]
+        groups: dict[tuple[int, int], Group] = defaultdict(list)
+        for i, visit in enumerate(whole if len(set(self._times(*whole).values())) == 1 else visits):
+            times, calls = self._times(visit), sorted({b.parts[0].reader for b in visit})
+            for b in visit:
+                name = self.calls[b.parts[0].reader].name
+                nth = [c for c in calls if self.calls[c].name == name].index(b.parts[0].reader)
+                groups[i, nth * gcd(*times.values()) // times[name]].append(b)
+        return list(groups.values())
+
+    def _times(self, group: Group) -> Counter[str]:
+        return Counter(self.calls[c].name for c in {b.parts[0].reader for b in group})
 
     def _is_stream(self, b: Branch) -> bool:
         """Of one module's sums in a loop: is this the stream that is given out, rather than a recurrence's state?"""
@@ -100,3 +150,11 @@ class Groups:
         keys = zip(*(name.split(".") for name in names), strict=False)
         common = [key[0] for key in takewhile(lambda key: len(set(key)) == 1, keys)]
         return ".".join(common) if common and re.search(r"\d$", common[-1]) else "+".join(names)
+
+
+def _closable(unit: Layer) -> bool:
+    return unit.call is not None and all(b.parts for b in unit.branches)
+
+
+def _joined(x: Layer, y: Layer) -> Layer:
+    return replace(x, branches=in_order(x.branches + y.branches), start=min(x.start, y.start))

@@ -9,11 +9,10 @@ of sub-layers (T5: attention, feed-forward).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fog_a.finding.groups import Groups
 from fog_a.finding.likeness import Likeness, item, numbered, pattern
-from fog_a.finding.parts import Branch, Layer, parts
+from fog_a.finding.parts import Branch, Layer, in_order, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import Asides
@@ -44,10 +43,10 @@ class Levels:
 
     def _layers(self, call: int) -> list[Layer]:
         layers = self._added(call, lone=True)
-        taken = {p.call for layer in layers for b in layer.branches for p in b.parts}
+        taken = {name for layer in layers for b in layer.branches for name in self._modules(b)}
         singles: list[Layer] = []
         for child in self.calls[call].children:
-            if child not in self.busy or child in taken:
+            if child not in self.busy or self.calls[child].name in taken:
                 continue
             if self._is_linked(child):
                 own = Layer(None, tuple(self.owned[child]), self.calls[child].start, self.calls[child].name)
@@ -56,31 +55,7 @@ class Levels:
                 singles.append(Layer(child, self.inner(child), self.calls[child].start))
             else:
                 layers += self.layers(child)
-        layers += self._sublayers(call, singles)
-        return sorted(self._contained(call, layers), key=lambda layer: layer.start)
-
-    def _contained(self, call: int, layers: list[Layer]) -> list[Layer]:
-        """A layer that has a list item to itself is called by it: `layers.0`, not `layers.0.mlp`."""
-        names = [layer.name or self.calls[layer.call or 0].name for layer in layers]
-        out = []
-        for layer in layers:
-            lone = layer.call is None and any(c.name == layer.name for c in self.calls)
-            home = item(layer.name, self.calls[call].name) if lone else None
-            lonely = home is not None and sum(n == home or n.startswith(f"{home}.") for n in names) == 1
-            out.append(replace(layer, name=home) if home is not None and lonely else layer)
-        return out
-
-    def _sublayers(self, call: int, singles: list[Layer]) -> list[Layer]:
-        """Items that hold several residual modules of one generic class with different content are one layer each."""
-        by_call = {layer.call: layer for layer in singles if layer.call is not None}
-        out: list[Layer] = []
-        for home, calls in self.like.homes(call, by_call).items():
-            group, row = [by_call[c] for c in calls], self.like.row(calls)
-            if len({self.calls[c].kind for c in calls}) == 1 and len(set(row)) > 1:
-                out.append(Layer(None, tuple(b for x in group for b in x.branches), group[0].start, home))
-            else:
-                out += group
-        return out
+        return self.groups.by_item(call, layers, singles)
 
     def inner(self, call: int) -> tuple[Branch, ...]:
         """The branches on the way through a call, also those that calls inside it own; its own ones even where the
@@ -89,7 +64,7 @@ class Levels:
         on_way = {id(u) for u in (*chain(self.flow, call), *(u for u in own if not self._within(u, own)))}
         inside = (c for c in self.owned if self.flow.trace.inside(c, call))
         branches = [b for c in inside for b in self.owned[c] if id(b.update) in on_way]
-        return tuple(sorted(branches, key=lambda b: b.update.order))
+        return in_order(branches)
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""
@@ -222,11 +197,16 @@ class Levels:
         lone = len(b.parts) == 1 and b.parts[0].call in self.busy
         if lone and len(self.layers(b.parts[0].call)) > 1:
             return True
-        bit = flow.forks[u.fork]
+        bit, modules = flow.forks[u.fork], self._modules(b)
         return any(
             flow.any[o.stream] & bit
             and flow.any[u.branch] & flow.forks[o.sum]
             and flow.last[flow.forks[o.sum]] <= u.sum
-            and not any(flow.trace.inside(o.op.call, p.call) for p in b.parts)
+            and modules.isdisjoint(self.calls[c].name for c in flow.trace.ancestors(o.op.call))
             for o in self.streams
         )
+
+    def _modules(self, b: Branch) -> set[str]:
+        """The names of the modules that give a branch, and of those in their list item that do its work."""
+        calls = [(self.calls[p.call].name, self.calls[p.reader].name) for p in b.parts]
+        return {name for pair in calls for name in pair if item(name, "") == item(pair[0], "")}

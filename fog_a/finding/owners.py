@@ -10,8 +10,9 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from fog_a.finding.operations import MIXING, base, effect
 from fog_a.finding.parts import zero_if
-from fog_a.finding.paths import Flow, Update, reached, union
+from fog_a.finding.paths import Flow, Update, operands, reached, union
 
 
 def own(flow: Flow) -> dict[int, list[Update]]:
@@ -74,21 +75,24 @@ def _goes_on(flow: Flow, u: Update) -> bool:
 
 
 def _kept_inside(flow: Flow, u: Update) -> bool:
-    """Is the sum read for the branches of others alone? Then it is no stream. ResFormer's attention needs this: it adds
-    the first layer's values, after a projection, to its own."""
+    """Is the sum read for the branches of others alone, and does nothing leave the owner but what it was mixed into?
+    Then it is no stream. ResFormer's attention needs this: it adds the first layer's values to its own."""
     if flow.trunk[u.stream] & flow.sums or union(flow.trunk, (o.stream for o in flow.updates)) & flow.forks[u.sum]:
         return False  # it goes on from an update, or an update from it
-    todo, seen = [u.sum], set[int]()
+    todo, seen = [(u.sum, True)], set[tuple[int, bool]]()
     while todo:
-        v = todo.pop()
+        step = v, straight = todo.pop()
+        if step in seen:
+            continue
+        seen.add(step)
         readers = flow.readers.get(v, ())
-        if v == flow.trace.output or any(not flow.trace.inside(op.call, u.owner) for op in readers):
+        if v == flow.trace.output or (straight and any(not flow.trace.inside(op.call, u.owner) for op in readers)):
             return False
         for op in readers:
             update = flow.by_sum.get(op.makes[0])
             if update is None or update.stream == v:
-                todo += [w for w in op.makes if w not in seen]
-                seen.update(op.makes)
+                mixed = effect(base(op.name)) & MIXING and sum(bool(flow.inputs[p]) for p in operands(op, flow)) > 1
+                todo += [(w, update is not None or (straight and not mixed)) for w in op.makes]
     return True
 
 

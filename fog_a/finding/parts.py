@@ -50,6 +50,10 @@ class Layer:
         return [p for b in self.branches for p in b.parts]
 
 
+def in_order(branches: Iterable[Branch]) -> tuple[Branch, ...]:
+    return tuple(sorted(branches, key=lambda b: b.update.order))
+
+
 def parts(flow: Flow, u: Update) -> list[Part] | None:
     """The module calls whose outputs, set to zero, remove this update; None if none do."""
     closed: dict[int, frozenset[Part] | None] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fog_a.blocks.calls import Scripted
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput, Unsupported
 from fog_a.flows.flow import Forward
@@ -75,18 +76,14 @@ def count_of(batch: Any) -> int | None:
 
 
 def each(batch: Any) -> Iterator[Any]:
-    """The batches: a list, an iterator or a DataLoader is several, anything else is one.
-
-    >>> [*each([[torch.ones(2), torch.zeros(2)]])]  # a DataLoader makes lists of its tuples: the model's arguments
-    [(tensor([1., 1.]), tensor([0., 0.]))]
-    """
+    """The batches: a list, an iterator or a DataLoader is several, anything else is one."""
     if not _several(batch):
         yield batch
         return
     empty = True
     for item in batch:
         empty = False
-        yield tuple(item) if isinstance(item, list) else item
+        yield item
     if empty:
         raise BadBatch(f"expected at least one batch, got an empty {type(batch).__name__}")
 
@@ -113,22 +110,21 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
 
 
 def check_weights(modules: Iterable[nn.Module]) -> None:
-    """Raises Unsupported where a module is compiled by torch.jit, has lazy parameters that no forward has made yet, or
-    weights on "meta" that nobody loads."""
+    """Raises Unsupported where a module is scripted, has lazy parameters that no forward has made yet, or weights on
+    "meta"."""
     for module in modules:
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, Scripted):
             raise Unsupported(
-                "expected a module that takes hooks, got a scripted or traced one. Pass the module that was given to "
-                "torch.jit.script or torch.jit.trace"
+                "expected a module that takes hooks, got a scripted one. Pass the module that was given to "
+                "torch.jit.script"
             )
-        offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())  # accelerate loads weights before each call
         for name, p in module.named_parameters():
             if is_lazy(p):
                 raise Unsupported(
                     f"expected a model whose weights exist, got the lazy parameter {name!r}. Run one forward first: "
                     "model(batch)"
                 )
-            if p.is_meta and not offloaded:
+            if p.is_meta:
                 raise Unsupported(
                     f"expected a model whose weights hold data, got {name!r} on the device 'meta'. Load the weights: "
                     "model.to_empty(device='cpu'), then load_state_dict"

@@ -11,6 +11,7 @@ from own_zoo.executions import EXECUTIONS
 from own_zoo.groups import GROUPS
 from own_zoo.lanes import LANES
 from own_zoo.layouts import LAYOUTS
+from own_zoo.lists import LISTS
 from own_zoo.negatives import NEGATIVES
 from own_zoo.parents import PARENTS
 from own_zoo.seconds import SECONDS
@@ -23,7 +24,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES, *GROUPS, *ANEW,
+    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
