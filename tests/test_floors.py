@@ -16,7 +16,7 @@ from house import FLOORS, ROOT, Package, imports, parse, room_of
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 CORE, ADAPTERS = Package(ROOT / "fog_a"), Package(ROOT / "adapters" / "fog_a_adapters")
 
-SERVES_ANY = {"compare", "decoders", "released"}
+SERVES_ANY = {"compare", "released", "straight"}
 """Rooms of the adapters that belong to no model: any adapter may import them, they import none."""
 DIT_FLOORS = ["model", "audio", "demo"]
 """Rooms of the bundled model, from the ground up."""

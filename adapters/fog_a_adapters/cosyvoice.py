@@ -17,20 +17,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
-from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along
 from fog_a.flows.network import arguments
-from fog_a.flows.noise import noise, uniform
+from fog_a.flows.noise import uniform
 from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a_adapters.decoders import decoder_tokens
+from fog_a_adapters.straight import DecoderFlow
 
 KEYS = ("speech_token", "speech_token_len", "speech_feat", "speech_feat_len", "embedding")
 FLOWS = ("MaskedDiffWithXvec", "CausalMaskedDiffWithXvec", "CausalMaskedDiffWithDiT")
@@ -38,7 +35,7 @@ S3GEN = ("S3Token2Mel", "S3Token2Wav")
 PARTS = ("input_embedding", "spk_embed_affine_layer", "decoder")
 
 
-class CosyVoiceAdapter(Flow):
+class CosyVoiceAdapter(DecoderFlow):
     """Adapter of CosyVoice's flows; velocities are (B, M, T).
 
     Args:
@@ -48,7 +45,6 @@ class CosyVoiceAdapter(Flow):
 
     checkout = "cosyvoice"
     version = "ace7c47"
-    t = "t"  # the argument of the network that holds the flow time
 
     def __init__(self, model: Any, streaming: bool = False) -> None:
         if is_a(model, "chatterbox", *S3GEN):
@@ -63,7 +59,7 @@ class CosyVoiceAdapter(Flow):
                 f"the flow's estimator is {type(model.decoder.estimator).__name__}, no module: "
                 "load CosyVoice without TensorRT (load_trt=False)"
             )
-        self.model, self.streaming = model, streaming
+        self.model, self.streaming, self.sigma = model, streaming, model.decoder.sigma_min
         self.module: nn.Module = model.decoder.estimator
         self._streams = "streaming" in arguments(self.module)
 
@@ -77,29 +73,24 @@ class CosyVoiceAdapter(Flow):
             or (all(hasattr(fork, part) for part in PARTS) and hasattr(fork.decoder, "estimator"))
         )
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
-        """v(x_t, t, c), x_t = (1 − (1 − σ_min) t) x_0 + t x_1; half of the samples see up to 30 % of x_1 as c."""
-        x1, x0, lengths = self._drawn(batch, seed)
-        coin, part = uniform(self.samples(batch).ids, seed, "prefix", 2).to(x1.device).unbind(1)
-        prefix = ((0.3 * lengths).long() + 1) * part * (coin >= 0.5)
-        return self.field(batch, x0, sample_times(t, x1), prefix.long())
-
-    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
-        """x_1 − (1 − σ_min) x_0."""
-        x1, x0, _ = self._drawn(batch, seed)
-        return x1 - (1 - self.model.decoder.sigma_min) * x0
+    def drawn(self, batch: Any, seed: int) -> tuple[Tensor]:
+        """The reference prefix: half of the samples see up to 30 % of x_1."""
+        samples = self.samples(batch)
+        assert samples.mask is not None
+        lengths = samples.mask[:, 0].sum(-1)
+        coin, part = uniform(samples.ids, seed, "prefix", 2).to(lengths.device).unbind(1)
+        return ((((0.3 * lengths).long() + 1) * part * (coin >= 0.5)).long(),)
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"], prefix: Tensor
     ) -> Float[Tensor, "B M T"]:
         """v with everything that is random given: the noise, the time, and how many frames (B,) are the reference."""
         found = self._read(batch)
-        x1, sigma, at = found["speech_feat"].transpose(1, 2), self.model.decoder.sigma_min, t[:, None, None]
+        x1 = found["x1"]
         mu, speaker, mask = self._conditions(found)
         frame = torch.arange(x1.shape[-1], device=x1.device)
         reference = torch.where((frame < prefix[:, None])[:, None], x1, 0)
-        x_t = (1 - (1 - sigma) * at) * x0 + at * x1
-        return self.module(x_t, mask, mu, t, speaker, reference, **self._streaming)
+        return self.module(self.between(x0, x1, t), mask, mu, t, speaker, reference, **self._streaming)
 
     def samples(self, batch: Any) -> Samples:
         """Ids from `utts` or `ids`, or made of the features; the mask of real frames (B, 1, T)."""
@@ -111,29 +102,12 @@ class CosyVoiceAdapter(Flow):
         padded = {"speech_token": (1, "speech_token_len"), "speech_feat": (1, "speech_feat_len")}
         return samples_from(about, feat, lengths=lengths.tolist(), mask=mask, padded=padded)
 
-    def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
-        """μ: the encoded speech tokens at mel length."""
-        return self._conditions(self._read(batch))[0].transpose(1, 2)
-
-    def tokens(
-        self, h: Tensor, block: ResidualBlock, samples: Samples
-    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """Transformer blocks give tokens; the convolutional blocks of versions 1 and 2 give (B, D, T)."""
-        return decoder_tokens(self.module, h, block, samples)
-
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The loss of the flow's own forward, with its own random numbers."""
         found, device = self._read(batch), next(self.model.parameters()).device
         if hasattr(self.model, "compute_loss"):  # chatterbox: no forward, and features as (B, M, T)
             return self.model.compute_loss({**found, "speech_feat": found["speech_feat"].mT}, device)["loss"]
         return self.model(batch, device)["loss"]
-
-    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B M T"], Float[Tensor, "B M T"], Tensor]:
-        """x_1, the noise that the seed draws for it, and the real frames (B,)."""
-        x1, samples = self._read(batch)["speech_feat"].transpose(1, 2), self.samples(batch)
-        assert samples.mask is not None
-        lengths = samples.mask[:, 0].sum(-1)
-        return x1, noise(x1, samples.ids, seed, lengths.tolist(), axis=2), lengths
 
     @property
     def _streaming(self) -> dict[str, bool]:
@@ -176,4 +150,5 @@ class CosyVoiceAdapter(Flow):
         require_keys(
             batch, KEYS, "CosyVoice", "Its processor's padding gives them; whisper_feat alone has to be tokenized first"
         )
-        return to_module({key: batch[key] for key in KEYS}, self.module, "speech_feat", "embedding")
+        found = to_module({key: batch[key] for key in KEYS}, self.module, "speech_feat", "embedding")
+        return {**found, "x1": found["speech_feat"].transpose(1, 2)}

@@ -11,7 +11,6 @@ batch, by Python's `random` in the original) only if asked for: `wrap(cfm, drop=
 from __future__ import annotations
 
 import random
-import sys
 from typing import Any
 
 import torch
@@ -19,21 +18,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
-from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
-from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask, mask_along, token_mask
 from fog_a.flows.network import arguments
-from fog_a.flows.noise import noise, spans, uniform
-from fog_a.flows.paths import linear
+from fog_a.flows.noise import spans, uniform
 from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
+from fog_a_adapters.straight import StraightFlow, theirs
 
 KEYS = ("mel", "mel_lengths", "text")
 HINT = "F5-TTS's collate_fn gives: mel (B, M, T), mel_lengths, text"
 
 
-class F5TTSAdapter(Flow):
+class F5TTSAdapter(StraightFlow):
     """Adapter of `f5_tts.model.CFM`; velocities are (B, T, M).
 
     Args:
@@ -55,20 +52,14 @@ class F5TTSAdapter(Flow):
         """True for a CFM of f5_tts, or a subclass of it."""
         return is_a(model, "f5_tts", "CFM")
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
-        """v(x_t, t, c), x_t = (1 − t) x_0 + t x_1, outside-the-span mel and text as c."""
-        x1, lengths, _ = self._read(batch)
-        ids = self.samples(batch).ids
-        x0 = noise(x1, ids, seed, lengths.tolist())
-        low, high = self.model.frac_lengths_mask
-        width, start = uniform(ids, seed, "span", 2).to(x1).unbind(1)
-        span = spans(lengths, low + (high - low) * width, start, x1.shape[1])
-        return self.field(batch, x0, sample_times(t, x1), span, *self._dropped(seed))
-
-    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T M"]:
-        """x_1 − x_0."""
-        x1, lengths, _ = self._read(batch)
-        return x1 - noise(x1, self.samples(batch).ids, seed, lengths.tolist())
+    def drawn(self, batch: Any, seed: int) -> tuple[Bool[Tensor, "B T"], bool, bool]:
+        """The span to fill in, and whether the audio around it and the text are dropped."""
+        found, (low, high) = self._read(batch), self.model.frac_lengths_mask
+        width, start = uniform(self.samples(batch).ids, seed, "span", 2).to(found["x1"]).unbind(1)
+        draw = random.Random(seed)
+        audio, both = draw.random() < self.model.audio_drop_prob, draw.random() < self.model.cond_drop_prob
+        span = spans(found["lengths"], low + (high - low) * width, start, found["x1"].shape[1])
+        return span, self.drop and (audio or both), self.drop and both
 
     def field(
         self,
@@ -80,28 +71,27 @@ class F5TTSAdapter(Flow):
         drop_text: bool = False,
     ) -> Float[Tensor, "B T M"]:
         """v with everything that is random given: the noise, the time, the span to fill in, what is dropped."""
-        x1, lengths, text = self._read(batch)
-        x_t, _ = linear(x0, x1, t[:, None, None])
-        cond = torch.where(span[..., None], 0, x1)
-        mask = frame_mask(lengths, x1.shape[1])
-        return self.module(
-            x=x_t, cond=cond, text=text, time=t, drop_audio_cond=drop_audio_cond, drop_text=drop_text, mask=mask
-        )
+        found = self._read(batch)
+        x_t, cond = self.between(x0, found["x1"], t), torch.where(span[..., None], 0, found["x1"])
+        given = {"text": self._text(found), "mask": frame_mask(found["lengths"], cond.shape[1])}
+        return self.module(x=x_t, cond=cond, time=t, drop_audio_cond=drop_audio_cond, drop_text=drop_text, **given)
 
     def samples(self, batch: Any) -> Samples:
         """Ids made of the mel (or given under `ids`), and the mask of real frames (B, T, 1)."""
-        x1, lengths, _ = self._read(batch, text=False)
+        found = self._read(batch)
+        x1, lengths = found["x1"], found["lengths"]
         mask = mask_along(frame_mask(lengths, x1.shape[1]), 3, 1)
         # the text embedding is as long as the longest sample
         return samples_from(batch, x1, lengths=lengths.tolist(), mask=mask, padded={"mel": (2, "mel_lengths")})
 
     def interface(self, batch: Any) -> Float[Tensor, "B T D"]:
         """The text embedding: at mel length (DiT, UNetT) or at its own (MMDiT)."""
-        x1, lengths, text = self._read(batch)
+        found = self._read(batch)
         embed: Any = self.module.text_embed
         if "seq_len" not in arguments(embed):  # MMDiT
-            return embed(text)
-        return embed(text, seq_len=lengths if is_a(self.module, "f5_tts", "DiT") else x1.shape[1])
+            return embed(self._text(found))
+        size = found["lengths"] if is_a(self.module, "f5_tts", "DiT") else found["x1"].shape[1]
+        return embed(self._text(found), seq_len=size)
 
     def tokens(
         self, h: Float[Tensor, "B R D"], block: ResidualBlock, samples: Samples
@@ -116,29 +106,22 @@ class F5TTSAdapter(Flow):
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The loss of `CFM.forward`, with its own random numbers."""
-        x1, lengths, _ = self._read(batch, text=False)
-        return self.model(x1, text=batch["text"], lens=lengths)[0]
+        found = self._read(batch)
+        return self.model(found["x1"], text=batch["text"], lens=found["lengths"])[0]
 
     def batch_of(self, inp: Tensor, text: Any, *, lens: Any = None, **_: Any) -> dict[str, Any]:
         """The batch of a call of `CFM.forward`, as its Trainer makes it."""
         lengths = torch.full((len(inp),), inp.shape[1], device=inp.device) if lens is None else lens
         return {"mel": inp.transpose(1, 2), "mel_lengths": lengths, "text": text}
 
-    def _read(self, batch: Any, text: bool = True) -> tuple[Tensor, Tensor, Any]:
+    def _read(self, batch: Any) -> dict[str, Any]:
         require_keys(batch, KEYS, "F5-TTS", HINT)
         found = to_module({key: batch[key] for key in KEYS}, self.module, "mel")
-        device = found["mel"].device
-        ids = self._text(found["text"]).to(device) if text else None
-        return found["mel"].transpose(1, 2), torch.as_tensor(found["mel_lengths"], device=device), ids
+        x1 = found["mel"].transpose(1, 2)
+        return {"x1": x1, "lengths": torch.as_tensor(found["mel_lengths"], device=x1.device), "text": found["text"]}
 
-    def _text(self, text: Any) -> Int[Tensor, "B N"]:
-        if isinstance(text, Tensor):
-            return text
-        theirs = sys.modules[next(c for c in type(self.model).__mro__ if c.__name__ == "CFM").__module__]
-        vocabulary = self.model.vocab_char_map
-        return theirs.list_str_to_tensor(text) if vocabulary is None else theirs.list_str_to_idx(text, vocabulary)
-
-    def _dropped(self, seed: int) -> tuple[bool, bool]:
-        draw = random.Random(seed)
-        audio, both = draw.random() < self.model.audio_drop_prob, draw.random() < self.model.cond_drop_prob
-        return (self.drop and (audio or both), self.drop and both)
+    def _text(self, found: dict[str, Any]) -> Int[Tensor, "B N"]:
+        text, package, vocabulary = found["text"], theirs(self.model, "CFM"), self.model.vocab_char_map
+        if not isinstance(text, Tensor):
+            text = package.list_str_to_tensor(text) if vocabulary is None else package.list_str_to_idx(text, vocabulary)
+        return text.to(found["x1"].device)

@@ -11,28 +11,23 @@ T is a multiple of 4, as Matcha's own collate function makes it.
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from fog_a.blocks.block import ResidualBlock
-from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
-from fog_a.flows.flow import Flow
 from fog_a.flows.frames import frame_mask
-from fog_a.flows.noise import noise
 from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
-from fog_a_adapters.decoders import decoder_tokens
+from fog_a_adapters.straight import DecoderFlow, theirs
 
 TEXT = ("x", "x_lengths", "y", "y_lengths", "spks", "durations")
 DECODER = ("x1", "mask", "mu", "spks", "cond")
 
 
-class MatchaAdapter(Flow):
+class MatchaAdapter(DecoderFlow):
     """Adapter of Matcha-TTS; velocities are (B, M, T).
 
     Args:
@@ -41,35 +36,24 @@ class MatchaAdapter(Flow):
 
     package = "matcha-tts"
     version = "0.0.7.2"
-    t = "t"  # the argument of the network that holds the flow time
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.whole = hasattr(model, "encoder")
         self.decoder: Any = model.decoder if self.whole else model
         self.module: nn.Module = self.decoder.estimator
+        self.sigma = self.decoder.sigma_min
 
     @staticmethod
     def matches(model: object) -> bool:
         """True for MatchaTTS and for its CFM."""
         return is_a(model, "matcha", "MatchaTTS", "CFM")
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
-        """v(x_t, t, μ), x_t = (1 − (1 − σ_min) t) x_0 + t x_1."""
-        x1, x0 = self._drawn(batch, seed)
-        return self.field(batch, x0, sample_times(t, x1))
-
-    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B M T"]:
-        """x_1 − (1 − σ_min) x_0."""
-        x1, x0 = self._drawn(batch, seed)
-        return x1 - (1 - self.decoder.sigma_min) * x0
-
     def field(self, batch: Any, x0: Float[Tensor, "B M T"], t: Float[Tensor, "B"]) -> Float[Tensor, "B M T"]:
         """v with everything that is random given: the noise and the time."""
         found = self._read(batch)
         mu, spks = self._conditions(found)
-        at, sigma = t[:, None, None], self.decoder.sigma_min
-        return self.module((1 - (1 - sigma) * at) * x0 + at * found["x1"], found["mask"], mu, t, spks)
+        return self.module(self.between(x0, found["x1"], t), found["mask"], mu, t, spks)
 
     def samples(self, batch: Any) -> Samples:
         """Ids made of the mel (or given under `ids`), the mask of real frames (B, 1, T)."""
@@ -77,28 +61,12 @@ class MatchaAdapter(Flow):
         mask = found["mask"].bool()
         return samples_from(batch, found["x1"], lengths=mask[:, 0].sum(-1).tolist(), axis=2, mask=mask)
 
-    def interface(self, batch: Any) -> Float[Tensor, "B T M"]:
-        """μ: the encoded text at mel length."""
-        return self._conditions(self._read(batch))[0].transpose(1, 2)
-
-    def tokens(
-        self, h: Tensor, block: ResidualBlock, samples: Samples
-    ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """Transformer blocks give tokens, convolutional ones (B, D, T)."""
-        return decoder_tokens(self.module, h, block, samples)
-
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """Duration, prior and flow-matching loss together, as its training step adds them; the decoder's alone."""
         found = self._read(batch)
         if not self.whole:
             return self.decoder.compute_loss(**{key: found.get(key) for key in DECODER})[0]
         return sum(self.model(**{k: found.get(k) for k in TEXT}, out_size=self.model.out_size)[:3])  # pyright: ignore
-
-    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B M T"], Float[Tensor, "B M T"]]:
-        """x_1, and the noise that the seed draws for it."""
-        found = self._read(batch)
-        lengths = found["mask"].bool()[:, 0].sum(-1).tolist()
-        return found["x1"], noise(found["x1"], self.samples(batch).ids, seed, lengths, axis=2)
 
     def _read(self, batch: Any) -> dict[str, Any]:
         if not self.whole:
@@ -116,16 +84,15 @@ class MatchaAdapter(Flow):
         """
         if not self.whole:
             return found["mu"], found["spks"]
-        model, y = self.model, found["x1"]
-        theirs: Any = sys.modules[next(k for k in type(model).__mro__ if k.__name__ == "MatchaTTS").__module__]
+        model, y, package = self.model, found["x1"], theirs(self.model, "MatchaTTS")
         spks = model.spk_emb(found["spks"]) if model.n_spks > 1 else None
         mu_x, _, text_mask = model.encoder(found["x"], found["x_lengths"], spks)
         allowed = (text_mask.unsqueeze(-1) * found["mask"].to(text_mask).unsqueeze(2)).squeeze(1)
         if model.use_precomputed_durations:
-            path = theirs.generate_path(found["durations"].squeeze(1), allowed)
+            path = package.generate_path(found["durations"].squeeze(1), allowed)
         else:
             with torch.no_grad():
                 squares = (mu_x**2).sum(1)[..., None] - 2 * mu_x.transpose(1, 2) @ y + (y**2).sum(1)[:, None]
                 log_prior = -0.5 * (model.n_feats * math.log(2 * math.pi) + squares)
-                path = theirs.monotonic_align.maximum_path(log_prior, allowed).detach()
+                path = package.monotonic_align.maximum_path(log_prior, allowed).detach()
         return (path.transpose(1, 2) @ mu_x.transpose(1, 2)).transpose(1, 2), spks

@@ -11,7 +11,6 @@ A batch is a dict of the wrapper's own keywords: `x1` (B, T, D) features or (B, 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -21,19 +20,18 @@ from torch import Tensor
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch
-from fog_a.flows.convention import sample_times
 from fog_a.flows.dicts import require_keys, samples_from, to_module
-from fog_a.flows.flow import Flow
 from fog_a.flows.frames import mask_along, token_mask
-from fog_a.flows.noise import noise, spans, uniform
+from fog_a.flows.noise import spans, uniform
 from fog_a.flows.register import is_a
 from fog_a.flows.samples import Samples
+from fog_a_adapters.straight import StraightFlow, theirs
 
 KEYWORDS = ("x1", "mask", "semantic_token_ids", "phoneme_ids", "cond", "cond_mask", "input_sampling_rate")
 HINT = "Its keywords: " + ", ".join(KEYWORDS)
 
 
-class VoiceboxAdapter(Flow):
+class VoiceboxAdapter(StraightFlow):
     """Adapter of voicebox-pytorch; velocities are (B, T, D).
 
     Args:
@@ -54,21 +52,16 @@ class VoiceboxAdapter(Flow):
         """True for the wrapper and for a VoiceBox."""
         return is_a(model, "voicebox_pytorch", "ConditionalFlowMatcherWrapper", "VoiceBox")
 
-    def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T D"]:
-        """v(x_t, t, c), x_t = (1 − (1 − σ) t) x_0 + t x_1, the rest of c outside the span that the seed draws."""
-        x1, x0 = self._drawn(batch, seed)
-        ids, span = self.samples(batch).ids, self._read(batch).get("cond_mask")
+    def drawn(self, batch: Any, seed: int) -> tuple[Bool[Tensor, "B T"]]:
+        """The span to fill in, where the batch gives none."""
+        found = self._read(batch)
+        x1, span = found["x1"], found.get("cond_mask")
         if span is None:
             low, high = self.module.frac_lengths_mask
-            width, start = uniform(ids, seed, "span", 2).to(x1.device).unbind(1)
+            width, start = uniform(self.samples(batch).ids, seed, "span", 2).to(x1.device).unbind(1)
             whole = torch.full((len(x1),), x1.shape[1], device=x1.device)
             span = spans(whole, low + (high - low) * width, start, x1.shape[1])
-        return self.field(batch, x0, sample_times(t, x1), span)
-
-    def target(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B T D"]:
-        """x_1 − (1 − σ) x_0."""
-        x1, x0 = self._drawn(batch, seed)
-        return x1 - (1 - self.sigma) * x0
+        return (span,)
 
     def field(
         self, batch: Any, x0: Float[Tensor, "B T D"], t: Float[Tensor, "B"], span: Bool[Tensor, "B T"]
@@ -119,23 +112,17 @@ class VoiceboxAdapter(Flow):
 
     def _inputs(self, found: dict[str, Any], x0: Tensor, t: Tensor) -> tuple[dict[str, Any], Tensor]:
         """What VoiceBox takes at x_t, and its target x_1 − (1 − σ) x_0: also the condition if none is given."""
-        x1, at = found["x1"], t[:, None, None]
+        x1 = found["x1"]
         target = x1 - (1 - self.sigma) * x0
         cond = found.get("cond")
         inputs = dict(
-            x=(1 - (1 - self.sigma) * at) * x0 + at * x1,
+            x=self.between(x0, x1, t),
             times=t,
             cond=target if cond is None else cond,
             cond_token_ids=self._tokens(found),
             self_attn_mask=found.get("mask"),
         )
         return inputs, target
-
-    def _drawn(self, batch: Any, seed: int) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-        """x_1, and the noise that the seed draws for it."""
-        found = self._read(batch)
-        lengths = None if found.get("mask") is None else found["mask"].sum(1).tolist()
-        return found["x1"], noise(found["x1"], self.samples(batch).ids, seed, lengths)
 
     def _tokens(self, found: dict[str, Any]) -> Tensor | None:
         if not self.module.condition_on_text:
@@ -159,9 +146,9 @@ class VoiceboxAdapter(Flow):
         codec = self.module.audio_enc_dec
         if codec is None:
             raise BadBatch("x1 is audio (B, N), and this VoiceBox has no audio_enc_dec: give features (B, T, D)")
-        theirs = sys.modules[next(c for c in type(self.module).__mro__ if c.__name__ == "VoiceBox").__module__]
         with torch.no_grad():
-            return codec.encode(theirs.resample(audio.flatten(1), rate or codec.sampling_rate, codec.sampling_rate))
+            resample = theirs(self.module, "VoiceBox").resample
+            return codec.encode(resample(audio.flatten(1), rate or codec.sampling_rate, codec.sampling_rate))
 
 
 def named(batch: Any) -> Any:
