@@ -1,4 +1,4 @@
-"""Six training loops that others wrote, each put on a CPU with a few steps of random data, for training_loops.py."""
+"""Seven training loops that others wrote, each put on a CPU with a few steps of random data, for training_loops.py."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def sit_stage() -> None:
     encoded = SimpleNamespace(latent_dist=SimpleNamespace(sample=lambda: torch.randn(BATCH, 4, 32, 32)))
     vae = SimpleNamespace(encode=lambda x: encoded)
     models.AutoencoderKL = SimpleNamespace(from_pretrained=lambda name: SimpleNamespace(to=lambda device: vae))
+
+
+def diffusers_stage() -> None:
+    """Random images in the place of a data set of the hub."""
+
+    class Images(list[dict[str, Tensor]]):
+        def set_transform(self, transform: Any) -> None:
+            pass
+
+    package: Any = importlib.import_module("datasets")
+    for name in ("transformers.utils", "transformers.utils.import_utils"):  # the stand-in has no version to compare
+        vars(importlib.import_module(name))["is_torchvision_greater_or_equal"] = lambda version: False
+    package.load_dataset = lambda *a, **k: Images({"input": torch.randn(3, 32, 32)} for _ in range(STEPS * BATCH))
 
 
 def f5_stage() -> None:
@@ -163,6 +176,20 @@ LOOPS = {
         [("device_ids=[device]", "device_ids=None"), ("device = rank % torch.cuda.device_count()", 'device = "cpu"')],
         ["--data-path=x", "--model=SiT-S/8", "--epochs=1", f"--global-batch-size={BATCH}", "--num-workers=0"],
         before=sit_stage,
+    ),
+    "diffusers": Loop(
+        "diffusers",
+        "58eb52c",
+        "examples/unconditional_image_generation/train_unconditional.py",
+        [
+            ("(128, 128, 256, 256, 512, 512)", "(32, 32, 64, 64, 64, 64)"),
+            ("layers_per_block=2", "layers_per_block=1"),
+            ('if args.logger == "tensorboard":', "if False:"),
+            ("log_with=args.logger", "log_with=None"),
+        ],
+        f"--dataset_name=x --resolution=32 --train_batch_size={BATCH} --num_epochs=1 --output_dir=out "
+        "--eval_batch_size=1 --ddpm_num_inference_steps=2 --lr_warmup_steps=1 --learning_rate=1e-3".split(),
+        before=diffusers_stage,
     ),
     "f5-tts": Loop(
         "f5_tts",

@@ -1,6 +1,6 @@
-"""AG-REPA and scores in six training loops that others wrote: how many lines change, and whether they run.
+"""AG-REPA and scores in seven training loops that others wrote: how many lines change, and whether they run.
 
-    python benchmarks/training_loops.py CHECKOUTS        # minRF, conditional-flow-matching, flow_matching, SiT
+    python benchmarks/training_loops.py CHECKOUTS    # minRF, conditional-flow-matching, flow_matching, SiT, diffusers
 
 f5-tts and matcha-tts are read where they are installed. `benchmarks/loops/*.diff` are what a user changes. Each loop is
 put on a CPU with a few steps of random data (`stage`), as it was and with the diff. At the end of the warm-up the

@@ -3,6 +3,8 @@
     python -m fog_a_adapters.dit.audio.whisper_folder out/whisper
     python examples/alignment_gate.py search  --whisper out/whisper --data ../shared/audio --out out/gate
     python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/gate --clips 50
+    python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/again --clips 10 \
+        --steps 600 --arms base,base-again,base-again2    # how much one draw of clips and noise moves a run
 
 docs/experiments/PLAN.md says what is looked for and what counts as no. A killed run goes on. The endpoint is the
 held-out flow loss of averaged weights at 32 stratified flow times, the same noise for every arm and seed.
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fog_a.errors import FogError
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
 from fog_a_adapters.dit.audio.tokens import STRIDE
@@ -76,29 +79,42 @@ def main() -> None:
     parser.add_argument("--arms", help="with commas, in place of the stage's own")
     args = parser.parse_args()
     if args.stage == "draw":
-        plot({p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(args.out.glob("*.json"))}).savefig(
-            args.out.with_suffix(".png")
-        )
+        runs = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(args.out.glob("*.json"))}
+        if not runs:
+            parser.error(f"{args.out} holds no results: type search or confirm before draw, or another --out")
+        plot(runs).savefig(args.out.with_suffix(".png"))
         return
     torch.set_num_threads(1)
-    task = gate_task(args.data, args.whisper, args.clips)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
     first = SEEDS[args.stage]
     plan = replace(PLAN, arms=arms, seeds=tuple(range(first, first + args.seeds)), total=args.total)
     plan = replace(plan, steps=args.steps)
     name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}" + f"-{args.steps}" * (args.steps != PLAN.steps)
-    report = compare(task, plan, args.out / name)
-    (args.out / f"{name}.json").write_text(json.dumps(small(report)), encoding="utf-8")
+    try:
+        task = gate_task(args.data, args.whisper, args.clips)
+        report = compare(task, plan, args.out / name)
+    except FogError as error:
+        parser.exit(1, f"{error}\n")
+    kept = small(report)
+    (args.out / f"{name}.json").write_text(json.dumps(kept), encoding="utf-8")
     print((args.out / name / "compare.md").read_text(encoding="utf-8"))
+    for seed, sd in kept["scatter"].items():
+        print(f"seed {seed}: base and its replicates scatter by {sd:.4f}")
 
 
 def small(report: dict[str, Any]) -> dict[str, Any]:
-    """What is worth keeping: plan, each arm's loss at each seed, and what each layer's benefit goes with."""
+    """What is worth keeping: plan, each arm's loss at each seed, and what each layer's benefit goes with.
+
+    `scatter`: seed → standard deviation over base and its replicates, which differ by clips and noise alone.
+    """
     loss: dict[str, dict[str, float]] = {}
     for r in report["results"]:
         loss.setdefault(r["arm"], {})[str(r["seed"])] = r["metrics"]["loss"]
-    kept = {key: report[key] for key in ("task", "facts", "plan", "benefits")}
-    return {**kept, "loss": loss, "summary": report["summary"]["metrics"]["loss"]}
+    again = [of for arm, of in loss.items() if arm.startswith("base")]
+    scatter = {seed: statistics.stdev(of[seed] for of in again) for seed in loss["base"]} if len(again) > 2 else {}
+    kept = {key: report[key] for key in ("task", "plan", "benefits")}
+    facts = {**report["facts"], "data": report["facts"]["data"].rsplit("/", 1)[-1]}  # not where the folder lies
+    return {**kept, "facts": facts, "loss": loss, "scatter": scatter, "summary": report["summary"]["metrics"]["loss"]}
 
 
 def plot(runs: Mapping[str, Any]) -> Figure:

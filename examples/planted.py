@@ -177,6 +177,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.drawn is not None:
+        if not args.drawn.is_file():
+            parser.error(
+                f"there are no numbers at {args.drawn}: leave --drawn out to measure them, or name another file"
+            )
         plot(json.loads(args.drawn.read_text(encoding="utf-8"))).savefig(args.out.with_suffix(".png"))
         return
     made = measured(Setting(), range(args.first, args.first + args.seeds))

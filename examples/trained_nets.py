@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import hashlib
 import importlib
 import json
@@ -139,9 +140,9 @@ def stability(scores: fog_a.Scores, draws: int = 200) -> tuple[float, float]:
     return rho, float(np.mean([a.argmin() == b.argmin() for a, b in means]))
 
 
-def curves(net: Net, scores: fog_a.Scores, most: int) -> dict[str, list[float]]:
+def curves(without: Callable[[frozenset[str]], float], scores: fog_a.Scores, most: int) -> dict[str, list[float]]:
     """The error with 0, 1, … layers closed: the least by their scores, the first ones, the last ones, spread evenly."""
-    blocks, names = fog_a.find_blocks(net.model, net.batch), list(scores.layers)
+    names = list(scores.layers)
     least = [name for _, name in sorted(zip(scores.mean(), names, strict=True))]
     orders = {
         "least contribution": lambda k: least[:k],
@@ -150,20 +151,20 @@ def curves(net: Net, scores: fog_a.Scores, most: int) -> dict[str, list[float]]:
         "last": lambda k: names[len(names) - k :],
         "spread evenly": lambda k: [names[i] for i in np.linspace(0, len(names) - 1, k + 2).round().astype(int)[1:-1]],
     }
-    return {label: [closed(net, blocks, order(k)) for k in range(most + 1)] for label, order in orders.items()}
+    return {label: [without(frozenset(order(k))) for k in range(most + 1)] for label, order in orders.items()}
 
 
-def closed(net: Net, blocks: fog_a.Blocks, names: Sequence[str]) -> float:
-    """The error without these layers."""
-    with fog_a.gate(blocks.named(names), 0):
-        return net.error()
+def measured(net: Net, most: int, level: Any) -> dict[str, Any]:
+    """All numbers of a network: its scores, their stability, and its error without layers, or without branches."""
+    blocks = fog_a.find_blocks(net.model, net.batch, level=level)
+    scores = fog_a.attribute(net.model, net.batch, blocks=blocks, progress=False)
 
+    @functools.cache  # the curves share sets of layers
+    def without(names: frozenset[str]) -> float:
+        with fog_a.gate(blocks.named(sorted(names)), 0):
+            return net.error()
 
-def measured(net: Net, most: int) -> dict[str, Any]:
-    """All numbers of a network: its scores, their stability, and its error without layers."""
-    scores = fog_a.attribute(net.model, net.batch, progress=False)
-    blocks = fog_a.find_blocks(net.model, net.batch)
-    alone = [closed(net, blocks, [name]) for name in scores.layers]
+    alone = [without(frozenset([name])) for name in scores.layers]
     rho, agree = stability(scores)
     return {
         "layers": list(scores.layers),
@@ -175,7 +176,7 @@ def measured(net: Net, most: int) -> dict[str, Any]:
         "error": net.unit,
         "without one layer": alone,
         "rank correlation of score and error": correlation(scores.mean(), alone),
-        "with layers closed": curves(net, scores, most),
+        "with layers closed": curves(without, scores, most),
     }
 
 
@@ -229,17 +230,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=PACKAGED, help="a folder with manifest.csv")
     parser.add_argument("--clips", type=int, default=30)
     parser.add_argument("--most", type=int, default=4, help="at most so many layers are closed")
+    parser.add_argument("--level", choices=("layer", "branch"), default="layer", help="what is closed")
     parser.add_argument("--numbers", type=Path, help="draw these, written by an earlier run")
     parser.add_argument("--out", type=Path, default=Path("out"))
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
+    name = f"trained_{a.what}" + ("_branches" if a.level == "branch" else "")
     if a.numbers:
         result = json.loads(a.numbers.read_text())
     else:
-        result = measured({"pitch": pitch, "words": words}[a.what](clips(a.data, a.clips)), a.most)
-        (a.out / f"trained_{a.what}.json").write_text(json.dumps(result, indent=1))
+        result = measured({"pitch": pitch, "words": words}[a.what](clips(a.data, a.clips)), a.most, a.level)
+        (a.out / f"{name}.json").write_text(json.dumps(result, indent=1))
     print(summary(result))
-    picture(result).savefig(a.out / f"trained_{a.what}.png", dpi=110)
+    picture(result).savefig(a.out / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_flow import TEACHER, WIDTH, Block, Net, Statistics, a_batch, a_flow, two_teachers
+from small_flow import CHANNELS, TEACHER, WIDTH, Block, Net, Statistics, a_batch, a_flow, two_teachers
 from torch import Tensor, nn
 
 import fog_a
@@ -456,6 +456,49 @@ def test_refresh_chooses_anew_and_layers_that_stay_keep_their_heads() -> None:
     assert set(after.values()) == {"blocks.0", "blocks.3"}
     kept = {slot for slot, layer in before.items() if layer == "blocks.3"}
     assert {slot for slot, layer in after.items() if layer == "blocks.3"} == kept
+
+
+class Widening(Net):
+    """Two streams: two blocks of one width, two of another; the last of each matters."""
+
+    def __init__(self) -> None:
+        super().__init__((0.1, 2.0))
+        self.widen, self.lift = nn.Linear(WIDTH, 24), nn.Linear(1, 24)
+        self.wide = nn.ModuleList(Block(scale, 24) for scale in (0.1, 4.0))
+        self.last = nn.Linear(24, CHANNELS)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        h, e = self.into(x_t), self.time(t[:, None, None])
+        for block in self.blocks:
+            h = block(h, e)
+        h, e = self.widen(h), self.lift(t[:, None, None])
+        for block in self.wide:
+            h = block(h, e)
+        return self.last(h)
+
+
+def test_layers_of_two_widths_have_heads_of_their_own_width() -> None:
+    batch, teachers = a_batch(), two_teachers()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = fog_a.wrap(Widening(), x="x_t", t="t")
+    reg = AGREPA(flow, teachers, batch=batch, k=2, warmup=4, every=1)
+    assert reg.slots.widths == {"speech": [16, 16, 24, 24], "sound": [16, 16, 24, 24]}
+    optimizer = torch.optim.SGD([*flow.module.parameters(), *reg.parameters()], lr=1e-3)
+    run(range(2), flow, reg, optimizer)
+    again = AGREPA(flow, teachers, batch=batch, k=2, warmup=4, every=1)
+    again.load_state_dict(reg.state_dict())  # in the middle of the warm-up
+    reg.close()
+    optimizer = torch.optim.SGD([*flow.module.parameters(), *again.parameters()], lr=1e-3)
+    run(range(2, 6), flow, again, optimizer)
+    assert again.selection is not None and set(again.selection.layers) == {"blocks.1", "wide.1"}
+    for domain, layers in again.slots.bound.items():
+        assert {again.slots.widths[domain][layers.index(name)] for name in ("blocks.1", "wide.1")} == {16, 24}
+    used = [p.grad is not None for p in again.slots.heads["speech"].parameters()]
+    assert sum(used) == len(used) // 2
+    flow.loss(batch)
+    with pytest.raises(ShapeMismatch, match=r"are 16 and 24 wide, .* AGREPA\(\.\.\., batch=one_training_batch\)"):
+        AGREPA(flow, teachers, k=1, blocks=["blocks.1", "wide.1"])(batch)
 
 
 @pytest.mark.parametrize("factory", [heads.mlp, heads.linear, heads.conv1d, heads.conv2d])

@@ -101,6 +101,42 @@ def test_the_models_checkpoint_resumes_it(cut: int) -> None:
     assert first + train(model, None, optimizer, range(cut, 9)) == whole
 
 
+@pytest.mark.parametrize("attach", [True, False], ids=["attached", "a loop of one's own"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_run_begun_without_it_resumes_with_it(attach: bool, groups: int) -> None:
+    """Until alignment starts, the bits are those of the run without it; afterwards the heads train."""
+
+    def optimizer_of(model: Model, heads: list[Tensor]) -> torch.optim.Optimizer:
+        if groups == 1 or not heads:
+            return torch.optim.AdamW([*model.parameters(), *heads], lr=1e-2)
+        net = [p for p in model.parameters() if all(p is not head for head in heads)]
+        return torch.optim.AdamW([{"params": heads, "weight_decay": 0.0}, {"params": net}], lr=1e-2)
+
+    model = Model()
+    optimizer = optimizer_of(model, [])
+    train(model, None, optimizer, range(2))
+    state, progress = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    train(model, None, optimizer, range(2, 6))
+    late, reg, _ = a_model(attach=attach)
+    again = optimizer_of(late, [*reg.parameters()])
+    if attach:
+        with pytest.warns(UserWarning, match="it begins now, at step 0"):
+            late.load_state_dict(state)
+    else:
+        late.load_state_dict(state)
+    with pytest.raises(ValueError, match="parameter group"):
+        again.load_state_dict(progress)
+    reg.resume(again)
+    again.load_state_dict(progress)
+    term = None if attach else reg
+    train(late, term, again, range(2, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.net.parameters(), late.net.parameters(), strict=True))
+    before = [p.detach().clone() for p in reg.parameters()]
+    train(late, term, again, range(6, 8))
+    assert reg.state == "aligning" and not any(map(torch.equal, before, reg.parameters()))
+    again.load_state_dict(copy.deepcopy(again.state_dict()))  # a state with the heads is as it is
+
+
 def test_evaluation_and_copies_are_free_of_it() -> None:
     model, reg, optimizer = a_model()
     train(model, None, optimizer, range(6))
@@ -183,7 +219,9 @@ def test_what_is_refused() -> None:
     velocity, _, _ = a_model("velocity")
     with pytest.raises(BadOutput, match=r"expected a training loss from the forward of Model: .*loss \+ reg\(batch\)"):
         velocity(**a_batch())
-    with pytest.warns(UserWarning, match=r"holds no state of AG-REPA \(ag_repa\.state\): it goes on at step 0"):
+    with pytest.warns(
+        UserWarning, match=r"without AG-REPA \(ag_repa\.state is not in it\): it begins now, at step 0.*reg\.resume"
+    ):
         model.load_state_dict(Model().state_dict())
 
 

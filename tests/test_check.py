@@ -84,8 +84,8 @@ def test_the_text_is_the_table() -> None:
     assert repr(check) == text
     lines = text.splitlines()
     assert lines[0] == "Ideal: 16 of 20 samples"
-    assert lines[2].startswith("error (1: no better than x_t)") and "t=0.20" in lines[2]
-    assert lines[3].startswith('declared: path="linear", target="v"')
+    assert lines[2].startswith("  error (1: no better than x_t)") and "t=0.20" in lines[2]
+    assert lines[3].startswith('  declared: path="linear", target="v"')
     for words in ("time=lambda t: 1 - t", "time=lambda t: 1000 * t", 'target="eps"', 'target="x0"', 'path="cosine"'):
         assert words in text
     assert "predicting zero" in text and "predicting the batch mean" in text

@@ -166,7 +166,9 @@ def test_a_killed_run_goes_on_where_it_was(
 
 def test_a_folder_keeps_to_its_plan(task: Task, done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     _, out = done
-    with pytest.raises(Unsupported, match=r"holds another comparison: steps differ. Give another folder"):
+    with pytest.raises(
+        Unsupported, match=r"holds results of another plan \(steps was \d+, now \d+\). Give another folder"
+    ):
         compare(task, replace(PLAN, steps=5), out, progress=False)
     plan = replace(PLAN, arms=("base", "deep"), seeds=(0,))
     first = compare(task, plan, tmp_path, progress=False)

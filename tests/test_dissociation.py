@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fog_a.errors import BadArgument, ShapeMismatch
-from fog_a.scores.dissociation import _kendall, dissociation
+from fog_a.scores.dissociation import dissociation
 from fog_a.scores.ranking import Ranking
 from fog_a.scores.scores import Scores
+from fog_a.scores.statistics import kendall
 
 
 def scores(means: list[float], kind: str, seed: int, n: int = 24, spread: float = 0.1) -> Ranking:
@@ -46,6 +47,7 @@ def test_the_same_ranking_under_other_clips_is_no_distance() -> None:
 def test_without_clips_there_is_no_test() -> None:
     one, other = scores(RISING, "storage", 0, n=1), scores(PEAKED, "contribution", 1)
     assert dissociation(one, other) is None
+    assert dissociation(scores([1.0], "storage", 0), scores([1.0], "contribution", 1)) is None  # one layer
     with pytest.raises(ShapeMismatch, match="layers"):
         dissociation(scores(RISING[:4], "storage", 0), other)
     with pytest.raises(BadArgument, match="level = 2: expected a number between 0 and 1"):
@@ -55,4 +57,5 @@ def test_without_clips_there_is_no_test() -> None:
 def test_kendall_is_scipys() -> None:
     scipy = pytest.importorskip("scipy.stats")
     a, b = np.random.default_rng(0).random((2, 5, 7))
-    assert np.allclose(_kendall(a, b), [scipy.kendalltau(x, y)[0] for x, y in zip(a, b, strict=True)])
+    for x, y in ((a, b), (a.round(1), b.round(1))):  # without and with equal scores
+        np.testing.assert_allclose(kendall(x, y), [scipy.kendalltau(*rows)[0] for rows in zip(x, y, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 import fog_a
+from fog_a.errors import Unsupported
 from fog_a_adapters.compare.leg import Progress
-from fog_a_adapters.dit.audio.data import load_corpus
+from fog_a_adapters.dit.audio.data import collate, load_corpus
 from fog_a_adapters.dit.demo.bundled_task import teachers_for
 from fog_a_adapters.dit.demo.dissociation import Setting, Trainings, told
 
@@ -22,7 +24,7 @@ SETTING = Setting(layers=3, dim=16, size=4, frames=16, clips=2, times=2, looks=(
 
 @pytest.fixture(scope="module")
 def corpus() -> Any:
-    return load_corpus(audio=True, held_out=2, per_domain=3)
+    return load_corpus(audio=True, held_out=6, per_domain=3)
 
 
 def test_a_killed_run_goes_on_and_both_measures_see_one_x_t(corpus: Any, tmp_path: Path) -> None:
@@ -34,6 +36,10 @@ def test_a_killed_run_goes_on_and_both_measures_see_one_x_t(corpus: Any, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             killed.seed(0)
     assert killed.seed(0) == whole and json.loads((tmp_path / "killed/seed0.json").read_text()) == whole
+    with pytest.raises(
+        Unsupported, match=r"results of another plan \(head was bitc, now ridge\)\. Give another folder"
+    ):
+        Trainings(replace(SETTING, head="ridge"), corpus, taught, tmp_path / "whole")
     leg, bitc = killed._leg(0)
     leg.run(killed.batch, 0, 2, Progress(0), tmp_path / "two.pt")
     leg.model.eval()
@@ -45,6 +51,21 @@ def test_a_killed_run_goes_on_and_both_measures_see_one_x_t(corpus: Any, tmp_pat
     }
     seen = {name: inputs_of(leg.flow.module, run) for name, run in runs.items()}
     assert len(seen["flow"]) == 2 and seen["flow"] <= seen["foga"] and seen["flow"] <= seen["lasp"]
+
+
+def test_a_ridge_head_is_fitted_on_the_clips_that_are_not_measured(corpus: Any, tmp_path: Path) -> None:
+    trainings = Trainings(replace(SETTING, head="ridge", looks=(2,)), corpus, teachers_for(None, corpus), tmp_path)
+    measured, fitted = set(trainings.probed["ids"]), {i.id for i in trainings.fitted}
+    assert len(measured) == 4 and len(fitted) == 8 and not measured & fitted
+    look = trainings.seed(0)["2"]
+    assert set(look["explained"]) == {"speech", "sound"} and len(look["probe"]["speech"]["all"]) == SETTING.layers
+    leg, _ = trainings._leg(0)
+    leg.run(trainings.batch, 0, 2, Progress(0), tmp_path / "again.pt")
+    leg.model.eval()
+    where: dict[str, Any] = {"times": 2, "seed": 0, "center": True, "beside": (), "fit": collate(trainings.fitted)}
+    scores = fog_a.lasp(leg.flow, trainings.probed, trainings.teachers, **where)
+    of_speech = scores.values[[d == "speech" for d in scores.domains]]
+    assert look["lasp"]["speech"]["all"] == pytest.approx(of_speech.mean((0, 1)), rel=1e-4)
 
 
 def inputs_of(net: torch.nn.Module, run: Callable[[], Any]) -> set[bytes]:

@@ -158,6 +158,14 @@ def test_a_replayed_schedule(net: Timed, batch: dict[str, Tensor]) -> None:
         once.replay(net, blocks),
     ):
         euler(net, batch, steps=5)
+    with (
+        pytest.raises(BadArgument, match="the schedule has 4 steps, and the sampler made 3"),
+        torch.no_grad(),
+        once.replay(net, blocks),
+    ):
+        euler(net, batch, steps=3)
+    with pytest.raises(KeyboardInterrupt), once.replay(net, blocks):
+        raise KeyboardInterrupt
 
 
 def test_a_schedule_by_drift_errs_less_than_every_second_step(net: Timed, batch: dict[str, Tensor]) -> None:
@@ -186,8 +194,21 @@ def test_what_has_no_drift(net: Timed, batch: dict[str, Tensor]) -> None:
         fog_a.cache_schedule(scores)
     with pytest.raises(BadArgument, match=r"share = 0\.1: expected 0\.200 to 1; the first of 5 steps is computed"):
         fog_a.cache_schedule(fog_a.drift(flow, data, steps=5), share=0.1)
-    with pytest.raises(UnknownBlock, match="no layer 'b' in this schedule, which has a"):
-        CacheSchedule.every(2, ["a"], 4).steps("b")
+    with pytest.raises(UnknownBlock, match=r"no layer 'block\.1' in this schedule; near: blocks\.1"):
+        CacheSchedule.every(2, ["blocks.1"], 4).steps("block.1")
+
+
+@pytest.mark.parametrize(("n", "steps"), [(0, 4), (-1, 4), (1.5, 4), (True, 4), (2, 0)])
+def test_every_nth_of_no_number(n: Any, steps: Any) -> None:
+    with pytest.raises(BadArgument, match="expected n and steps as whole numbers, 1 or more"):
+        CacheSchedule.every(n, ["a"], steps)
+
+
+@pytest.mark.parametrize("share", ["0.5", None, True, float("nan"), 1.1])
+def test_no_share(share: Any) -> None:
+    scores = fog_a.Scores(np.ones((16, 3, 1)), layers=("a",), times=(0.2, 0.5, 0.8), kind="drift")
+    with pytest.raises(BadArgument, match=r"share = .*: expected 0\.250 to 1"):
+        fog_a.cache_schedule(scores, share)
 
 
 class Talking(Timed):

@@ -94,6 +94,13 @@ def test_closed_tied_blocks() -> None:
         ({"metric": "loss"}, Unsupported, "needs a flow"),
         ({"metric": "loss", "how": fog_a.FirstOrder()}, BadArgument, "FirstOrder estimates the relative change"),
         ({"metric": lambda v, v_k, b: v_k}, BadArgument, "one number per sample"),
+        ({"metric": lambda v, v_k, b: None}, BadArgument, r"one number per sample, \(3,\), got None"),
+        ({"metric": lambda v, v_k, b: "0.5"}, BadArgument, "one number per sample, .* got '0.5'"),
+        (
+            {"metric": lambda v, v_k, b: v_k.flatten(1)[:, 0].to(torch.complex64)},
+            BadArgument,
+            "got .* of torch.complex64",
+        ),
         ({"metric": lambda v, v_k, b: v_k.flatten(1).mean(1) * float("nan")}, BadOutput, "gave NaN or inf without"),
     ],
 )
@@ -144,6 +151,18 @@ def test_a_metric_of_ones_own(tmp_path: Path) -> None:
     assert scores.kind == "metric"
     with pytest.raises(BadScores, match="another run"):
         fog_a.attribute(net, x, checkpoint=tmp_path, progress=False)
+
+
+def test_a_metric_that_writes_into_what_it_was_given() -> None:
+    net, x = Net(depth=3), tokens()
+    plain = lambda v, v_k, batch: (v_k - v).flatten(1).norm(dim=1)  # noqa: E731
+    writing = lambda v, v_k, batch: v_k.sub_(v).flatten(1).norm(dim=1) + 0 * v.zero_().flatten(1).sum(1)  # noqa: E731
+    for measure in (
+        lambda m: fog_a.attribute(net, x, metric=m, progress=False).values,
+        lambda m: fog_a.interactions(net, x, metric=m).joint.values,
+        lambda m: fog_a.remove(net, x, keep=1, metric=m).curve,
+    ):
+        np.testing.assert_array_equal(measure(writing), measure(plain))
 
 
 def euler(model: Any, batch: Any, steps: int) -> Tensor:
@@ -214,7 +233,10 @@ def test_along_nothing(options: dict[str, Any]) -> None:
         fog_a.Along(**options)
 
 
-def test_pairs_are_joint_minus_sum() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_pairs_are_joint_minus_sum(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shared:
+        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
     net, x = Net(depth=4), tokens()
     pairs = fog_a.interactions(net, x, ["blocks.3", "blocks.0", "blocks.2"])
     assert pairs.blocks == ("blocks.0", "blocks.2", "blocks.3") and pairs.scores.kind == "interaction"
@@ -266,13 +288,24 @@ def test_domains_and_masks_of_pairs_and_removal() -> None:
     np.testing.assert_allclose(what.curve[1], single.mean().min(), rtol=1e-5)
 
 
-def test_pairs_take_no_more_than_their_suffixes() -> None:
+def test_pairs_take_no_more_than_their_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
     net, x = Net(depth=6), tokens(samples=2)
     blocks = fog_a.find_blocks(net, x)
     once = rows(lambda: net(x), [[*net.blocks]])[0] // 6
     suffixes = [5 - i for i in range(6)]  # blocks after block i
     most = 6 + sum((i + 1) * n for i, n in enumerate(suffixes))  # the clean run; alone, and with each block before it
     assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] == once * most
+
+
+def test_pairs_of_small_blocks_share_a_forward() -> None:
+    """All that follow a closed block are rows of one forward, and one of them is compared with the definition."""
+    net, x = Net(depth=12), tokens(samples=2)
+    blocks, runs = fog_a.find_blocks(net, x), list[int]()
+    fog_a.interactions(net, x, blocks)  # where the rows are is known from now on
+    net.blocks[0].register_forward_hook(lambda m, args, out: runs.append(len(out)))
+    fog_a.interactions(net, x, blocks)
+    assert len(runs) <= 2 * 12 + 4
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -324,6 +357,8 @@ def test_a_metric_that_gives_nan_leaves_the_model() -> None:
 def test_keep_out_of_range(keep: Any) -> None:
     with pytest.raises(BadArgument, match="expected keep="):
         fog_a.remove(Net(), tokens(), keep=keep)
+    with pytest.raises(BadArgument, match="two or more blocks, got 1"):
+        fog_a.remove(Net(), tokens(), keep=keep, blocks=["blocks.1"])
 
 
 def test_pictures() -> None:

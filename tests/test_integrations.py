@@ -86,7 +86,7 @@ class TestAccelerate:
 
 
 class TestLightning:
-    def fit(self, folder: Path, epochs: int, ckpt: str | None = None) -> tuple[Any, AGREPA, Any]:
+    def fit(self, folder: Path, epochs: int, ckpt: str | None = None, align: bool = True) -> tuple[Any, AGREPA, Any]:
         import lightning.pytorch as pl
         from lightning.pytorch.loggers import CSVLogger
 
@@ -102,10 +102,11 @@ class TestLightning:
 
             def training_step(self, batch: Any, index: int) -> Tensor:
                 torch.manual_seed(100 * self.current_epoch + index)
-                return flow.loss(batch) + self.ag_repa(batch)  # pyright: ignore[reportCallIssue]
+                loss = flow.loss(batch)
+                return loss + self.ag_repa(batch) if align else loss  # pyright: ignore[reportCallIssue]
 
             def validation_step(self, batch: Any, index: int) -> None:
-                assert self.ag_repa(batch) == 0  # pyright: ignore[reportCallIssue]
+                assert not align or self.ag_repa(batch) == 0  # pyright: ignore[reportCallIssue]
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
                 return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -115,7 +116,7 @@ class TestLightning:
             max_epochs=epochs,
             accelerator="cpu",
             logger=CSVLogger(str(folder), version="log"),
-            callbacks=[AlignmentCallback(reg, every=1)],
+            callbacks=[AlignmentCallback(reg, every=1)] if align else [],
             accumulate_grad_batches=2,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -136,6 +137,16 @@ class TestLightning:
         again, _, _ = self.fit(tmp_path / "c", 3, ckpt=str(tmp_path / "b" / "end.ckpt"))
         assert len(list(whole.parameters())) == len(list(again.parameters())) > len(list(whole.net.parameters()))
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+    def test_a_run_begun_without_it_resumes_with_it(self, tmp_path: Path) -> None:
+        plain, _, _ = self.fit(tmp_path / "a", 2, align=False)
+        self.fit(tmp_path / "b", 1, align=False)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            late, reg, _ = self.fit(tmp_path / "c", 2, ckpt=str(tmp_path / "b" / "end.ckpt"))
+        assert any("AG-REPA (ag_repa is not in it): it begins now, at step 0" in str(w.message) for w in heard)
+        assert reg.step == 4 and reg.selection is not None
+        assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), late.net.parameters(), strict=True))
 
     def test_a_checkpoint_is_validated_elsewhere(self, tmp_path: Path) -> None:
         import lightning.pytorch as pl

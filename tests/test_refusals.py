@@ -32,6 +32,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a seed with a fraction": (lambda: attribute(Net(), tokens(), seed=1.5), r"seed= as a whole number, got 1\.5"),
     "a block by number": (lambda: attribute(Net(), tokens(), blocks=[1]), r"expected a block's name, got 1"),
     "blocks= as a number": (lambda: attribute(Net(), tokens(), blocks=1), r"expected a block's name, got 1"),
+    "a gate on names": (lambda: fog_a.gate(["blocks.1"], 0), r"expected Blocks, got .*named\(\[names\]\)"),  # pyright: ignore[reportArgumentType]
+    "a gate on one block": (
+        lambda: fog_a.gate(fog_a.find_blocks(Net(), tokens())[1], 0),  # pyright: ignore[reportArgumentType]
+        r"expected Blocks, got .*a slice",
+    ),
+    "a tap on a model": (lambda: fog_a.tap(Net()), r"expected Blocks, got"),  # pyright: ignore[reportArgumentType]
     "a lazy layer": (lambda: attribute(nn.Sequential(nn.LazyLinear(4), Net()), tokens()), "Run one forward first"),
     "a sparse batch": (lambda: attribute(Net(), tokens().to_sparse()), r"Type x\.to_dense\(\)"),
     "a nested batch": (lambda: attribute(Net(), nested()), "to_padded_tensor"),
@@ -66,6 +72,19 @@ def test_a_state_of_another_k_is_refused() -> None:
     other = fog_a.AGREPA(flow, 6, k=2, batch=a_batch())
     with pytest.raises(fog_a.ShapeMismatch, match=r"state of 2 slots for 'all', got one of 1.*AGREPA\(\.\.\., k=1\)"):
         other.load_state_dict(saved.state_dict())
+
+
+def test_a_state_of_other_layers_is_refused() -> None:
+    flow, batch = a_flow(), a_batch()
+    saved = fog_a.AGREPA(flow, 6, ["blocks.1"], batch=batch).state_dict()
+    fog_a.AGREPA(flow, 6, ["blocks.1"], batch=batch).load_state_dict(saved)
+    open_to_any = fog_a.AGREPA(flow, 6, k=1, batch=batch)
+    open_to_any.load_state_dict(saved)
+    assert open_to_any.selection is not None and open_to_any.selection.layers == ("blocks.1",)
+    other = fog_a.AGREPA(flow, 6, ["blocks.2"], batch=batch)
+    with pytest.raises(fog_a.FogError, match=r"aligns .*blocks\.1.*selection= names .*blocks\.2.*leave selection= out"):
+        other.load_state_dict(saved)
+    assert other.selection is not None and other.selection.layers == ("blocks.2",)
 
 
 @pytest.mark.parametrize("seed", [0, -3, np.int64(5), LAST_SEED])

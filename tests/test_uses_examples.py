@@ -83,12 +83,13 @@ def test_curves_and_halves_of_a_trained_net(example: Any) -> None:
         whole = model(x)
     net = trained.Net(model, x, lambda: float((model(x) - whole).detach().norm()), "distance")
     scores = fog_a.attribute(model, x)
-    lines = trained.curves(net, scores, most=2)
+    result = trained.measured(net, most=2, level="layer")
+    lines = result["with layers closed"]
     assert set(lines) == {"least contribution", "most contribution", "first", "last", "spread evenly"}
     assert all(errors[0] == 0 < errors[1] for errors in lines.values())
     assert lines["least contribution"][1] <= lines["most contribution"][1]
-    result = trained.measured(net, most=2)
-    assert result["with layers closed"] == lines and result["layers"] == list(scores.layers)
+    assert result["layers"] == list(scores.layers)
+    assert lines["least contribution"][1] == min(result["without one layer"])
     assert -1 <= result["halves: rank correlation"] <= 1 and 0 <= result["halves: same least layer"] <= 1
     assert f"blocks.0{' ' * 24} {scores.mean()[0]:.3f}" in trained.summary(result)
     assert trained.spoken("It's 85, right?") == "it s eight five right" and trained.spoken("...") == "-"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -368,9 +369,30 @@ def test_a_jitted_part_may_be_inside(how: str) -> None:
     check(net, x, want)
 
 
-def test_a_scripted_model_takes_no_hooks() -> None:
-    with pytest.raises(Unsupported, match="takes hooks, got a scripted one"):
-        fog_a.find_blocks(torch.jit.script(nn.Sequential(nn.Linear(4, 4))), tokens())  # type: ignore[arg-type]
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda net: torch.jit.trace(net, tokens())])
+def test_a_scripted_or_traced_model_takes_no_hooks(compiled: Any) -> None:
+    with pytest.raises(Unsupported, match="takes hooks, got a scripted or traced one"):
+        fog_a.find_blocks(compiled(nn.Sequential(nn.Linear(4, 4))), tokens())
+
+
+def test_traced_layers() -> None:
+    net, x = Net(), tokens()
+    want = expected(net, x)
+    net.blocks = nn.ModuleList(torch.jit.trace(block, net.stem(x)) for block in net.blocks)
+    check(net, x, want)
+
+
+def test_weights_that_accelerate_keeps_elsewhere() -> None:
+    net, x = Net(), tokens()
+    want = expected(net, x)
+    check(accelerate.cpu_offload(net, execution_device="cpu"), x, want)
+
+
+def test_a_loader_of_tuples() -> None:
+    net, x = Net(), tokens()
+    whole = fog_a.attribute(net, x, progress=False).values
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=1)
+    np.testing.assert_allclose(fog_a.attribute(net, loader, progress=False).values, whole, rtol=1e-5)
 
 
 def test_noncontiguous_and_expanded_inputs() -> None:

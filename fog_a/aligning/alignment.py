@@ -27,7 +27,7 @@ from fog_a.aligning.recipe import RecipeOptions, recipe
 from fog_a.aligning.slots import Slots
 from fog_a.aligning.targets import Targets
 from fog_a.aligning.warmup import Probe, Warmup, contribution
-from fog_a.aligning.width import head_sizes
+from fog_a.aligning.width import head_sizes, measured_widths
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import unwrapped
 from fog_a.errors import Unsupported
@@ -53,7 +53,7 @@ class AGREPA(Progress):
         selection: the layers: a Selection, layer names, or domain → layer names. None: the first `warmup` steps are
             probed, then it chooses by itself.
         batch: one batch of the training, on which blocks and widths are measured now. Without it the heads are built
-            for the width that the model's weights suggest, which the first call checks.
+            for the one width that the model's weights suggest, which the first call checks.
         blocks: names of the candidates; default: the main blocks.
         features: features(batch) → tensor or domain → tensor, asked at each call instead of the teachers.
         group: the process group that shares the joint batch; default: all ranks.
@@ -217,7 +217,7 @@ class AGREPA(Progress):
             return False
         chosen = self._warmup.advance(self.step, batch, samples, first=self.selection is None)
         if chosen is not None:
-            self.slots.bind(chosen, self.domains)
+            self.slots.bind(chosen, self.domains, measured_widths(self.flow, batch, self._warmup.blocks(batch)))
             self._course.selection = chosen
         return chosen is not None
 
@@ -243,6 +243,7 @@ class AGREPA(Progress):
     def set_extra_state(self, state: Tensor) -> None:
         """The reverse: goes on where it was, also in the middle of the warm-up."""
         saved = from_bytes(state)
+        self._course.check(saved["course"])
         self._listening.restore(saved["blocks"])  # refuses another model before anything is taken over
         self._course.restore(saved["course"])
         self.slots.bound, self._targets.block_of = saved["bound"], saved["block of teacher"]

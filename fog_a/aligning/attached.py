@@ -8,7 +8,6 @@ holds all that `reg.state_dict()` does.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,11 +75,7 @@ class Attached(nn.Module):
         state = state_dict.get(f"{prefix}state")
         for reg in self._reg:
             if state is None:
-                warnings.warn(
-                    f"this checkpoint holds no state of AG-REPA ({prefix}state): it goes on at step {reg.step}. To "
-                    "resume a run with alignment, load a checkpoint that was saved while it was attached",
-                    stacklevel=2,
-                )
+                reg._begin_late(f"{prefix}state")
             else:
                 reg.load_state_dict(load(bytes(state.cpu().numpy())))
 

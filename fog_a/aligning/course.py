@@ -7,6 +7,7 @@ from typing import Any
 
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.schedules import Plateau
+from fog_a.errors import BadScores
 from fog_a.ranks import is_first
 from fog_a.scores.selection import Selection
 
@@ -54,8 +55,24 @@ class Course:
         plateau = self.plateau.state()
         return {"calls": self.calls, "aligned": self.aligned, "selection": selection, "plateau": plateau}
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises BadScores where this training was given other layers than the state's."""
+        saved, chosen = _names(_selection(state)), _names(self.selection)
+        if chosen and not self.calls and not self.recipe.refresh and chosen != saved:
+            raise BadScores(
+                f"this state aligns {saved or 'nothing yet'}, and selection= names {chosen}. To go on with the state's "
+                "layers leave selection= out; for others start AGREPA anew, without this state"
+            )
+
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of `state`."""
-        self.calls, self.aligned = state["calls"], state["aligned"]
-        self.selection = None if state["selection"] is None else Selection.model_validate(state["selection"])
+        self.calls, self.aligned, self.selection = state["calls"], state["aligned"], _selection(state)
         self.plateau.restore(state["plateau"])
+
+
+def _selection(state: dict[str, Any]) -> Selection | None:
+    return None if state["selection"] is None else Selection.model_validate(state["selection"])
+
+
+def _names(selection: Selection | None) -> dict[str, list[str]]:
+    return {} if selection is None else {d: [c.layer for c in chosen] for d, chosen in selection.domains.items()}

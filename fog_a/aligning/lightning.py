@@ -44,6 +44,10 @@ class AlignmentCallback(Callback):
             self.reg.accumulate(trainer.accumulate_grad_batches)
             self.reg.open()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            self.reg.resume(optimizer)  # a checkpoint from before the callback was there
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reg.expect(trainer.estimated_stepping_batches)
 

@@ -10,15 +10,18 @@ A training goes through these states:
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fog_a.aligning.course import Course
 from fog_a.aligning.listening import Listening
 from fog_a.aligning.recipe import Recipe
 from fog_a.aligning.warmup import Warmup
+from fog_a.blocks.calls import before_loading
 from fog_a.scores.scores import Scores
 from fog_a.scores.selection import Selection
 
@@ -90,3 +93,39 @@ class Progress(nn.Module):
     def accumulate(self, calls: int) -> None:
         """How many calls make one optimizer step; the option `accumulation`, for loops that set it late."""
         self.recipe = self._course.recipe = self.recipe.model_copy(update={"accumulation": calls})
+
+    def resume(self, optimizer: Any) -> None:
+        """Let an optimizer with the heads load a state that was saved without them: they begin without moments."""
+        inner: Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's has the user's inside
+        heads = {id(p) for p in self.parameters()}
+        before_loading(inner, lambda optimizer, state: _with_heads(optimizer, state, heads))
+
+    def _begin_late(self, name: str) -> None:
+        """Say that a model's checkpoint has no state of this."""
+        warnings.warn(
+            f"this checkpoint was saved without AG-REPA ({name} is not in it): it begins now, at step {self.step}. The "
+            "optimizer loads a state of before, too, if you type reg.resume(optimizer) first",
+            stacklevel=2,
+        )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """torch's own loading; a part of a model whose checkpoint holds nothing of it stays as it is."""
+        if prefix and not any(name.startswith(prefix) for name in state_dict):
+            self._begin_late(prefix.rstrip("."))
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _with_heads(optimizer: Optimizer, state: dict[str, Any], heads: set[int]) -> dict[str, Any]:
+    """An optimizer's state with places for the heads, where they are all that it lacks."""
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    of_head = [[id(p) in heads for p in group["params"]] for group in groups]
+    if [len(row) - sum(row) for row in of_head if not all(row)] != [len(group["params"]) for group in saved]:
+        return state
+    fresh, rest = itertools.count(sum(len(group["params"]) for group in saved)), iter(saved)
+    whole = []
+    for group, row in zip(groups, of_head, strict=True):
+        old = {**group, "params": []} if all(row) else next(rest)
+        known = iter(old["params"])
+        whole.append({**old, "params": [next(fresh if new else known) for new in row]})
+    return {**state, "param_groups": whole}

@@ -1,7 +1,7 @@
 """Slots: K heads per domain that exist before it is known which layers they serve.
 
 Optimizers, OneCycle schedules, DDP and checkpoints want their parameters once and for all; so each domain has K heads
-φ from the first step, and `bind` says which layer each of them serves. A layer that stays keeps its head.
+φ of each width from the first step, and `bind` says which layer each of them serves. A layer that stays keeps its head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Slots(nn.Module):
     """The heads of all domains.
 
     Args:
-        widths: per domain, the stream's width for each of its K slots.
+        widths: per domain, the stream's width for each of its slots.
         dims: per domain, the teacher's width.
         seed: with the domain and the layer (the slot, where the layer is not known yet) it gives a head's first values.
         layers: per domain, the layers that the slots will serve, where they are known.
@@ -71,30 +71,33 @@ class Slots(nn.Module):
             if saved and len(saved) != len(row):
                 raise ShapeMismatch(
                     f"expected a state of {len(row)} slots for {domain!r}, got one of {len(saved)}. "
-                    f"Build it as it was saved: AGREPA(..., k={len(saved)})"
+                    f"Build it as it was saved: AGREPA(..., k={len(saved) // len({*row})}), with batch= or without"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def bind(self, selection: Selection, domains: Sequence[str]) -> None:
-        """Give each chosen layer a slot. Raises ShapeMismatch where a domain has more layers than slots."""
+    def bind(self, selection: Selection, domains: Sequence[str], width_of: Mapping[str, int] | None = None) -> None:
+        """Give each chosen layer a slot of its width; None: the slots were made for these layers, in this order.
+
+        Raises ShapeMismatch where a domain has more layers than slots.
+        """
         for domain in domains:
-            names = list(selection.weights(domain))
-            count = len(self.widths[domain])
-            if len(names) > count:
-                raise ShapeMismatch(
-                    f"{len(names)} layers were selected for {domain!r}, but there are {count} slots: k={len(names)}"
-                )
-            slots = [name if name in names else "" for name in self.bound.get(domain, [])]
-            slots += [""] * (len(names) - len(slots))
-            fresh = iter([name for name in names if name not in slots])
-            self.bound[domain] = [name or next(fresh, "") for name in slots]
+            names, row = list(selection.weights(domain)), self.widths[domain]
+            slots = [name if name in names else "" for name in self.bound.get(domain, [""] * len(row))]
+            for name in [name for name in names if name not in slots]:
+                free = [i for i, at in enumerate(slots) if not at and (width_of is None or row[i] == width_of[name])]
+                if not free:
+                    raise ShapeMismatch(
+                        f"{len(names)} layers were selected for {domain!r}, and none of its {len(row)} heads is left "
+                        f"for {name!r}: type k={len(names)}, with batch= if the streams have several widths"
+                    )
+                slots[free[0]] = name
+            self.bound[domain] = slots
 
     def check(self, widths: Mapping[str, Sequence[int]], dims: Mapping[str, int]) -> None:
         """Raises ShapeMismatch where measured streams or teachers are not as wide as the heads were built for."""
         for domain, row in self.widths.items():
-            for width, built in zip(widths[domain], row, strict=True):
-                _check_width("the layers are", width, built)
-            _check_width("the block of a SelfTeacher is", dims[domain], self.dims[domain])
+            _check_width("the layers are", widths[domain], row)
+            _check_width("the block of a SelfTeacher is", [dims[domain]], [self.dims[domain]])
 
     def watch(self, accumulation: int) -> None:
         """Warn where the heads are still what they were at the first call: no optimizer has them."""
@@ -149,7 +152,7 @@ class Slots(nn.Module):
             h, mask = layers[layer]
             if len(rows) < len(h):
                 h, mask = h[rows], None if mask is None else mask[rows]
-            _check_width("the layers are", h.shape[-1], self.widths[domain][slot])
+            _check_width("the layers are", [h.shape[-1]], [self.widths[domain][slot]])
             prefix = f"heads.{_key(domain)}.{slot}."
             of_head = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
             head, times = self.get_submodule(prefix.rstrip(".")), None if t is None else t[rows]
@@ -168,10 +171,11 @@ def _made(factory: HeadFactory, width: int, dim: int, name: str) -> nn.Module:
     return head
 
 
-def _check_width(what: str, width: int, built: int) -> None:
-    if width != built:
+def _check_width(what: str, widths: Sequence[int], built: Sequence[int]) -> None:
+    if list(widths) != list(built):
+        got, expected = (" and ".join(str(n) for n in sorted({*row})) for row in (widths, built))
         raise ShapeMismatch(
-            f"{what} {width} wide, but the heads were built for {built}: type AGREPA(..., batch=one_training_batch)"
+            f"{what} {got} wide, but the heads were built for {expected}: type AGREPA(..., batch=one_training_batch)"
         )
 
 

@@ -118,8 +118,8 @@ class Aligned:
         path = Path(resume_from_checkpoint) / FILE
         if not path.is_file():
             raise BadFeatures(
-                f"{path} is absent: this checkpoint was saved without AG-REPA. Resume it with a plain Trainer, or "
-                "start anew with trainer.train()"
+                f"{path} is absent: this checkpoint was saved without AG-REPA. Resume it with a plain Trainer, or load "
+                "its weights, model = Model.from_pretrained(checkpoint), and start anew with trainer.train()"
             )
         self.reg.load_state_dict(load_file(path))
 

@@ -52,21 +52,16 @@ def few(flow: Flow, batch: Any) -> Any:
 
 
 def slot_widths(table: Mapping[str, int], k: int, chosen: Sequence[str] | None) -> list[int]:
-    """The width of each of a domain's slots, from those of the blocks. Raises UnknownBlock, Unsupported."""
+    """The width of each of a domain's slots: its layers', or each width k times. Raises UnknownBlock, Unsupported."""
     if chosen is not None:
         unknown = [name for name in chosen if name not in table]
         if unknown:
             raise UnknownBlock(f"no block is named {unknown[0]!r}; there are {', '.join(table)}")
         return [table[name] for name in chosen]
-    if len(set(table.values())) > 1:
-        raise Unsupported(
-            f"the blocks have different widths ({', '.join(map(str, sorted(set(table.values()))))}), and heads cannot "
-            "be built before the layers are chosen. Select first, selection=select(attribute(flow, batch)), or keep to "
-            "blocks of one width: blocks=[names]"
-        )
     if k > len(table):
-        raise Unsupported(f"k = {k} layers per domain, but the model has {len(table)} to choose from: type k=")
-    return [next(iter(table.values()))] * k
+        raise Unsupported(f"k = {k} layers per domain, but the model has {len(table)}: type k={len(table)}")
+    counts = Counter(table.values())
+    return [width for width in sorted(counts) for _ in range(min(k, counts[width]))]
 
 
 def stream_width(module: nn.Module) -> int:

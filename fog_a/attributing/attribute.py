@@ -11,7 +11,6 @@ ablations are run is decided in `variants`.
 from __future__ import annotations
 
 import itertools
-import numbers
 import os
 import sys
 import warnings
@@ -28,7 +27,7 @@ from fog_a.attributing.ways import How, NNsight, Until, checked_how, stopping
 from fog_a.attributing.yardstick import Metric, checked_metric
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.interrupts import unbroken
-from fog_a.errors import BadArgument, known_keywords
+from fog_a.errors import BadArgument, is_real, known_keywords
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import count_of, each
 from fog_a.flows.flow import Flow, Forward
@@ -132,7 +131,7 @@ def attribute_alone(flow: Flow, batch: Any, *, blocks: Blocks, t: float, seed: i
 
 
 def _gate(gate: Any) -> float:
-    if isinstance(gate, numbers.Real) and not isinstance(gate, bool) and 0 <= float(gate) <= 1:
+    if is_real(gate) and 0 <= gate <= 1:
         return float(gate)
     raise BadArgument(
         f"expected gate= as one number in [0, 1], got {gate!r}. 0 removes a block, 1 changes nothing; for several type "

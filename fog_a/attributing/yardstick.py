@@ -6,7 +6,6 @@ loss       ℓ(v^{\\k}) − ℓ(v),    ℓ(v) = mean (v − dx_t/dt)² over the 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -63,7 +62,7 @@ def yardstick(metric: Metric, case: Case, v: Tensor) -> Measure:
 
     def measure(v_k: Tensor, name: str) -> Float[np.ndarray, " B"]:
         check_shape(v_k, v)
-        return _numbers(metric(v, v_k, case.batch), len(v), name)
+        return _numbers(metric(v.clone(), v_k.clone(), case.batch), len(v), name)
 
     return measure
 
@@ -96,15 +95,17 @@ def _loss(case: Case, v: Tensor, keep: Tensor | None) -> Measure:
 
 def _numbers(given: Any, count: int, name: str) -> Float[np.ndarray, " B"]:
     """What a metric gave, as one finite number per sample."""
-    if isinstance(given, numbers.Real) and count == 1:
-        given = [float(given)]
-    values = torch.as_tensor(given, device="cpu") if not isinstance(given, Tensor) else given.detach().cpu()
-    if tuple(values.shape) != (count,) or values.is_complex():
+    try:
+        values = torch.as_tensor(given, device="cpu").detach()
+        got = f"{tuple(values.shape)} of {values.dtype}"
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        values, got = None, repr(given)[:80]
+    if values is None or values.is_complex() or values.ndim > 1 or values.numel() != count:
         raise BadArgument(
-            f"expected metric= to return one number per sample, ({count},), got {tuple(values.shape)}. Take the mean "
-            "over all axes but the first: .flatten(1).mean(1)"
+            f"expected metric= to return one number per sample, ({count},), got {got}. Take the mean over all axes but "
+            "the first: .flatten(1).mean(1)"
         )
-    values = values.double()
+    values = values.reshape(count).double()
     if not bool(torch.isfinite(values).all()):
         raise BadOutput(
             f"metric= gave NaN or inf without {name}. A metric must be finite for every block: leave that block out "

@@ -213,3 +213,13 @@ class Blocks(Sequence[ResidualBlock]):
 
     def __repr__(self) -> str:
         return f"Blocks({', '.join(self.names)})"
+
+
+def checked_blocks(blocks: object) -> Blocks:
+    """Raises UnknownBlock for anything but Blocks, which alone know their model."""
+    if not isinstance(blocks, Blocks):
+        raise UnknownBlock(
+            f"expected Blocks, got {str(blocks)[:60]!r}. Type find_blocks(model, batch).named([names]), or a slice: "
+            "find_blocks(model, batch)[2:3]"
+        )
+    return blocks

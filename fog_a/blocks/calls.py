@@ -79,6 +79,11 @@ def hooked(
         yield
 
 
+def before_loading(optimizer: torch.optim.Optimizer, change: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> None:
+    """From now on the optimizer loads change(optimizer, state)."""
+    optimizer.register_load_state_dict_pre_hook(change)
+
+
 class Hook:
     """A hook on one module. A copy of the module, or what is pickled of it, has a hook that does nothing."""
 

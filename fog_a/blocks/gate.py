@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint
+from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock, Source, TapPoint, checked_blocks
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules, tree
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import LeafPath, leaf, replaced
@@ -37,7 +37,7 @@ class gate(contextlib.AbstractContextManager["gate"]):
 
     Raises:
         NotResidual: a stream's input and output do not fit any more (another batch shape than the one traced).
-        ShapeMismatch: a tensor `value` whose length is not the number of samples.
+        ShapeMismatch: a tensor `value` whose length is not the number of samples. UnknownBlock: names, or one block.
 
     `fired` counts, by block name, how often a gate acted.
 
@@ -57,7 +57,7 @@ class gate(contextlib.AbstractContextManager["gate"]):
     """
 
     def __init__(self, blocks: Blocks, value: float | Tensor) -> None:
-        self.blocks = blocks
+        self.blocks = checked_blocks(blocks)
         self.value = value
         self.fired: dict[str, int] = {b.name: 0 for b in blocks}
         self._calls = gate_points(blocks)

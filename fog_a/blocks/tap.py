@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks, TapPoint
+from fog_a.blocks.block import Blocks, TapPoint, checked_blocks
 from fog_a.blocks.calls import Key, at_calls, named_modules, tree
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import leaf
@@ -36,7 +36,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
     """
 
     def __init__(self, blocks: Blocks, *, when: Callable[[], bool] = lambda: True) -> None:
-        self.blocks = blocks
+        self.blocks = checked_blocks(blocks)
         self.when = when
         self.all: dict[str, tuple[Tensor, ...]] = {}
         self._outputs: dict[str, dict[int, Tensor]] = {}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fog_a.blocks.calls import Scripted
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput, Unsupported
 from fog_a.flows.flow import Forward
@@ -76,14 +75,18 @@ def count_of(batch: Any) -> int | None:
 
 
 def each(batch: Any) -> Iterator[Any]:
-    """The batches: a list, an iterator or a DataLoader is several, anything else is one."""
+    """The batches: a list, an iterator or a DataLoader is several, anything else is one.
+
+    >>> [*each([[torch.ones(2), torch.zeros(2)]])]  # a DataLoader makes lists of its tuples: the model's arguments
+    [(tensor([1., 1.]), tensor([0., 0.]))]
+    """
     if not _several(batch):
         yield batch
         return
     empty = True
     for item in batch:
         empty = False
-        yield item
+        yield tuple(item) if isinstance(item, list) else item
     if empty:
         raise BadBatch(f"expected at least one batch, got an empty {type(batch).__name__}")
 
@@ -110,21 +113,22 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
 
 
 def check_weights(modules: Iterable[nn.Module]) -> None:
-    """Raises Unsupported where a module is scripted, has lazy parameters that no forward has made yet, or weights on
-    "meta"."""
+    """Raises Unsupported where a module is compiled by torch.jit, has lazy parameters that no forward has made yet, or
+    weights on "meta" that nobody loads."""
     for module in modules:
-        if isinstance(module, Scripted):
+        if isinstance(module, torch.jit.ScriptModule):
             raise Unsupported(
-                "expected a module that takes hooks, got a scripted one. Pass the module that was given to "
-                "torch.jit.script"
+                "expected a module that takes hooks, got a scripted or traced one. Pass the module that was given to "
+                "torch.jit.script or torch.jit.trace"
             )
+        offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())  # accelerate loads weights before each call
         for name, p in module.named_parameters():
             if is_lazy(p):
                 raise Unsupported(
                     f"expected a model whose weights exist, got the lazy parameter {name!r}. Run one forward first: "
                     "model(batch)"
                 )
-            if p.is_meta:
+            if p.is_meta and not offloaded:
                 raise Unsupported(
                     f"expected a model whose weights hold data, got {name!r} on the device 'meta'. Load the weights: "
                     "model.to_empty(device='cpu'), then load_state_dict"

@@ -19,6 +19,7 @@ from fog_a.finding.blocks import find_blocks
 from fog_a.flows.flow import Flow
 from fog_a.flows.generic import GenericAdapter
 from fog_a.probing.conventions import Fit, Fits
+from fog_a.scores.tables import Table
 
 MARGIN, GAP = 0.9, 0.02
 """A convention fits better than another if its fit is smaller by this factor and difference; at all, below MARGIN."""
@@ -75,13 +76,9 @@ class Check:
         near = [fit for fit in self.fits[1:] if fit.changes == 1 or fit is self.best][:ROWS]
         table = [*self.fits[:1], *near, *self.constants]
         names = [f"declared: {self.fits[0].name}", *(fit.name for fit in table[1:])]
-        width = max(map(len, names))
-        head = f"{'error (1: no better than x_t)':<{width}}   mean" + "".join(f"  t={t:.2f}" for t in self.times)
-        rows = [
-            f"{name:<{width}}  {fit.mean:5.3f}" + "".join(f"  {x:6.3f}" for x in fit.at)
-            for name, fit in zip(names, table, strict=True)
-        ]
-        return [head, *rows, ""]
+        columns = ("error (1: no better than x_t)", "mean", *(f"t={t:.2f}" for t in self.times))
+        rows = [[name, *(f"{x:.3f}" for x in (fit.mean, *fit.at))] for name, fit in zip(names, table, strict=True)]
+        return [Table("", columns, rows, right=range(1, len(columns))).text(), ""]
 
 
 def check(flow: Any, batch: Any, *, samples: int = 16, seed: int = 0) -> Check:

@@ -29,7 +29,7 @@ from fog_a.flows.frames import token_mask
 from fog_a.flows.provenance import provenance
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import descriptor
-from fog_a.teachers.teacher import Features, Teachers, route
+from fog_a.teachers.teacher import Features, Teachers, route, sources_of
 
 FeaturesOfBatches = Features | Sequence[Features] | Callable[[Any], Features] | None
 """Features in the teachers' place: of the one batch, one entry for each batch, or features(batch)."""
@@ -98,9 +98,10 @@ def read_depth(
     ids, domains, groups = (), (), ()
     targets: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, item in enumerate(each(batch)):
+        here = _features_of(features, item, number)
+        sources_of(teachers, reading.flow.override.domains or reading.flow.samples(item).domains, here)
         blocks = blocks_of(reading.flow, item, blocks)
         samples, z, interface = _batch(reading, item, blocks, grid, seed + 7919 * number, len(ids))
-        here = _features_of(features, item, number)
         single = not isinstance(here if here is not None else teachers, Mapping)
         for domain, routed in route(teachers, samples, features=here).items():
             rows, parts = targets.setdefault(domain, ([], []))
@@ -149,10 +150,9 @@ def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:
     widths = {z.shape[-1] for z in layers}
     if len(widths) > 1:
         of = {d: [b.name for b, z in zip(blocks, layers, strict=True) if z.shape[-1] == d] for d in sorted(widths)}
-        text = "; ".join(f"{d}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for d, names in of.items())
         raise ShapeMismatch(
-            f"one head reads one width, but the blocks have {len(widths)}: {text}. Ask for one width at a time: "
-            f"lasp(..., blocks={next(iter(of.values()))[:3]!r})"
+            f"one head reads one width, but the blocks have {len(widths)}. Ask for one width at a time: "
+            + ", or ".join(f"lasp(..., blocks={names!r}) for {d}" for d, names in of.items())
         )
     return torch.stack(layers, 1)
 

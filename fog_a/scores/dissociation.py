@@ -62,7 +62,7 @@ class Dissociation:
 def dissociation(
     storage: Ranking, contribution: Ranking, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Dissociation | None:
-    """The test for one domain; None where there are fewer than two clips, or a layer has no value.
+    """The test for one domain; None where there are fewer than two clips or layers, or a layer has no value.
 
     Raises: ShapeMismatch for other layers; BadArgument for a level outside (0, 1).
 
@@ -77,11 +77,11 @@ def dissociation(
     check_layers(storage.layers, contribution.layers)
     statistics.check_share("level", level)
     pair = (storage, contribution)
-    if min(r.n for r in pair) < 2 or not all(np.isfinite(r.mean).all() for r in pair):
+    if min(storage.n, contribution.n, len(storage.layers)) < 2 or not all(np.isfinite(r.mean).all() for r in pair):
         return None
     stored, contributed = (_resampled(r, resamples, seed + i) for i, r in enumerate(pair))
-    apart = 1 - _kendall(stored[0], contributed[0])
-    floors = [1 - _kendall(*both) for both in (stored, contributed)]
+    apart = 1 - statistics.kendall(stored[0], contributed[0])
+    floors = [1 - statistics.kendall(*both) for both in (stored, contributed)]
     tails = [(1 - level) / 2, (1 + level) / 2]
 
     def interval(value: float, spread: Array) -> Interval:
@@ -93,7 +93,7 @@ def dissociation(
     return Dissociation(
         domain=storage.domain,
         depth=interval(float(measured[0].argmax() - measured[1].argmax()), depth),
-        order=float(1 - _kendall(*measured)[0]),
+        order=float(1 - statistics.kendall(*measured)[0]),
         beyond=interval(float(beyond.mean()), beyond),
         floors=(float(floors[0].mean()), float(floors[1].mean())),
     )
@@ -103,10 +103,3 @@ def _resampled(ranking: Ranking, resamples: int, seed: int) -> Float[Array, "2 R
     """The layers' means over two independent resamples of the clips, R times."""
     means = statistics.bootstrap_means(ranking.per_group, groups=ranking.strata, resamples=2 * resamples, seed=seed)
     return means.reshape(2, resamples, -1)
-
-
-def _kendall(a: Float[Array, "R L"], b: Float[Array, "R L"]) -> Float[Array, " R"]:
-    """Kendall's τ of each row of a with that of b; equal scores count as half agreed."""
-    one, other = np.triu_indices(a.shape[1], 1)
-    signs = np.sign(a[:, one] - a[:, other]) * np.sign(b[:, one] - b[:, other])
-    return signs.mean(1) if signs.shape[1] else np.ones(len(a))

@@ -190,13 +190,23 @@ def agreement(a: Float[Array, " L"], b: Float[Array, " L"], k: int) -> Agreement
         >>> same.overlap, round(same.kendall, 3), round(same.spearman, 3)
         (0.5, 0.667, 0.8)
     """
-    from scipy.stats import kendalltau, spearmanr
+    from scipy.stats import spearmanr
 
     overlap = len(set(top(a, k).tolist()) & set(top(b, k).tolist())) / k
     both = np.isfinite(a) & np.isfinite(b)
     a, b = a[both], b[both]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return Agreement(overlap, float("nan"), float("nan"))
-    tau: Any = kendalltau(a, b)
     rho: Any = spearmanr(a, b)
-    return Agreement(overlap, float(tau.statistic), float(rho.statistic))
+    return Agreement(overlap, float(kendall(a[None], b[None])[0]), float(rho.statistic))
+
+
+def kendall(a: Float[Array, "R L"], b: Float[Array, "R L"]) -> Float[Array, " R"]:
+    """Kendall's τ-b of each row of a with that of b; 0 where one of them is constant.
+
+    >>> kendall(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[1.0, 3.0, 2.0]] * 2)).round(3)
+    array([0.333, 0.   ])
+    """
+    one, other = np.triu_indices(a.shape[1], 1)
+    x, y = (np.sign(means[:, one] - means[:, other]) for means in (a, b))
+    return (x * y).sum(1) / np.sqrt(np.maximum((x != 0).sum(1) * (y != 0).sum(1), 1))

@@ -114,12 +114,9 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
         BadBatch: a sample's domain has no teacher.
         BadFeatures: features of the wrong count or width, or with NaN or inf.
     """
-    if teachers is None and features is None:
-        raise BadBatch("neither a teacher nor features= was passed: pass a teacher or features=")
-    table, what = (teachers, "teachers") if features is None else (features, "features")
-    sources = table if isinstance(table, Mapping) else dict.fromkeys(samples.domains, table)
+    sources = sources_of(teachers, samples.domains, features)
     routed = {}
-    for domain, rows in rows_by_teacher(sources, samples, what).items():
+    for domain, rows in rows_by_teacher(sources, samples).items():
         if features is not None:
             vectors = cast(Tensor, sources[domain])
             vectors = vectors[rows] if len(vectors) == len(samples) else vectors
@@ -131,10 +128,21 @@ def route(teachers: Teachers | None, samples: Samples, *, features: Features | N
     return routed
 
 
-def rows_by_teacher(teachers: Mapping[str, Any], samples: Samples, what: str = "teachers") -> dict[str, list[int]]:
+def sources_of(teachers: Teachers | None, domains: Sequence[str], features: Features | None) -> Mapping[str, Any]:
+    """Domain → its teacher, or its features. Raises BadBatch where there is neither, or nothing for a domain."""
+    if teachers is None and features is None:
+        raise BadBatch("neither a teacher nor features= was passed: pass a teacher or features=")
+    table, what = (teachers, "teachers") if features is None else (features, "features")
+    if not isinstance(table, Mapping):
+        return dict.fromkeys(domains, table)
+    check_domains(domains, table, "the batch has samples", what=what)
+    return table
+
+
+def rows_by_teacher(teachers: Mapping[str, Any], samples: Samples) -> dict[str, list[int]]:
     """The rows of each domain that has a teacher. Raises BadBatch for a domain that nobody spoke of."""
     groups = by_domain(samples)
-    check_domains(groups, teachers, "the batch has samples", what=what)
+    check_domains(groups, teachers, "the batch has samples")
     return {domain: rows for domain, rows in groups.items() if teachers[domain] is not None}
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.blocks.block import Blocks
-from fog_a.errors import BadArgument, UnknownBlock
+from fog_a.errors import BadArgument, UnknownBlock, is_real, is_whole, near
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs
 from fog_a.scores.scores import Scores
@@ -39,11 +39,13 @@ class CacheSchedule:
 
     @classmethod
     def every(cls, n: int, layers: Sequence[str], steps: int) -> CacheSchedule:
-        """Every block at every n-th step: what is used without measuring.
+        """Every block at every n-th step: what is used without measuring. Raises BadArgument.
 
         >>> CacheSchedule.every(2, ["a"], 4).compute[:, 0].tolist()
         [True, False, True, False]
         """
+        if not (is_whole(n) and is_whole(steps) and n > 0 and steps > 0):
+            raise BadArgument(f"expected n and steps as whole numbers, 1 or more, got n={n!r}, steps={steps!r}")
         compute = np.repeat((np.arange(steps) % n == 0)[:, None], len(layers), axis=1)
         return cls(tuple(layers), compute)
 
@@ -55,7 +57,9 @@ class CacheSchedule:
     def steps(self, layer: str) -> list[int]:
         """The steps at which a block computes, from 0. Raises UnknownBlock."""
         if layer not in self.layers:
-            raise UnknownBlock(f"no layer {layer!r} in this schedule, which has {', '.join(self.layers)}")
+            raise UnknownBlock(
+                f"no layer {layer!r} in this schedule{near(layer, self.layers)}. schedule.layers has them all"
+            )
         return np.flatnonzero(self.compute[:, self.layers.index(layer)]).tolist()
 
     def replay(self, flow: Flow | nn.Module, blocks: Blocks, *, when: When | None = None) -> Replay:
@@ -69,8 +73,8 @@ class CacheSchedule:
 class Replay(NetworkCalls):
     """Inside, a block that does not compute at a step gives its stream input plus the update of its last computed step.
 
-    Every block still runs; what it gives is replaced. `calls` counts the steps. Raises BadArgument at a step that the
-    schedule does not have.
+    Every block still runs; what it gives is replaced. `calls` counts the steps. Raises BadArgument where the run has
+    more or fewer steps than the schedule.
     """
 
     def __init__(self, schedule: CacheSchedule, flow: Flow | nn.Module, blocks: Blocks, when: When | None) -> None:
@@ -81,10 +85,18 @@ class Replay(NetworkCalls):
     def begin(self, inputs: Inputs, rows: Any) -> None:
         """The next step."""
         if self.calls > len(self.schedule.compute):
-            raise BadArgument(
-                f"the schedule has {len(self.schedule.compute)} steps, and the sampler makes another: expected as many "
-                "as in the run whose drift was measured. Open the context anew for each run"
-            )
+            raise self._other_steps("makes another")
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        if exc[0] is None and self.calls < len(self.schedule.compute):
+            raise self._other_steps(f"made {self.calls}")
+
+    def _other_steps(self, what: str) -> BadArgument:
+        return BadArgument(
+            f"the schedule has {len(self.schedule.compute)} steps, and the sampler {what}: expected as many as in the "
+            "run whose drift was measured. Open the context anew for each run"
+        )
 
     def at(self, output: BlockOutput) -> Tensor:
         """What the block gives, or its stream with the old update."""
@@ -110,8 +122,8 @@ def cache_schedule(scores: Scores, share: float = 0.5, *, domain: str | None = N
         raise BadArgument(f"expected scores of kind 'drift', got {getattr(scores, 'kind', type(scores).__name__)!r}")
     curve = np.nan_to_num(scores.curve(domain), nan=1e30)
     steps = len(curve) + 1
-    if not 1 / steps <= share <= 1:
-        raise BadArgument(f"share = {share}: expected {1 / steps:.3f} to 1; the first of {steps} steps is computed")
+    if not is_real(share) or not 1 / steps <= share <= 1:
+        raise BadArgument(f"share = {share!r}: expected {1 / steps:.3f} to 1; the first of {steps} steps is computed")
     thresholds = np.unique(np.concatenate([curve.ravel(), np.cumsum(curve, axis=0).ravel(), [0.0, np.inf]]))
     # the least threshold that keeps to the share
     least = bisect.bisect_left(thresholds, True, key=lambda threshold: bool(_plan(curve, threshold).mean() <= share))

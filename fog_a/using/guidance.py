@@ -7,8 +7,6 @@ Both come from one forward: the rows are given twice, and in the second half the
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +18,7 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import tree
 from fog_a.blocks.gate import gate
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
-from fog_a.errors import BadArgument
+from fog_a.errors import BadArgument, is_real
 from fog_a.flows.flow import Flow
 from fog_a.flows.samples import Inputs
 from fog_a.using.calls import BlockOutput, NetworkCalls, When
@@ -54,7 +52,7 @@ class skip_guidance(NetworkCalls):
     """
 
     def __init__(self, flow: Flow | nn.Module, blocks: Blocks, scale: float, *, when: When | None = None) -> None:
-        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        if not is_real(scale):
             raise BadArgument(f"expected scale= as a finite number, such as 1.5, got {scale!r}")
         super().__init__(flow, blocks, (lambda inputs: False) if scale == 0 else when)
         self.scale, self.doubled = float(scale), False

@@ -147,17 +147,12 @@ def _pairs(trial: Trial, case: Case) -> tuple[Float[Array, "B k"], Float[Array, 
     """The change without each block, and without each pair: the first in order is closed, then each that follows."""
     singles, pairs = list[Array](), list[Array]()
     with preserved(*case.modules):
-        clean = variants(case, trial.blocks, how="prefix")
+        clean = variants(case, trial.blocks)
         measure = yardstick(trial.metric, case, clean.base)
         for i, block in enumerate(trial.blocks):
             shut, prefix = with_closed(case, clean.prefix, block)
-            rest = trial.blocks[i + 1 :]
-            if prefix is None:
-                run = variants(shut, rest, how="loop")
-                alone, both = run.base, run.ablated
-            else:
-                alone, both = prefix.v, (prefix.variant(b, 0.0) for b in rest)
-            singles.append(measure(alone, block.name))
-            pairs += [measure(v, block.name) for v in both]
+            run = variants(shut, trial.blocks[i + 1 :], prefix=prefix)
+            singles.append(measure(run.base, block.name))
+            pairs += [measure(v, block.name) for v in run.ablated]
     case.close()
     return np.stack(singles, axis=1), np.stack(pairs, axis=1)

@@ -125,6 +125,8 @@ def remove(
         (2, (4, 3, 2), (3,))
     """
     trial = Trial(flow_of(model, forward, domains, mask), batch, blocks, level, times, metric, seed)
+    if len(trial.blocks) < 2:
+        raise BadArgument("expected two or more blocks, got 1, and one stays. Leave blocks= out for all of them")
     if not is_whole(keep) or not 1 <= keep < len(trial.blocks):
         raise BadArgument(
             f"expected keep= as how many of {len(trial.blocks)} blocks are left, 1 to {len(trial.blocks) - 1}, "

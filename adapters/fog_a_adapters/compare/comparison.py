@@ -55,7 +55,7 @@ def compare(task: Task, plan: Plan, out: str | Path, *, level: float = 0.95, pro
     check_arms(plan.arms)
     out = Path(out)
     plan = replace(plan, arms=expanded(plan.arms, _layers(task, plan.seeds[0]), plan.k))
-    claim(out, task, plan)
+    claim(out, {"task": task.name, "facts": dict(task.facts), **asdict(plan)}, grown=("seeds", "arms"))
     results: list[dict[str, Any]] = []
     total = len(plan.seeds) * (plan.warmup + len(plan.arms) * plan.steps)
     with tqdm(total=total, desc="compare", unit="step", disable=not progress, mininterval=1.0) as bar:

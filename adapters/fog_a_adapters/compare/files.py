@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 
 from fog_a.errors import Unsupported
 from fog_a.files import write, write_json
-from fog_a_adapters.compare.task import Plan, Task
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -22,21 +21,17 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     write(path, buffer.getvalue())
 
 
-def claim(out: Path, task: Task, plan: Plan) -> None:
-    """The folder is this comparison's, or becomes it. Raises Unsupported where it holds another."""
-    here = json.loads(json.dumps({"task": task.name, "facts": dict(task.facts), "plan": asdict(plan)}))
+def claim(out: Path, what: Mapping[str, Any], grown: Collection[str] = ()) -> None:
+    """The folder is of this plan, or becomes it; what is in `grown` may be other later. Raises Unsupported."""
+    here = json.loads(json.dumps(what))
     there = read_json(out / "plan.json")
     if there is None:
         write_json(out / "plan.json", here)
         return
-    grown = {"seeds", "arms"}  # more of these may be asked for later
-    old, new = ({k: v for k, v in x["plan"].items() if k not in grown} for x in (there, here))
-    differ = [k for k in new if old.get(k) != new[k]]
-    differ += [k for k in ("task", "facts") if there[k] != here[k]]
-    if differ:
-        raise Unsupported(
-            f"{out} holds another comparison: {', '.join(differ)} differ. Give another folder, or delete this one"
-        )
+    keys = [key for key in {**there, **here} if key not in grown and there.get(key) != here.get(key)]
+    if keys:
+        differ = "; ".join(f"{key} was {there.get(key)}, now {here.get(key)}" for key in keys)
+        raise Unsupported(f"{out} holds results of another plan ({differ}). Give another folder, or delete this one")
 
 
 def read_json(path: Path) -> Any:

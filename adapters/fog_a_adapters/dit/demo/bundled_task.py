@@ -120,8 +120,13 @@ def run(
     layers: int | None = None,
     dim: int | None = None,
     teacher: str | None = None,
-    **plan: Any,
+    arms: Sequence[str] | None = None,
+    seeds: int = 3,
+    warmup: int = 200,
+    steps: int = 300,
+    k: int = 3,
 ) -> dict[str, Any]:
-    """`fog-a compare` on the bundled model; `plan`: of `fog_a_adapters.compare.command.run`."""
+    """`fog-a compare` on the bundled model; arms, seeds, steps and k are of `fog_a_adapters.compare.command.run`."""
     task = bundled_task(data, config=DiTConfig.tiny(layers=layers or 8, dim=dim or 64), teacher=teacher)
-    return command.run(task, out, center=teacher is not None, **plan)
+    center = teacher is not None
+    return command.run(task, out, arms=arms, seeds=seeds, warmup=warmup, steps=steps, k=k, center=center)

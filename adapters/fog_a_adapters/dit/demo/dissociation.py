@@ -4,17 +4,18 @@
     python -m fog_a_adapters.dit.demo.dissociation train --whisper out/whisper --data ../shared/audio
     python -m fog_a_adapters.dit.demo.dissociation tell              # the numbers; a picture beside the folder
 
-Base trainings alone, no alignment: docs/experiments/PLAN.md, part C. At each look `attribute` and `lasp` measure the
-same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
+Base trainings alone, no alignment: docs/experiments/PLAN.md, parts C and D. At each look `attribute` and `lasp` measure
+the same held-out clips at the same x_t. A killed run goes on: each seed is a file, its training a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import fog_a
+from fog_a.errors import FogError
 from fog_a.files import write_json
 from fog_a.scores.scores import Scores
 from fog_a.scores.statistics import agreement
 from fog_a_adapters.compare.benefits import over_seeds, spearman
 from fog_a_adapters.compare.contrasts import contrast, holm
-from fog_a_adapters.compare.files import read_json
+from fog_a_adapters.compare.files import claim, read_json
 from fog_a_adapters.compare.leg import Leg, Progress, Schedule
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
 from fog_a_adapters.dit.demo.bundled_task import teachers_for
@@ -37,13 +39,16 @@ from fog_a_adapters.dit.model.flow import FlowMatching
 
 KINDS, NAMES = ("foga", "lasp"), {"foga": "contribution (FoG-A)", "lasp": "storage (LASP)"}
 PEAKS, DEPTH = "depth of LASP's peak - of FoG-A's", "rho of FoG-A with depth"
+FIRST_IS_TOP = "the first layer is the top one"
 FIRST = 300
 """The first seed: of no other experiment."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of the trainings and of what is measured; `looks`: after which steps."""
+    """Sizes of the trainings and of what is measured; `looks`: after which steps; `head`: of LASP, L_BiT's own or one
+    ridge head for all layers, fitted on the held-out clips that are not measured.
+    """
 
     layers: int = 8
     dim: int = 48
@@ -54,17 +59,28 @@ class Setting:
     looks: tuple[int, ...] = (100, 500, 1000, 2000)
     lr: float = 2e-3
     bitc: float = 0.5
+    head: Literal["bitc", "ridge"] = "bitc"
 
 
 class Trainings:
-    """One corpus, its teachers, and the clips on which every look measures."""
+    """One corpus, its teachers, and the clips on which every look measures.
+
+    Raises Unsupported where the folder holds trainings of another setting.
+    """
 
     def __init__(self, setting: Setting, corpus: Corpus, teachers: Any, out: Path) -> None:
         self.setting, self.corpus, self.teachers, self.out = setting, corpus, teachers, out
         s = setting
+        clips = f"{len(corpus.train)} to train on, {len(corpus.test)} held out"
+        taught = {d: teacher.name for d, teacher in teachers.items()}
+        claim(out, {**asdict(s), "corpus": clips, "teachers": taught})
         self.config = DiTConfig.tiny(layers=s.layers, dim=s.dim, token_dim=s.dim, domains=corpus.domains)
-        held_out = sorted(corpus.test, key=lambda i: (i.domain, i.id))
-        self.probed = collate([i.crop(0, s.frames) for i in held_out])
+        of_domain = {name: [i for i in corpus.test if i.domain == d] for d, name in enumerate(corpus.domains)}
+        drawn = {name: random.Random(f"0/test/{name}").sample(items, s.clips) for name, items in of_domain.items()}
+        measured = {i.id for items in drawn.values() for i in items}
+        crops = [i.crop(0, s.frames) for i in sorted(corpus.test, key=lambda i: (i.domain, i.id))]
+        self.probed = collate([i for i in crops if i.id in measured])
+        self.fitted = [i for i in crops if i.id not in measured]
 
     def seed(self, seed: int) -> dict[str, Any]:
         """Train and look; what is there already is not made again."""
@@ -101,16 +117,23 @@ class Trainings:
 
     def look(self, leg: Leg, bitc: fog_a.BiTC, seed: int) -> dict[str, Any]:
         """Kind → domain → mean of each layer: of all clips, of every other clip from the first and from the second on,
-        and over flow time.
+        and over flow time. With a ridge head also its controls, and what it explains of clips it has not seen.
         """
         leg.model.eval()
         where: dict[str, Any] = {"times": self.setting.times, "seed": seed}
-        scores = {
-            "foga": fog_a.attribute(leg.flow, self.probed, progress=False, **where),
-            "lasp": fog_a.lasp(leg.flow, self.probed, head=bitc, center=True, beside=(), **where),
-        }
+        foga = fog_a.attribute(leg.flow, self.probed, progress=False, **where)
+        if self.setting.head == "bitc":
+            lasp = fog_a.lasp(leg.flow, self.probed, head=bitc, center=True, beside=(), **where)
+        else:
+            where |= {"fit": collate(self.fitted), "beside": ("probe", "shuffled")}
+            lasp = fog_a.lasp(leg.flow, self.probed, self.teachers, center=True, **where)
         leg.train()
-        return {kind: {d: means(of, d) for d in of.domain_names} for kind, of in scores.items()}
+        made = {kind: {d: means(of, d) for d in of.domain_names} for kind, of in (("foga", foga), ("lasp", lasp))}
+        for control, of in lasp.info["beside"].items():
+            made[control] = {d: {"all": rounded(np.array(of[d]).mean(0))} for d in of}
+        if self.setting.head == "ridge":
+            made["explained"] = {d: of["explained"] for d, of in lasp.info["head"].items()}
+        return made
 
 
 def means(scores: Scores, domain: str) -> dict[str, Any]:
@@ -135,7 +158,8 @@ def told(runs: Sequence[Mapping[str, Any]], k: int = 3) -> dict[str, dict[str, d
     rows = {domain: [_endpoints(run, domain, k) for run in runs] for domain in runs[0][last]["foga"]}
     made = {d: {name: over_seeds([row[name] for row in of]) for name in of[0]} for d, of in rows.items()}
     layers = len(next(iter(runs[0][last]["foga"].values()))["all"])
-    for name, null in ((PEAKS, 0.0), (DEPTH, 0.0), (f"top {k} at {first} steps kept", k * k / layers)):
+    kept = f"top {k} at {first} steps kept"
+    for name, null in ((PEAKS, 0.0), (DEPTH, 0.0), (FIRST_IS_TOP, 1 / layers), (kept, k * k / layers)):
         differences = {d: [row[name] for row in of] for d, of in rows.items()}
         for d, p in zip(rows, holm([contrast(x, [null] * len(x)).p for x in differences.values()]), strict=True):
             made[d][name]["p"] = p
@@ -175,8 +199,12 @@ def _endpoints(run: Mapping[str, Any], domain: str, k: int) -> dict[str, float]:
         "1 - tau, LASP and FoG-A": 1 - agreement(lasp, foga, k).kendall,
         **{f"floor of {kind}": floor for kind, floor in floors.items()},
         DEPTH: spearman(foga, np.arange(len(foga), dtype=float)),
-        "the first layer is the top one": float(foga.argmax() == 0),
+        FIRST_IS_TOP: float(foga.argmax() == 0),
     }
+    if "explained" in run[looks[-1]]:
+        made["explained by the ridge head"] = run[looks[-1]]["explained"][domain]
+        made["depth of the own probe's peak - of FoG-A's"] = float(layers("probe").argmax() - foga.argmax())
+        made["LASP - shuffled, mean layer"] = float((lasp - layers("shuffled")).mean())
     for look in looks[:-1]:
         same = agreement(layers("foga", look), foga, k)
         made |= {f"top {k} at {look} steps kept": k * same.overlap, f"tau of {look} steps and the end": same.kendall}
@@ -189,6 +217,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("train", "tell"))
     parser.add_argument("--whisper", type=Path, default=Path("out/whisper"), help="folder that whisper_folder made")
     parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
+    parser.add_argument("--head", choices=("bitc", "ridge"), default="bitc", help="of LASP: L_BiT's own, or one fitted")
     parser.add_argument("--out", type=Path, default=Path("docs/experiments/dissociation"))
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--seeds", type=int, default=20)
@@ -205,9 +234,12 @@ def main() -> None:
                 print(f"{domain}: {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}], {e['n']} seeds{p}")
         return
     torch.set_num_threads(1)
-    setting = Setting()
-    corpus = load_corpus(args.data, audio=True, held_out=setting.clips)
-    trainings = Trainings(setting, corpus, teachers_for(f"whisper:{args.whisper}", corpus), args.out)
+    try:
+        corpus = load_corpus(args.data, audio=True)
+        taught = teachers_for(f"whisper:{args.whisper}", corpus)
+        trainings = Trainings(Setting(head=args.head), corpus, taught, args.out)
+    except FogError as error:
+        parser.exit(1, f"{error}\n")
     for seed in range(args.first, args.first + args.seeds):
         trainings.seed(seed)
 
