@@ -55,6 +55,18 @@ def test_samples_on_another_axis_are_asked_for() -> None:
     np.testing.assert_allclose(turned, scores(made(lambda v: v)), rtol=1e-5)
 
 
+def test_time_first_is_asked_for() -> None:
+    """torch's default: a batch of 2 samples is no batch of 40."""
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)
+    batch = torch.randn(40, 2, 16)
+    with pytest.raises(
+        BadOutput, match=r"got time: layers.0.* a batch of 2 samples gives \(40, 2, 16\).*transpose\(0, 1\)"
+    ):
+        fog_a.attribute(net, batch)
+    turned = fog_a.attribute(net, batch, forward=lambda m, b: m(b).transpose(0, 1), progress=False)
+    assert turned.values.shape == (2, 1, 2)
+
+
 def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:
     net = made(lambda v: [v[0], v[1, :4]])
     got = scores(net)

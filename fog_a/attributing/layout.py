@@ -100,7 +100,7 @@ def _refusal(case: Case, blocks: Blocks, base: Sighting) -> str | None:
     """What the plain run shows against sharing."""
     if base.drew:
         names = case.draws(blocks)
-        return f"the model draws random numbers in eval mode (in {names[0] if names else 'its own forward'})"
+        return f"the model draws random numbers in eval mode (in {next(iter(names), '') or 'its own forward'})"
     if base.nested:
         return "its padded samples are packed into nested tensors, which have no rows"
     if any(times != 1 for times in base.times.values()):
