@@ -250,6 +250,28 @@ def test_pairs_are_joint_minus_sum(shared: bool, monkeypatch: pytest.MonkeyPatch
         fog_a.interactions(net, x, ["blocks.0"])
 
 
+def test_pairs_that_have_nothing_to_do_with_each_other() -> None:
+    """Each layer turns its own quarter of the width: joint − sum is below 0 though nothing overlaps, `beyond` is 0."""
+
+    class Quarter(nn.Module):
+        def __init__(self, i: int) -> None:
+            super().__init__()
+            self.fc, self.i = nn.Linear(2, 2), i
+
+        def forward(self, x: Tensor) -> Tensor:
+            at = slice(2 * self.i, 2 * self.i + 2)
+            return x + nn.functional.pad(self.fc(x[..., at]), (at.start, 8 - at.stop))
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*(Quarter(i) for i in range(4))), torch.randn(16, 5, 8)
+    pairs = fog_a.interactions(net, x)
+    assert (pairs.scores.interval()[:, 1] < 0).all()
+    np.testing.assert_allclose(pairs.beyond.values, 0, atol=1e-6)
+    squares = fog_a.interactions(net, x, metric=lambda v, v_k, batch: (v_k - v).square().flatten(1).sum(1))
+    np.testing.assert_allclose(squares.scores.values, 0, atol=1e-4)
+    np.testing.assert_array_equal(squares.beyond.values, squares.scores.values)
+
+
 def test_a_block_named_twice_is_one() -> None:
     net, x = Net(depth=3), tokens()
     assert fog_a.attribute(net, x, blocks=["blocks.1", "blocks.1"], progress=False).layers == ("blocks.1",)

@@ -2,7 +2,8 @@
 
     I_jk = FoG-A_jk − FoG-A_j − FoG-A_k,    FoG-A_jk = ‖v^{\\jk} − v‖ / (‖v‖ + ε)
 
-Below 0: they overlap, and what one changes the other changes too. Above 0: either makes up for the other.
+Above 0: either makes up for the other. Below 0 says little: changes add up as vectors, and two that have nothing to do
+with each other stand at right angles, so both give √(FoG-A_j² + FoG-A_k²): `beyond` is what differs from that.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class Interactions:
         blocks: the k blocks, in order of execution.
         pairs: their names, in the order of `scores.layers`.
         scores: Scores of kind "interaction", samples × times × pairs: joint − sum, signed, in ‖v‖ or the metric.
+        beyond: the same, joint − √(j² + k²): 0 where the two changes stand at right angles, above 0 where they go the
+            same way or make up for each other, below 0 where they overlap or undo each other. By a metric: joint − sum.
         joint: Scores of both closed, samples × times × pairs. singles: of each block alone, samples × times × blocks.
     """
 
     blocks: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     scores: Scores
+    beyond: Scores
     joint: Scores
     singles: Scores
 
@@ -69,8 +73,9 @@ class Interactions:
     __repr__ = table
 
     def plot(self, *, domain: str | None = None, level: float = 0.95) -> Figure:
-        """All pairs in one picture; a dot where the interval leaves 0 out. MissingDependency without matplotlib."""
-        mean, interval = self.mean(domain), self.interval(level, domain, warn=False)
+        """`beyond` of all pairs; a dot where its interval leaves 0 out. MissingDependency without matplotlib."""
+        mean = self._square(self.beyond.mean(domain))
+        interval = self._square(self.beyond.interval(level, domain, warn=False))
         size, count = float(np.nanmax(np.abs(mean))) or 1.0, len(self.blocks)
         fig, ((ax,),) = canvas.panels(1.6 + 0.34 * count, 1.2 + 0.34 * count)
         ax.grid(False)
@@ -79,7 +84,7 @@ class Interactions:
         ax.scatter(*np.nonzero(sure)[::-1], s=9, color=canvas.INK)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(range(count), [f"L{i + 1}" for i in range(count)], fontsize=7)
-        canvas.title(ax, "joint − sum of each")
+        canvas.title(ax, "both, beyond unrelated ones")
         canvas.colorbar(mesh, "change of v, relative", ax)
         return fig
 
@@ -131,13 +136,15 @@ def interactions(
         raise BadArgument(f"expected two or more blocks, got {len(names)}. Leave blocks= out for all of them")
     singles, joint = zip(*(_pairs(trial, case) for case in trial.cases), strict=True)
     first, second = np.triu_indices(len(names), 1)
-    beyond = [both - alone[:, first] - alone[:, second] for alone, both in zip(singles, joint, strict=True)]
+    two = [(alone[:, first], alone[:, second]) for alone in singles]
+    unrelated = np.hypot if metric is None else np.add
     pairs = tuple((names[i], names[j]) for i, j in zip(first, second, strict=True))
     layers = [" × ".join(pair) for pair in pairs]
     return Interactions(
         names,
         pairs,
-        trial.scores(beyond, layers, "interaction"),
+        trial.scores([both - np.add(*each) for both, each in zip(joint, two, strict=True)], layers, "interaction"),
+        trial.scores([both - unrelated(*each) for both, each in zip(joint, two, strict=True)], layers, "interaction"),
         trial.scores(joint, layers, metric_kind(metric)),
         trial.scores(singles, names, metric_kind(metric)),
     )
