@@ -150,7 +150,9 @@ def test_scatter_says_rho() -> None:
 
 def test_pairs_that_do_not_fit() -> None:
     other = Scores(np.ones((20, 1, 3)), ("a", "b", "c"))
-    with pytest.raises(ShapeMismatch, match=r"storage has 3 layers \(a, …\), contribution 12 .*same blocks"):
+    with pytest.raises(
+        ShapeMismatch, match=r"the layers differ: 3 and 12 of them, first at place 0: a and .*same blocks"
+    ):
         plot_scd(other, make())
     music = Scores(make().values, LAYERS, times=make().times, domains=("music",) * 40)
     with pytest.raises(ShapeMismatch, match="no common domain: storage has music; contribution has speech, sound"):

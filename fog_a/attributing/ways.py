@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fog_a.errors import BadArgument, is_whole
+from fog_a.errors import BadArgument, is_real, is_whole
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Settled:
     def __post_init__(self) -> None:
         if not is_whole(self.k) or self.k < 1:
             raise BadArgument(f"expected Settled(k=) of 1 or more, got {self.k!r}. 3 is usual")
-        if not isinstance(self.confidence, numbers.Real) or not 0 < self.confidence < 1:
+        if not is_real(self.confidence) or not 0 < self.confidence < 1:
             raise BadArgument(f"expected Settled(confidence=) between 0 and 1, got {self.confidence!r}. 0.95 is usual")
         if self.looks is not None and (not is_whole(self.looks) or self.looks < 1):
             raise BadArgument(f"expected Settled(looks=) of 1 batch or more, got {self.looks!r}")

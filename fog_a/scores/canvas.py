@@ -32,7 +32,7 @@ UNIT = {
     "storage": "cosine to the teacher",
     "gradnorm": "‖∂L/∂θ‖₂",
     "loss": "change of the flow loss",
-    "interaction": "both closed, less the sum of each",
+    "interaction": "both closed, beyond each alone",
     "drift": "change of the update since the step before",
 }
 
@@ -81,6 +81,11 @@ def png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def unit(kind: str) -> str:
+    """What scores of a kind are counted in."""
+    return UNIT.get(kind, kind)
 
 
 def kind_name(ranking: Ranking) -> str:

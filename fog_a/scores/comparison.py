@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 
 from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import canvas, statistics
-from fog_a.scores.canvas import INK, SOFT, UNIT
+from fog_a.scores.canvas import INK, SOFT, unit
 from fog_a.scores.curves import draw_ranks
-from fog_a.scores.ranking import Ranked, Ranking, check_layers, check_scores
+from fog_a.scores.ranking import Ranked, Ranking, check_alike, check_scores
 from fog_a.scores.statistics import FEW, Agreement, Array
 from fog_a.scores.tables import Shown, Table
 
@@ -77,7 +77,7 @@ class Comparison(Shown):
         x: Any = self.names if steps else range(len(self.names))
         draw_ranks(left, self.rank, x, self.k)
         right.axhline(0, color=SOFT, linewidth=0.9)
-        right.set_ylabel(UNIT.get(self.kind, self.kind))
+        right.set_ylabel(unit(self.kind))
         to = f"difference to {'step ' if steps else ''}{self.reference}"
         canvas.title(right, to, f"n = {self.n} pairs, {self.level:.0%} intervals")
         if steps:
@@ -193,11 +193,7 @@ def _paired(ranked: list[Ranking]) -> tuple[Float[Array, "N n L"], tuple[str, ..
     """Each one's scores of the groups that all have, the groups' domains, and what to doubt."""
     first = ranked[0]
     for other in ranked[1:]:
-        check_layers(first.layers, other.layers)
-        for name in ("kind", "times"):
-            a, b = getattr(first, name), getattr(other, name)
-            if a != b:
-                raise ShapeMismatch(f"cannot compare scores whose {name} differ: {a} and {b}. Measure with one call")
+        check_alike(vars(first), vars(other))
     places = [{group: i for i, group in enumerate(r.groups)} for r in ranked]
     common = [group for group in first.groups if all(group in place for place in places)]
     if not common:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import canvas, statistics
-from fog_a.scores.canvas import FAINT, INK, UNIT
+from fog_a.scores.canvas import FAINT, INK, unit
 from fog_a.scores.ranking import Ranked, rankings
 from fog_a.scores.statistics import Array
 
@@ -50,7 +50,7 @@ def plot_curves(
         canvas.end_labels(ax)
         canvas.title(ax, canvas.kind_name(domains[0]))
         canvas.layer_axis(ax, scores.layers)
-        ax.set_ylabel(UNIT.get(scores.kind, ""))
+        ax.set_ylabel(unit(scores.kind))
         return fig
     if scores.times is None:
         raise ShapeMismatch("these scores have no time axis: wrap the model as a flow and measure, or along='depth'")
@@ -64,7 +64,7 @@ def plot_curves(
             canvas.band(ax, scores.times, ranking.curve[:, i], interval[:, i], f"L{i + 1}")
         canvas.panel_title(ax, ranking)
         ax.set_xlabel(canvas.time_label(ranking, break_lines=False))
-    axes[0].set_ylabel(UNIT.get(scores.kind, ""))
+    axes[0].set_ylabel(unit(scores.kind))
     for ax in axes:  # after all panels: labels keep the limits that all share
         canvas.end_labels(ax)
     return fig

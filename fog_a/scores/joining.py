@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fog_a.errors import ShapeMismatch
-from fog_a.scores.files import plain
-from fog_a.scores.ranking import check_layers
-
-Fields = Mapping[str, Any]
-"""Those of Scores, by name."""
+from fog_a.scores.files import Fields, plain
+from fog_a.scores.ranking import check_alike
 
 
 def joined(parts: Sequence[Fields]) -> dict[str, Any]:
@@ -32,12 +29,7 @@ def joined(parts: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _check_alike(a: Fields, b: Fields) -> None:
-    check_layers(a["layers"], b["layers"])
-    for name in ("times", "kind"):
-        if a[name] != b[name]:
-            raise ShapeMismatch(
-                f"cannot concat scores whose {name} differ: {a[name]} and {b[name]}. Measure both with the same call"
-            )
+    check_alike(a, b)
     ways = [s["info"].get("method", "exact") for s in (a, b)]
     if ways[0] != ways[1]:
         raise ShapeMismatch(f"cannot concat scores of method {ways[0]} and of {ways[1]}. Measure both with one method")

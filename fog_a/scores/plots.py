@@ -13,9 +13,9 @@ import numpy as np
 
 from fog_a.errors import ShapeMismatch
 from fog_a.scores import canvas
-from fog_a.scores.canvas import INK, PALETTE, QUIET, SOFT, UNIT, Labels
+from fog_a.scores.canvas import INK, PALETTE, QUIET, SOFT, Labels, unit
 from fog_a.scores.dissociation import dissociation
-from fog_a.scores.ranking import SIGNED, Ranked, Ranking, rankings
+from fog_a.scores.ranking import SIGNED, Ranked, Ranking, check_layers, rankings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def plot_scores(
     Raises: BadArgument for what are no Scores; MissingDependency without matplotlib.
     """
     domains = rankings(scores, domain)
-    unit, timed = UNIT.get(scores.kind, scores.kind), domains[0].timed
+    timed = domains[0].timed
     width = min(max(4.2, 0.19 * len(scores.layers) + 1.6), 9.0) * len(domains) + 0.6
     fig, grid = canvas.panels(
         min(width, 18.0), 4.8 if timed else 3.1, 1 + timed, len(domains),
@@ -57,9 +57,9 @@ def plot_scores(
         if timed:
             mesh = _heat(column[1], ranking, limits)
             if ranking is domains[-1]:
-                canvas.colorbar(mesh, unit, column[1])
+                canvas.colorbar(mesh, unit(scores.kind), column[1])
         canvas.layer_axis(column[-1], scores.layers, labels, ranking.order[:k])
-    grid[0, 0].set_ylabel(unit)
+    grid[0, 0].set_ylabel(unit(scores.kind))
     if timed:
         grid[1, 0].set_ylabel(canvas.time_label(domains[0]))
     return fig
@@ -108,7 +108,7 @@ def plot_scd(
             if side == 0 and ranking.timed:
                 ax.set_ylabel(canvas.time_label(ranking))
         if mesh is not None:
-            canvas.colorbar(mesh, UNIT.get(domains[0].kind, ""), column.tolist())
+            canvas.colorbar(mesh, unit(domains[0].kind), column.tolist())
         canvas.layer_axis(column[-1], storage.layers, labels, sorted({i for d in domains for i in d.order[:1]}))
     return fig
 
@@ -133,11 +133,7 @@ def plot_scatter(
 
 def _pairs(storage: Ranked, contribution: Ranked, domain: str | None) -> list[tuple[Ranking, Ranking]]:
     """The rankings of each domain that both have. Raises ShapeMismatch where layers or domains do not fit."""
-    if storage.layers != contribution.layers:
-        raise ShapeMismatch(
-            f"storage has {len(storage.layers)} layers ({storage.layers[0]}, …), contribution "
-            f"{len(contribution.layers)} ({contribution.layers[0]}, …): measure both on the same blocks (blocks=)"
-        )
+    check_layers(storage.layers, contribution.layers)
     wanted = storage.domain_names if domain is None else (domain,)
     common = [d for d in wanted if d in storage.domain_names and d in contribution.domain_names]
     if not common:

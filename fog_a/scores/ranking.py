@@ -6,7 +6,6 @@ again. A group's samples are averaged first, so that a clip counts once however 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fog_a.errors import BadArgument, ShapeMismatch
+from fog_a.errors import BadArgument, ShapeMismatch, is_whole
 from fog_a.scores import statistics
 from fog_a.scores.statistics import FEW, Agreement, Array
 from fog_a.scores.top import RankedLayer, Top
@@ -135,12 +134,11 @@ class Ranking:
 
     def check_k(self, k: int) -> int:
         """k as an int. Raises ShapeMismatch where there is no such top."""
-        if not hasattr(k, "__index__"):
+        if not is_whole(k):
             raise BadArgument(f"k = {k!r}: expected a whole number of layers, e.g. k=3")
-        number = operator.index(k)
-        if not 1 <= number <= len(self.layers):
+        if not 1 <= k <= len(self.layers):
             raise ShapeMismatch(f"k = {k}: expected 1 ≤ k ≤ {len(self.layers)}, the number of layers")
-        return number
+        return int(k)
 
     # What the reader should know
 
@@ -241,6 +239,17 @@ def check_layers(a: Sequence[str], b: Sequence[str]) -> None:
         f"the layers differ: {len(a)} and {len(b)} of them, first at place {odd}: {name[0]} and {name[1]}. "
         "Both must be measured on the same blocks: pass blocks= to attribute"
     )
+
+
+def check_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raises ShapeMismatch where the fields of two measurements are of other layers, kinds or times."""
+    check_layers(a["layers"], b["layers"])
+    for name in ("kind", "times"):
+        if a[name] != b[name]:
+            raise ShapeMismatch(
+                f"expected scores of one measurement, got some whose {name} differ: {a[name]} and {b[name]}. Measure "
+                "both with the same call"
+            )
 
 
 def count(number: int, noun: str) -> str:

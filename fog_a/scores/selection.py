@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fog_a.errors import BadArgument, BadScores, UnknownBlock
+from fog_a.errors import BadArgument, BadScores, UnknownBlock, is_real
 from fog_a.files import write
 from fog_a.scores.files import read_as
 from fog_a.scores.lists import indices
@@ -185,5 +184,5 @@ class Selection(BaseModel):
 
 def check_total(total: float) -> None:
     """Raises BadArgument for weights that would be negative, NaN or inf."""
-    if isinstance(total, str) or not (math.isfinite(total) and total >= 0):
+    if not is_real(total) or total < 0:
         raise BadArgument(f"total = {total!r}: expected a finite number ≥ 0, the sum of a domain's weights, e.g. 0.5")

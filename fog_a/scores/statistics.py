@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fog_a.errors import BadArgument
+from fog_a.errors import BadArgument, is_real
 
 FEW = 16
 """Below this many samples no interval here can promise its level on skewed data."""
@@ -154,7 +154,7 @@ def _resample(parts: list[Array], resamples: int, seed: int) -> Iterator[Float[A
 
 def check_share(name: str, value: float) -> None:
     """Raises BadArgument for a number that is not between 0 and 1."""
-    if isinstance(value, str) or not 0 < value < 1:
+    if not is_real(value) or not 0 < value < 1:
         raise BadArgument(f"{name} = {value!r}: expected a number between 0 and 1, e.g. 0.95")
 
 

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.attributing.along import Along
-from fog_a.attributing.variants import variants
-from fog_a.attributing.yardstick import Metric, metric_kind, yardstick
+from fog_a.attributing.yardstick import Metric, metric_kind
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
@@ -28,12 +27,11 @@ from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
-from fog_a.using.trial import Level, Trial, with_closed
+from fog_a.scores.statistics import Array
+from fog_a.using.trial import Closing, Level, Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,14 +150,13 @@ def interactions(
 
 def _pairs(trial: Trial, case: Case) -> tuple[Float[Array, "B k"], Float[Array, "B P"]]:
     """The change without each block, and without each pair: the first in order is closed, then each that follows."""
-    singles, pairs = list[Array](), list[Array]()
+    singles, pairs, clean = list[Array](), list[Array](), Closing(case, trial.metric)
     with preserved(*case.modules):
-        clean = variants(case, trial.blocks)
-        measure = yardstick(trial.metric, case, clean.base)
+        clean.changes(trial.blocks)
         for i, block in enumerate(trial.blocks):
-            shut, prefix = with_closed(case, clean.prefix, block)
-            run = variants(shut, trial.blocks[i + 1 :], prefix=prefix)
-            singles.append(measure(run.base, block.name))
-            pairs += [measure(v, block.name) for v in run.ablated]
+            shut = clean.without(block)
+            both = shut.changes(trial.blocks[i + 1 :])
+            singles.append(shut.measure(shut.base, block.name))
+            pairs += both
     case.close()
     return np.stack(singles, axis=1), np.stack(pairs, axis=1)

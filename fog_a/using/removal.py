@@ -16,25 +16,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fog_a.attributing.along import Along
-from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.variants import variants
-from fog_a.attributing.yardstick import Measure, Metric, metric_kind, yardstick
-from fog_a.blocks.block import Blocks, ResidualBlock
+from fog_a.attributing.yardstick import Metric, metric_kind
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, BadOutput, is_whole, known_keywords
 from fog_a.flows.bare import flow_of
-from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow, Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
+from fog_a.scores.statistics import Array
 from fog_a.scores.tables import Table
-from fog_a.using.trial import Level, Trial, with_closed
+from fog_a.using.trial import Closing, Level, Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,10 +66,9 @@ class Removal:
 
     def table(self) -> str:
         """One line for each removal."""
-        unit = canvas.UNIT.get(self.scores.kind, self.scores.kind)
         changes = (f"{x:.4f}" for x in self.curve[1:])
         rows = list(zip(self.left[1:], self.removed, changes, strict=True))
-        return Table("", ("left", "without", unit), rows, right=(2,)).text()
+        return Table("", ("left", "without", canvas.unit(self.scores.kind)), rows, right=(2,)).text()
 
     __repr__ = table
 
@@ -82,8 +77,7 @@ class Removal:
         fig, ((ax,),) = canvas.panels(5.2, 3.2)
         canvas.band(ax, self.left, self.curve, self.interval(level, warn=False))
         canvas.title(ax, "what can go", f"n = {len(self.scores.ids)}")
-        unit = canvas.UNIT.get(self.scores.kind, self.scores.kind)
-        ax.set(xlim=(max(self.left), min(self.left)), xlabel="blocks left", ylabel=unit)
+        ax.set(xlim=(max(self.left), min(self.left)), xlabel="blocks left", ylabel=canvas.unit(self.scores.kind))
         return fig
 
 
@@ -133,44 +127,21 @@ def remove(
             f"got {keep!r}"
         )
     kind = "removal" if metric is None else metric_kind(metric)
-    cases = [_Closing(case, metric) for case in trial.cases]
-    left, removed, rounds = trial.blocks, list[str](), list[dict[str, float]]()
-    while len(left) > keep:
-        means = trial.scores([case.measured(left) for case in cases], left.names, kind).mean()
-        if not np.isfinite(means).any():
-            raise BadOutput("no block can go: v is NaN or inf without any one of them. Check the precision, or batch=")
-        best = int(np.nanargmin(means))
-        rounds.append(dict(zip(left.names, means.tolist(), strict=True)))
-        removed.append(left[best].name)
-        for case in cases:
-            case.close(left[best], best)
-        left = Blocks([b for i, b in enumerate(left) if i != best], left.model)
-    scores = trial.scores([np.stack(case.curve, axis=1) for case in cases], removed, kind)
+    cases = [Closing(case, metric) for case in trial.cases]
+    left, removed, rounds, curves = trial.blocks, list[str](), list[dict[str, float]](), list[list[Array]]()
+    with preserved(*cases[0].case.modules):
+        while len(left) > keep:
+            changes = [list(case.changes(left)) for case in cases]
+            means = trial.scores([np.stack(columns, axis=1) for columns in changes], left.names, kind).mean()
+            if not np.isfinite(means).any():
+                raise BadOutput(
+                    "no block can go: v is NaN or inf without any one of them. Check the precision, or batch="
+                )
+            best = int(np.nanargmin(means))
+            rounds.append(dict(zip(left.names, means.tolist(), strict=True)))
+            removed.append(left[best].name)
+            curves.append([columns[best] for columns in changes])
+            cases = [case.without(left[best]) for case in cases]
+            left = Blocks([b for i, b in enumerate(left) if i != best], left.model)
+    scores = trial.scores([np.stack(curve, axis=1) for curve in zip(*curves, strict=True)], removed, kind)
     return Removal(tuple(removed), left.names, scores, tuple(rounds))
-
-
-class _Closing:
-    """One case, of which more and more is closed."""
-
-    def __init__(self, case: Case, metric: Metric) -> None:
-        self.curve: list[Array] = []
-        self._case = case
-        self._metric: Metric = metric
-        self._prefix: Prefix | None = None
-        self._measure: Measure | None = None
-        self._columns: list[Array] = []
-
-    def measured(self, blocks: Blocks) -> Float[Array, "B L"]:
-        """How far v is from where it began once each of these blocks has gone too."""
-        with preserved(*self._case.modules):
-            run = variants(self._case, blocks, prefix=self._prefix)
-            self._prefix = run.prefix
-            self._measure = self._measure or yardstick(self._metric, self._case, run.base)
-            self._columns = [self._measure(v_k, b.name) for v_k, b in zip(run.ablated, blocks, strict=True)]
-        return np.stack(self._columns, axis=1)
-
-    def close(self, block: ResidualBlock, place: int) -> None:
-        """This block goes for good."""
-        self.curve.append(self._columns[place])
-        with preserved(*self._case.modules):
-            self._case, self._prefix = with_closed(self._case, self._prefix, block)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from fog_a.attributing.along import Times, cases_of
 from fog_a.attributing.choice import Wanted, chosen
 from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.yardstick import EPS, Metric, checked_metric, metric_name
+from fog_a.attributing.variants import variants
+from fog_a.attributing.yardstick import EPS, Measure, Metric, checked_metric, metric_name, yardstick
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.flows.batches import each
 from fog_a.flows.case import Case
@@ -61,9 +64,35 @@ class Trial:
         return Scores(np.concatenate(parts), tuple(layers), times, kind=kind, info=info, **names_of(samples))
 
 
-def with_closed(case: Case, prefix: Prefix | None, block: ResidualBlock) -> tuple[Case, Prefix | None]:
-    """The case with this block closed for good, and its clean run, which shares what comes before the block."""
-    if prefix is None:
-        return case.closing(Blocks([block], case.module)), None
-    twin = prefix.closing(block)
-    return twin.case, twin
+class Closing:
+    """A case, of which more and more is closed. Changes are measured from where nothing was.
+
+    Run it under `preserved(*case.modules)`.
+    """
+
+    base: Tensor
+    """v as it is by now, from the first `changes` on."""
+    measure: Measure
+
+    def __init__(self, case: Case, metric: Metric) -> None:
+        self.case = case
+        self.metric: Metric = metric
+        self._prefix: Prefix | None = None
+
+    def changes(self, blocks: Blocks) -> Iterator[Float[np.ndarray, " B"]]:
+        """How far v is from where nothing was closed, once each of these blocks has gone too; runs as it is asked."""
+        run = variants(self.case, blocks, prefix=self._prefix)
+        if not hasattr(self, "measure"):
+            self.measure = yardstick(self.metric, self.case, run.base)
+        self._prefix, self.base = run.prefix, run.base
+        return (self.measure(v, block.name) for v, block in zip(run.ablated, blocks, strict=True))
+
+    def without(self, block: ResidualBlock) -> Closing:
+        """The same with this block closed for good; what comes before it is shared."""
+        twin = copy.copy(self)
+        if self._prefix is None:
+            twin.case = self.case.closing(Blocks([block], self.case.module))
+        else:
+            twin._prefix = self._prefix.closing(block)
+            twin.case = twin._prefix.case
+        return twin
