@@ -19,7 +19,8 @@ from fog_a.errors import BadArgument, ShapeMismatch
 from fog_a.scores import canvas, statistics
 from fog_a.scores.canvas import INK, SOFT, unit
 from fog_a.scores.curves import draw_ranks
-from fog_a.scores.ranking import Ranked, Ranking, check_alike, check_scores
+from fog_a.scores.joining import check_alike
+from fog_a.scores.ranking import Ranked, Ranking, check_scores
 from fog_a.scores.statistics import FEW, Agreement, Array
 from fog_a.scores.tables import Shown, Table
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from fog_a.errors import ShapeMismatch
 from fog_a.scores.files import Fields, plain
-from fog_a.scores.ranking import check_alike
+from fog_a.scores.ranking import check_layers
 
 
 def joined(parts: Sequence[Fields]) -> dict[str, Any]:
     """The fields of Scores that hold the samples of all. Raises ShapeMismatch where they are not of one measurement."""
     first, apart = parts[0], list[Fields]()
     for part in parts:
-        _check_alike(first, part)
+        _check_joinable(first, part)
         numbers, start = tuple(map(str, range(len(part["ids"])))), sum(len(p["ids"]) for p in apart)
         if part["groups"] == part["ids"] == numbers and not any(_overlap(p["values"], part["values"]) for p in apart):
             numbers = tuple(str(start + i) for i in range(len(numbers)))  # samples without names are other ones
@@ -28,7 +28,18 @@ def joined(parts: Sequence[Fields]) -> dict[str, Any]:
     return {**first, **rows, "values": np.concatenate([p["values"] for p in apart]), "info": info}
 
 
-def _check_alike(a: Fields, b: Fields) -> None:
+def check_alike(a: Fields, b: Fields) -> None:
+    """Raises ShapeMismatch where the fields of two measurements are of other layers, kinds or times."""
+    check_layers(a["layers"], b["layers"])
+    for name in ("kind", "times"):
+        if a[name] != b[name]:
+            raise ShapeMismatch(
+                f"expected scores of one measurement, got some whose {name} differ: {a[name]} and {b[name]}. Measure "
+                "both with the same call"
+            )
+
+
+def _check_joinable(a: Fields, b: Fields) -> None:
     check_alike(a, b)
     ways = [s["info"].get("method", "exact") for s in (a, b)]
     if ways[0] != ways[1]:

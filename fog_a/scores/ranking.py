@@ -241,17 +241,6 @@ def check_layers(a: Sequence[str], b: Sequence[str]) -> None:
     )
 
 
-def check_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Raises ShapeMismatch where the fields of two measurements are of other layers, kinds or times."""
-    check_layers(a["layers"], b["layers"])
-    for name in ("kind", "times"):
-        if a[name] != b[name]:
-            raise ShapeMismatch(
-                f"expected scores of one measurement, got some whose {name} differ: {a[name]} and {b[name]}. Measure "
-                "both with the same call"
-            )
-
-
 def count(number: int, noun: str) -> str:
     """`1 sample`, `2 samples`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
