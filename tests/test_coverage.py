@@ -11,7 +11,7 @@ from own_zoo.wirings import MixedValues, Recursive
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.errors import NotResidual
+from fog_a.errors import NoActivations, NotResidual
 from fog_a.finding import clean
 
 
@@ -212,3 +212,32 @@ def test_layers_inside_a_branch_are_counted_inside() -> None:
 
     net = Chain(Outer)
     assert found(net).coverage.summary == "9 updates: 3 closed by 3 blocks · 6 inside them"
+
+
+class Added(nn.Module):
+    """The parent adds tanh of what its modules give, and gives out the last sum, or a multiple of it."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.layers, self.scale = nn.ModuleList(Mlp() for _ in range(3)), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x if self.scale == 1 else self.scale * x
+
+
+def test_the_last_output_is_read_where_the_parent_gives_it_out() -> None:
+    net = Added(1.0)
+    with fog_a.tap(found(net)) as h:
+        v = net(tokens())
+    assert torch.equal(h["layers.2"], v) and set(h.all) == {"layers.0", "layers.1", "layers.2"}
+
+
+def test_an_output_that_no_module_sees_is_named() -> None:
+    net = Added(2.0)
+    with fog_a.tap(found(net)) as h:
+        net(tokens())
+    assert h["layers.1"].shape == (2, 6, WIDTH)
+    with pytest.raises(NoActivations, match=r"output of .layers.2. cannot be read: expected a module that gives"):
+        h["layers.2"]

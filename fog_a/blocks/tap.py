@@ -80,7 +80,11 @@ class tap(contextlib.AbstractContextManager["tap"]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.all:
-            self.blocks.named([name])
+            if not self.blocks[name].outputs:
+                raise NoActivations(
+                    f"the output of {name!r} cannot be read: expected a module that gives it out or takes it in, the "
+                    "model goes on without one. Let it pass through an nn.Identity there, or tap another layer"
+                )
             raise NoActivations(
                 f"nothing was recorded of {name!r}: expected a forward of the model while the tap is open, got none. "
                 "Run it inside `with fog_a.tap(blocks)`; code compiled before the tap was opened does not see it"

@@ -84,8 +84,9 @@ class Gates:
 
     def _carried(self, u: Update, call: int, give: Mapping[LeafPath, Source | None]) -> bool:
         """Is the update removed where these outputs of the call give back its inputs?"""
-        outs = self.trace.calls[call].outputs
-        carrying = {p for p, v in outs.items() if self.flow.on_way(v, u.sum)}
+        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
+        streams = {p for p, v in outs.items() if self.flow.passed[v] & bit}
+        carrying = streams or {p for p, v in outs.items() if self.flow.bypass[v] & bit}
         return bool(carrying & give.keys() if carrying else give)
 
     def of_branches(self, branches: Sequence[Branch]) -> list[GatePoint]:

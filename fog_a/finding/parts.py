@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM, base, effect
 from fog_a.finding.paths import Flow, Update, operands, union
-from fog_a.finding.trace import Call
+from fog_a.finding.trace import Call, Op
 
 _ZERO_STAYS_ZERO = frozenset(
     "relu relu6 gelu silu tanh mish leaky_relu elu celu selu softsign hardswish glu abs sqrt erf sign".split()
@@ -112,7 +112,7 @@ def zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
         return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
     if name in SUM:
         rest = [p for p in operands(op, flow) if p not in pieces and not _zero(flow, p)]
-        return True, [] if rest else pieces
+        return True, [] if rest or _shifts(op) else pieces
     stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)
     return True, pieces if stays else []
 
@@ -121,6 +121,11 @@ def _zero(flow: Flow, v: int) -> bool:
     """Was it made as zeros, to gather a sum in?"""
     op = flow.trace.values[v].op
     return op is not None and base(op.name) in ("zeros", "zeros_like", "new_zeros", "zero")
+
+
+def _shifts(op: Op) -> bool:
+    """Is a number added?"""
+    return base(op.name) in ("add", "sub") and any(isinstance(a, (int, float)) and a != 0 for a in op.args[:2])
 
 
 def giving(flow: Flow, v: int) -> list[Call]:

@@ -45,7 +45,9 @@ class Taps:
                     if normed and self.trace.values[v].readers == 1 and self._of_layer(c, name):
                         return [self._tap(c, "output", *normed[0])]
                     return [self._tap(c, "input", path, v)]
-        return self._addends(b.update)
+        around = [self.trace.calls[c] for c in self.trace.ancestors(b.update.owner) if c > 0]
+        outs = [self._tap(c, "output", p, v) for c in around for p, v in c.outputs.items() if v == b.update.sum]
+        return self._addends(b.update) or outs[:1]
 
     def _of_layer(self, norm: Call, name: str) -> bool:
         """Is this the layer's own norm, not the one after all layers? It lies inside it, or beside it in a list whose

@@ -113,12 +113,12 @@ class Parallel(Conformers):
 
 
 class Skipping(nn.Module):
-    """Gives (tanh(y) σ(y) + conv(x), skip of that): no module gives the update."""
+    """Gives (tanh(y) σ(y) + conv(x), skip of that): where y is shifted, no module gives the update."""
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float | nn.Parameter) -> None:
         super().__init__()
         self.inner, self.shortcut, self.skip = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.shift = nn.Parameter(torch.randn(WIDTH))
+        self.shift = shift
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.inner(x) + self.shift
@@ -129,8 +129,8 @@ class Skipping(nn.Module):
 class StackedSkips(Chain):
     """The skips are stacked on a new axis, and summed over it. Closed, a block gives (conv(x), 0)."""
 
-    def __init__(self) -> None:
-        super().__init__(Skipping)
+    def __init__(self, shift: float | None = None) -> None:
+        super().__init__(lambda: Skipping(nn.Parameter(torch.randn(WIDTH)) if shift is None else shift))
         self.join = nn.Linear(2 * WIDTH, WIDTH)
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
@@ -145,4 +145,6 @@ LANES = (
     Case("conformers", Conformers, numbered("blocks", 3)),
     Case("parallel_streams", Parallel, numbered("blocks", 3)),
     Case("stacked_skips", StackedSkips, numbered("blocks", 3)),
+    Case("stacked_skips_shifted_by_one", lambda: StackedSkips(1.0), numbered("blocks", 3)),
+    Case("stacked_skips_without_shift", lambda: StackedSkips(0.0), numbered("blocks", 3)),
 )
