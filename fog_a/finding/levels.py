@@ -73,9 +73,10 @@ class Levels:
     # ---- is this call a layer?
 
     def is_layer(self, call: int) -> bool:
-        """Is this call one residual unit, rather than a stack of them or a part of one?"""
+        """Is this call one residual unit, rather than a stack of them or a part of one? Its twins are as it is."""
         if call not in self._is_layer:
-            self._is_layer[call] = self._judge(call)
+            twins = self.like.twins(call) or [call]
+            self._is_layer |= dict.fromkeys(twins, any(map(self._judge, twins)))
         return self._is_layer[call]
 
     def _judge(self, call: int) -> bool:

@@ -48,17 +48,25 @@ class Likeness:
 
     def __init__(self, flow: Flow, owned: Mapping[int, Sequence[Branch]], busy: set[int]) -> None:
         self.flow, self.calls, self.owned, self.busy = flow, flow.trace.calls, owned, busy
-        places: dict[tuple[str, type], set[tuple[str, int]]] = defaultdict(set)
+        self._places: dict[tuple[str, type], list[int]] = defaultdict(list)
         for call in self.calls[1:]:
             if call.id in busy:
-                places[pattern(call.name), call.kind].add((call.name, call.nth))
-        self._places = {key: len(found) for key, found in places.items()}
+                self._places[pattern(call.name), call.kind].append(call.id)
         self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in owned})
         self.repeated = self._repeated()
 
     def alike(self, call: Call) -> bool:
         """Is there another call of its kind at its place in a list?"""
-        return self._places.get((pattern(call.name), call.kind), 0) > 1
+        return len(self._places[pattern(call.name), call.kind]) > 1
+
+    def twins(self, call: int) -> list[int]:
+        """The calls of its kind, at its place in a list, that call what it calls."""
+        me = self.calls[call]
+        return [c for c in self._places[pattern(me.name), me.kind] if self._inside(c) == self._inside(call)]
+
+    def _inside(self, call: int) -> list[str]:
+        start = len(self.calls[call].name)
+        return [self.calls[k].name[start:] for k in self.calls[call].children if k in self.busy]
 
     def _repeated(self) -> set[object]:
         """Signatures seen at two places of one list."""

@@ -1,11 +1,11 @@
-"""The parent adds what the parts of a list item give, and the parts are more than that."""
+"""List items whose parts are called twice, residual by themselves, or hand on more than their update."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp
+from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp, numbered
 from own_zoo.parents import Sub
 
 
@@ -81,6 +81,52 @@ class FirstValues(Ends):
         return x
 
 
+class Running(Attention):
+    """Adds its values to those of the layer before, and hands the sum on."""
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        v = v if before is None else v + before
+        return self.out((q @ k.mT).softmax(-1) @ v), v
+
+
+class Both(nn.Module):
+    """Adds the first of what a module gives, and hands the second on."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        update, values = self.inner(x, before)
+        return x + update, values
+
+
+class RunningLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.attend, self.other = Sub(Mlp()), Both(Running()), Sub(Mlp())
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, values = self.attend(self.one(x), before)
+        return self.other(x), values
+
+
+class RunningValues(Ends):
+    """The first layer adds nothing to the values, the others do: layers all the same, of two streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(RunningLayer() for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        values = None
+        for i, block in enumerate(self.blocks):
+            new, more = block(x, values)
+            x, values = (x, more if values is None else values) if i == off else (new, more)
+        return x
+
+
 class Memory(nn.Module):
     """Its residual network writes, then reads. Its `forward` is called directly: no call of it is seen."""
 
@@ -110,6 +156,7 @@ class Remembering(Ends):
 
 
 LISTS = (
+    Case("running_values", RunningValues, numbered("blocks", 3)),
     Case("called_twice", CalledTwice, tuple((f"layers.{i}.0", f"layers.{i}.1") for i in range(3))),
     Case(
         "some_residual",
