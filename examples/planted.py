@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=Path, help="draw numbers that are there already")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.drawn is not None:
         if not args.drawn.is_file():
             parser.error(
@@ -184,7 +185,6 @@ def main() -> None:
         plot(json.loads(args.drawn.read_text(encoding="utf-8"))).savefig(args.out.with_suffix(".png"))
         return
     made = measured(Setting(), range(args.first, args.first + args.seeds))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(made), encoding="utf-8")
     plot(made).savefig(args.out.with_suffix(".png"))
     for data in ("much", "scarce"):

@@ -10,6 +10,7 @@ that contribute aligned to a small classifier of digits.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def train(
 def main(arguments: list[str] | None = None) -> fog_a.Scores:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600, help="before, and again with alignment")
-    parser.add_argument("--out", default="out/digits.png", help="picture of the scores")
+    parser.add_argument("--out", type=Path, default=Path("out/digits.png"), help="picture of the scores")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     images, digits = data()
@@ -124,6 +125,7 @@ def main(arguments: list[str] | None = None) -> fog_a.Scores:
     print(fog_a.check(flow, held_out))
     scores = fog_a.attribute(flow, held_out)
     print(scores.table(3))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     scores.plot().savefig(options.out)
 
     guide = ModuleTeacher(teacher, "image", layer="5", dim=256)

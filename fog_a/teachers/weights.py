@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from fog_a.errors import MissingDependency, NoWeights
+from fog_a.flows.case import weights_mark
 
 
 @contextmanager
@@ -29,12 +29,8 @@ def frozen(net: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """Eight hex digits of a network's weights (shapes, first values of each), which the feature cache keys on."""
-    code = 0
-    for name, p in net.state_dict().items():
-        head = p.detach().flatten()[:256].to("cpu", torch.float32).contiguous()
-        code = zlib.crc32(head.numpy().tobytes(), zlib.crc32(f"{name}{tuple(p.shape)}".encode(), code))
-    return f"{code:08x}"
+    """Eight hex digits of a network's weights, which the feature cache keys on."""
+    return weights_mark(net)[:8]
 
 
 def loaded(load: Callable[[Any], Any], source: str | Path, teacher: str) -> Any:
