@@ -214,9 +214,10 @@ def picture(result: dict[str, Any]) -> Figure:
         middle.annotate(short[i], at, fontsize=7, xytext=(3, -9 if place % 2 else 3), textcoords="offset points")
     middle.set(xlabel="contribution", ylabel="error without the layer, %")
     middle.margins(x=0.25, y=0.1)
+    middle.locator_params(axis="x", nbins=6)
     for ax in right:
         for label, errors in lines.items():
-            ax.plot(range(len(errors)), errors, marker=".", label=label)
+            ax.plot(range(len(errors)), errors, marker=".", label=label, alpha=0.8)
         ax.set(xlabel="layers closed", ylabel=f"error: {result['error']}")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.yaxis.label.set_fontsize(8)
