@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -109,10 +110,18 @@ def test_forwards_that_transform_the_network(forward: Callable[..., Any], tokens
     assert_exact(stack(Plain), torch.randn(3, tokens, 8), forward)
 
 
-def test_what_compiles_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.compile
-    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-    with eager(), eager():
-        assert torch.compile(flex, fullgraph=True) is flex
-        assert torch.compile(fullgraph=True)(flex) is flex
-    assert torch.compile is before
+def test_what_is_compiled_inside_a_gate_is_compiled_afterwards() -> None:
+    """In a process that has compiled nothing yet."""
+    script = """
+import sys, torch, fog_a
+from torch import nn
+layer = lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+net, x = nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False).eval(), torch.randn(2, 3, 8)
+blocks, compile, ran = fog_a.find_blocks(net, x), torch.compile, []
+assert "torch._dynamo" not in sys.modules
+with fog_a.gate(blocks, 0), torch.no_grad():
+    other = torch.compile(lambda x: x + 1, backend=lambda graph, inputs: ran.append(1) or graph.forward)
+    assert torch.equal(other(x), x + 1) and not ran
+assert torch.compile is compile and torch.equal(other(x), x + 1) and ran
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

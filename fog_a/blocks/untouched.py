@@ -117,24 +117,28 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 class _Uncompiled(contextlib.AbstractContextManager[None]):
-    """While one of these is open, `torch.compile` leaves alone what it gets: `flex_attention` compiles itself."""
+    """While one of these is open, the first `torch.compile` (`flex_attention` and `torch.cond` compile themselves) sees
+    to it that nothing compiled runs."""
 
     _open = 0
     _compile: Any = None
+    _stance = contextlib.ExitStack()
 
     def __enter__(self) -> None:
         if not _Uncompiled._open:
-            _Uncompiled._compile, torch.compile = torch.compile, self._leave
+            _Uncompiled._compile, torch.compile = torch.compile, self._late
         _Uncompiled._open += 1
 
     def __exit__(self, *exc: object) -> None:
         _Uncompiled._open -= 1
         if not _Uncompiled._open:
             torch.compile = _Uncompiled._compile
+            _Uncompiled._stance.close()
 
     @staticmethod
-    def _leave(model: Any = None, **options: Any) -> Any:
-        return model if model is not None else lambda function: function
+    def _late(*args: Any, **options: Any) -> Any:
+        _Uncompiled._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        return _Uncompiled._compile(*args, **options)
 
 
 def keep_memory() -> None:
