@@ -351,6 +351,8 @@ def test_an_output_that_is_no_tensor_names_what_to_type() -> None:
         fog_a.wrap(Nested(), call=dict_call).velocity(batch, 0.5)
     with pytest.raises(ShapeMismatch, match=r"call= gave a tuple of 2. Type out=0"):
         fog_a.wrap(Nested(), call=lambda net, x_t, t, cond: (x_t, t)).velocity(batch, 0.5)
+    with pytest.raises(ShapeMismatch, match=r"call= gave a list of 2. Type out=torch.stack"):
+        fog_a.wrap(Nested(), call=lambda net, x_t, t, cond: [*x_t]).velocity(batch, 0.5)
     with pytest.raises(ShapeMismatch, match=r"out='v' names nothing in the network's output, a dict with"):
         fog_a.wrap(Nested(), call=dict_call, out="v").velocity(batch, 0.5)
     with pytest.raises(BadBatch, match=r"type rename={'key in the batch': 'argument'}; another call: call="):

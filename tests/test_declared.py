@@ -118,6 +118,13 @@ def test_an_adapters_own_arithmetic_is_no_open_update(capsys: pytest.CaptureFixt
     assert not blocks.coverage.note and "(the model)" not in str(blocks.coverage)
 
 
+@pytest.mark.parametrize("path, target", [("ddpm", "eps"), ("cosine", "v_prediction"), ("edm", "x0"), ("linear", "x0")])
+def test_what_a_prediction_is_turned_by_decides_nothing(path: str, target: str) -> None:
+    """Its samples share a forward: no number is read off the batch but by the convention itself."""
+    scores = fog_a.attribute(fog_a.wrap(Net(), x="x_t", t="t", path=path, target=target), data(), times=2)
+    assert scores.info["strategy"] == "fanout" and not scores.info["notes"]
+
+
 def test_pictures_say_which_way_the_networks_time_runs() -> None:
     pytest.importorskip("matplotlib")
     from fog_a.scores.curves import plot_curves

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_nets
 import torch
 from own_zoo.case import WIDTH, Chain, tokens
 from torch import Tensor, nn
@@ -73,6 +74,23 @@ def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:
     alone = scores(made(lambda v: v[:1]), forward=lambda m, b: m(b))
     assert got.shape[0] == 2
     np.testing.assert_allclose(got[0], alone[0], rtol=1e-5)
+
+
+class PerSample(small_nets.Net):
+    """A list of (C, T) in, a list of (C, T) out, as Wan's own forward has it."""
+
+    def forward(self, xs: list[Tensor]) -> Any:
+        padded = nn.utils.rnn.pad_sequence([x.T for x in xs], batch_first=True)
+        return [y[: x.shape[1]].T for x, y in zip(xs, super().forward(padded), strict=True)]
+
+
+@pytest.mark.parametrize("frames", [(6, 6, 6), (6, 4, 5), (4, 4, 3)])
+def test_a_list_of_one_tensor_per_sample_in_and_out(frames: tuple[int, ...]) -> None:
+    net = PerSample()
+    batch = [torch.randn(4, n) for n in frames]
+    got = fog_a.attribute(net, fog_a.Inputs(batch), how="loop", progress=False).values
+    alone = [fog_a.attribute(net, fog_a.Inputs([x]), how="loop", progress=False).values for x in batch]
+    np.testing.assert_allclose(got, np.concatenate(alone), rtol=1e-5)
 
 
 def test_of_a_list_of_layers_the_last_is_measured() -> None:

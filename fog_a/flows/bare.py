@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,7 +17,7 @@ from fog_a.flows.batches import call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow, Forward, Override, reference
 from fog_a.flows.noise import row_marks
 from fog_a.flows.register import knows
-from fog_a.flows.samples import Samples
+from fog_a.flows.samples import Inputs, Samples
 
 
 class BareFlow(Flow):
@@ -49,7 +50,7 @@ class BareFlow(Flow):
         forward = self.override.forward
         if forward is not None:
             return velocity_of(forward(self.model, batch))
-        v = _measured(self._called(batch), next((len(x) for x in model_tensors(batch) if x.ndim), None))
+        v = _measured(self._called(batch), batch)
         if v.ndim == 0 and knows(self.model):
             raise BadBatch(
                 f"{type(self.model).__name__} gives one number, its loss. An adapter reads its velocity: type "
@@ -100,21 +101,19 @@ class BareFlow(Flow):
             ) from error
 
 
-def _measured(output: Any, rows: int | None) -> Tensor:
-    """The tensor to measure, (B, …), of a batch of `rows` samples.
+def _measured(output: Any, batch: Any) -> Tensor:
+    """The tensor to measure, (B, …), of a batch.
 
     A list with one tensor per sample is laid in one, padded with zeros; of a list of layers' outputs, all of as many
     samples, the last, which all layers reach, is taken; of anything else the first floating tensor.
     """
-    if (
-        isinstance(output, list)
-        and len(output) > 1
-        and all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in output)
-    ):
-        shapes = {tuple(x.shape) for x in output}
-        if len(output) == rows and any(shape[0] != rows for shape in shapes):
-            return nn.utils.rnn.pad_sequence(output, batch_first=True)
-        if len(shapes) == 1 or {shape[0] for shape in shapes} == {rows}:
+    rows = next((len(x) for x in model_tensors(batch) if x.ndim), None)
+    if isinstance(output, list) and all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in output):
+        shapes, count = {tuple(x.shape) for x in output}, len(output)
+        alike = len({len(shape) for shape in shapes}) == 1
+        if alike and (count in _lists(batch) or (count == rows != 1 and any(shape[0] != rows for shape in shapes))):
+            return _together(output)
+        if count > 1 and (len(shapes) == 1 or {shape[0] for shape in shapes} == {rows}):
             return output[-1]
     v = velocity_of(output)
     if rows is not None and rows > 1 and v.ndim > 1 and v.shape[0] != rows and rows in v.shape[1:]:
@@ -123,6 +122,20 @@ def _measured(output: Any, rows: int | None) -> Tensor:
             f"forward=lambda model, batch: model(batch).transpose(0, {list(v.shape).index(rows)})"
         )
     return v
+
+
+def _lists(batch: Any) -> set[int]:
+    """The lengths of the lists of tensors that a model is given: one tensor per sample, then."""
+    parts = [*batch.args, *batch.kwargs.values()] if isinstance(batch, Inputs) else batch
+    parts = parts.values() if isinstance(parts, Mapping) else parts if isinstance(parts, (list, tuple)) else ()
+    return {len(part) for part in parts if isinstance(part, list) and all(isinstance(x, Tensor) for x in part)}
+
+
+def _together(samples: Sequence[Tensor]) -> Tensor:
+    """Tensors of one number of axes in one, each padded with zeros at the end of every axis."""
+    largest = [max(sizes) for sizes in zip(*(x.shape for x in samples), strict=True)]
+    ends = [[n for m, size in zip(largest[::-1], x.shape[::-1], strict=True) for n in (0, m - size)] for x in samples]
+    return torch.stack([nn.functional.pad(x, end) for x, end in zip(samples, ends, strict=True)])
 
 
 def flow_of(

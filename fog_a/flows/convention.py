@@ -131,8 +131,10 @@ class Convention:
 
     def _solved(self, of_p: Tensor, p: Tensor, of_x: Any, x_t: Tensor, turn: Tensor, t: Tensor) -> Tensor:
         """(of_p p + of_x x_t) / turn."""
-        blind = turn.abs() < 1e-9
-        if bool(blind.any()):
+        with torch._C._DisableTorchDispatch():  # no decision of the network's
+            blind = turn.abs() < 1e-9
+            unsolvable = bool(blind.any())
+        if unsolvable:
             name = self.target if isinstance(self.target, str) else "the function"
             raise Unsupported(
                 f"target={name!r} on the path {self.path.name!r} tells no velocity at t = {float(t[blind][0]):g}: x_t "

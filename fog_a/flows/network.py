@@ -123,24 +123,25 @@ class NetworkCall:
                 leaf = isinstance(self.out, str) and hasattr(output, self.out)
                 value = getattr(output, self.out) if leaf else output[self.out]  # pyright: ignore[reportArgumentType]
             except (KeyError, IndexError, TypeError, AttributeError):
-                what, out = _contents(output)
+                what, out = _contents(output, x_t)
                 raise ShapeMismatch(
                     f"out={self.out!r} names nothing in the network's output, {what}. Type {out}"
                 ) from None
         if isinstance(value, Tensor) and value.shape == x_t.shape:
             return value
-        what, out = _contents(value)
+        what, out = _contents(value, x_t)
         raise ShapeMismatch(
             f"the prediction has the shape of x_t, {tuple(x_t.shape)}; {source} gave {what}. Type {out}"
         )
 
 
-def _contents(output: Any) -> tuple[str, str]:
+def _contents(output: Any, x_t: Tensor) -> tuple[str, str]:
     """What an output is, in words, and the `out=` that might be meant."""
     if isinstance(output, Tensor):
         return f"{tuple(output.shape)}", "a module that returns it, or out=lambda out: out[:, :n]"
     if isinstance(output, (tuple, list)):
-        return f"a {type(output).__name__} of {len(output)}", "out=0"
+        each = [x.shape for x in output if isinstance(x, Tensor)] == [x.shape for x in x_t]
+        return f"a {type(output).__name__} of {len(output)}", "out=torch.stack" if each else "out=0"
     fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
     names = [str(key) for key, value in fields.items() if isinstance(value, Tensor)]
     if not names:
