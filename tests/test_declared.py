@@ -118,11 +118,22 @@ def test_an_adapters_own_arithmetic_is_no_open_update(capsys: pytest.CaptureFixt
     assert not blocks.coverage.note and "(the model)" not in str(blocks.coverage)
 
 
-@pytest.mark.parametrize("path, target", [("ddpm", "eps"), ("cosine", "v_prediction"), ("edm", "x0"), ("linear", "x0")])
-def test_what_a_prediction_is_turned_by_decides_nothing(path: str, target: str) -> None:
-    """Its samples share a forward: no number is read off the batch but by the convention itself."""
-    scores = fog_a.attribute(fog_a.wrap(Net(), x="x_t", t="t", path=path, target=target), data(), times=2)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"path": "ddpm", "target": "eps", "time": lambda t: 999 * (1 - t)},
+        {"path": "cosine", "target": "v_prediction"},
+        {"path": "edm", "target": "x0"},
+        {"path": "linear", "target": lambda x0, x1, t: 0.5 * x1 - 2 * x0},
+    ],
+)
+def test_samples_share_a_forward_whatever_is_predicted(options: dict[str, Any]) -> None:
+    """v is a line in the prediction: what the network gives out without a block tells the velocity without it."""
+    flow, times = fog_a.wrap(Net(), x="x_t", t="t", **options), [0.1, 0.5, 0.9]
+    scores = fog_a.attribute(flow, data(), times=times)
+    loop = fog_a.attribute(flow, data(), times=times, how="loop")
     assert scores.info["strategy"] == "fanout" and not scores.info["notes"]
+    assert np.allclose(scores.values, loop.values, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_say_which_way_the_networks_time_runs() -> None:

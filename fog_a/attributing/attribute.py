@@ -30,7 +30,8 @@ from fog_a.blocks.interrupts import unbroken
 from fog_a.errors import BadArgument, is_real, known_keywords
 from fog_a.flows.bare import flow_of
 from fog_a.flows.batches import count_of, each
-from fog_a.flows.flow import Flow, Forward
+from fog_a.flows.flow import Flow
+from fog_a.flows.override import Forward
 from fog_a.scores.scores import Scores
 
 

@@ -22,6 +22,7 @@ from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules
 from fog_a.blocks.gate import carried, check_acted, mixed
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.flows.case import Case
+from fog_a.flows.convention import sample_times
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class FanOut:
             hooked(self.case.module, before=self._enter, after=self._leave),
             at_calls(named_modules(self.case.module), self.calls, self._before, self._after),
         ):
-            self.case.run(closing=False)
-        v, *ablated = self._velocities
+            v = self.case.run(closing=False)
+        p, *ablated = self._velocities
+        if not self.layout.sign:
+            gain = self.case.flow.gain(sample_times(self.case.t, v)).to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
+            ablated = [v + gain * (p_k - p) for p_k in ablated]
         return v, {block.name: v_k for block, v_k in zip(self.chunk, ablated, strict=True)}
 
     # ---- the network's own entrance and exit
@@ -75,7 +79,7 @@ class FanOut:
         for block in self.chunk:
             check_acted(block, self.fired[block.name])
         batches = self.layout.exit[path].split(leaf(out, path), self.n)
-        self._velocities = [v.clone() if self.layout.sign > 0 else -v for v in batches]
+        self._velocities = [-v if self.layout.sign < 0 else v.clone() for v in batches]
         return replaced(out, {p: axis.rows(leaf(out, p), 0, self.n) for p, axis in self.layout.exit.items()})
 
     # ---- a gated call

@@ -43,7 +43,7 @@ class Layout:
     exit: dict[LeafPath, Axis] = field(default_factory=dict)
     velocity: LeafPath | None = None
     sign: int = 1
-    """Of the velocity in what is there."""
+    """Of the velocity in what is there; 0: it moves by the flow's `gain` for what moves there."""
     given: Table = field(default_factory=dict)
     returned: Table = field(default_factory=dict)
     bytes: int | None = None
@@ -128,7 +128,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
             layout.entrance = {p: Axis(0, 1) for p in cut}
-            layout.velocity, layout.sign = _velocity_at(base)
+            layout.velocity, layout.sign = _velocity_at(base, case.flow.override.forward is None)
             return None if layout.velocity is not None else "the velocity is not what the network itself gives out"
         reasons.append(problem)
     reasons = [r for r in reasons if r == _TALK] or reasons
@@ -143,11 +143,12 @@ def _cuts(base: Sighting, n: int) -> Iterator[tuple[Cut, int]]:
             yield dict.fromkeys(paths, rows), rows
 
 
-def _velocity_at(base: Sighting) -> tuple[LeafPath | None, int]:
-    """Where the velocity is in what the network gives out; −1: a network whose time runs to noise gives −v."""
+def _velocity_at(base: Sighting, turned: bool) -> tuple[LeafPath | None, int]:
+    """Where the velocity is in what the network gives out; −1: a network whose time runs to noise gives −v; 0: where
+    what the flow itself turned into v may be."""
     tensors = [(p, x) for p, x in leaves(base.out) if x.is_floating_point() and x.shape == base.v.shape]
     places = ((p, sign) for p, x in tensors for sign in (1, -1) if torch.equal(sign * x, base.v))
-    return next(places, (None, 1))
+    return next(places, (tensors[0][0], 0) if turned and tensors else (None, 1))
 
 
 def _compare(layout: Layout, base: Sighting, small: Sighting, rows: int, calls: Mapping[Key, GatePoint]) -> str | None:

@@ -28,7 +28,7 @@ from fog_a.finding.trace import Trace
 from fog_a.flows.bare import flow_of, output_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow as WrappedFlow
-from fog_a.flows.flow import Forward
+from fog_a.flows.override import Forward
 
 ROOM = 2**28
 """Bytes that may be kept of the forward in which blocks are found."""

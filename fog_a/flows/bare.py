@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
 from fog_a.flows.batches import call, model_tensors, velocity_of
-from fog_a.flows.flow import Flow, Forward, Override, reference
+from fog_a.flows.flow import Flow
 from fog_a.flows.noise import row_marks
+from fog_a.flows.override import Forward, Override, reference
 from fog_a.flows.register import knows
 from fog_a.flows.samples import Inputs, Samples
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fog_a.blocks.tree import leaves
 from fog_a.errors import BadBatch, BadOutput, Unsupported
-from fog_a.flows.flow import Forward
+from fog_a.flows.override import Forward
 from fog_a.flows.samples import Inputs
 
 

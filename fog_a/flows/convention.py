@@ -124,6 +124,13 @@ class Convention:
         of_p, of_x = m.alpha_slope * m.sigma - m.sigma_slope * m.alpha, m.sigma_slope * a - m.alpha_slope * b
         return self._solved(of_p, p, of_x, x_t, a * m.sigma - b * m.alpha, t)
 
+    def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """dv/dp: v is a line in the prediction."""
+        if self.target in ("v", "-v"):
+            return torch.full_like(t, self._sign())
+        m, a, b = self._shares(t.double())
+        return (m.alpha_slope * m.sigma - m.sigma_slope * m.alpha) / (a * m.sigma - b * m.alpha)
+
     def clean(self, p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The estimate of x_1 in a prediction: (σ p − b x_t) / (aσ − bα)."""
         m, a, b = self._shares(t.double())

@@ -11,9 +11,8 @@ from __future__ import annotations
 import abc
 import copy
 import numbers
-import weakref
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -23,19 +22,8 @@ from torch import Tensor, nn
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
 from fog_a.flows.frames import as_tokens, token_mask
+from fog_a.flows.override import Forward, Override, reference
 from fog_a.flows.samples import Samples
-
-Forward = Callable[[Any, Any], Tensor]
-"""`forward(model, batch) -> Tensor`: the user's own way to run a model."""
-
-
-@dataclass(frozen=True)
-class Override:
-    """What the caller says in the adapter's place: how the model runs, the samples' domains, where v counts."""
-
-    forward: Forward | None = None
-    domains: tuple[str, ...] | None = None
-    mask: Tensor | None = None
 
 
 class Flow(abc.ABC):
@@ -145,6 +133,10 @@ class Flow(abc.ABC):
         """What the network is given for fog_a's t, the reverse of `flow_time`; by default t itself."""
         return t
 
+    def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """dv/dp at t, where v is a line in what the network gives out, p; by default 1."""
+        return torch.ones_like(t)
+
     @property
     def network_time(self) -> list[float] | None:
         """What the network is given at noise (t = 0) and at data (t = 1), where that is not t itself."""
@@ -238,12 +230,3 @@ class Flow(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
-
-
-def reference(x: Any) -> Hashable:
-    """What equals itself while x lives, and nothing afterwards."""
-    try:
-        hash(x)
-        return weakref.ref(x)
-    except TypeError:
-        return object()

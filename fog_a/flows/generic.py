@@ -184,6 +184,10 @@ class GenericAdapter(Flow):
         """The t in [0, 1] of the time that the network was given."""
         return tau if self.convention.plain else self.convention.flow_time(tau)
 
+    def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """How far the velocity moves with what the network predicts."""
+        return self.convention.gain(t)
+
     def clock(self, t: Float[Tensor, "B"]) -> Tensor:
         """What the network is given for t in [0, 1]: `time=`, or the path's own clock."""
         return self.convention.clock(t)

@@ -24,7 +24,8 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, known_keywords
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
-from fog_a.flows.flow import Flow, Forward
+from fog_a.flows.flow import Flow
+from fog_a.flows.override import Forward
 from fog_a.scores import canvas
 from fog_a.scores.scores import Scores
 from fog_a.scores.statistics import Array

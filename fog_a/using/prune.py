@@ -23,7 +23,8 @@ from fog_a.errors import BadArgument, UnknownBlock, Unsupported, known_keywords
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case, same_bits
-from fog_a.flows.flow import Flow, Forward
+from fog_a.flows.flow import Flow
+from fog_a.flows.override import Forward
 from fog_a.scores.lists import indices
 from fog_a.using.numbered import why_not
 
