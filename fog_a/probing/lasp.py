@@ -171,30 +171,20 @@ def beside_scores(lenses: Sequence[Lens], wanted: Sequence[Control]) -> dict[str
             for domain in lens.domains:
                 beside[control][domain] = [list(row) for row in zip(*(x[domain] for x in layers), strict=True)]
         if lens.whole.interface is not None:
-            columns = {control: _measured(control, lens, None) for control in wanted}
-            for domain, (cosine_of_interface, *_) in _cosines(lens).items():
-                of_controls = {control: column[domain][0] for control, column in columns.items()}
-                interface[domain] = {"cosine": cosine_of_interface, **of_controls}
+            columns = {name: _measured(name, lens, None) for name in ("cosine", *wanted)}
+            for domain in lens.domains:
+                interface[domain] = {name: column[domain][0] for name, column in columns.items()}
     return {"beside": beside, "interface": interface}
 
 
-def _cosines(lens: Lens) -> dict[str, Numbers]:
-    """Eq. 6 of the interface, domain by domain."""
-    if not lens.reads_interface:
-        return {domain: [None] for domain in lens.domains}
-    (p, y), scored = lens.look(None), lens.scored
-    rows = {domain: scored.of(domain) for domain in lens.domains}
-    return {domain: numbers([cosine(p[rows[domain], 0], y[rows[domain]]).mean()]) for domain in rows}
-
-
-def _measured(control: Control, lens: Lens, number: int | None) -> dict[str, Numbers]:
-    """Domain → one control of one layer (None: the interface) at each time."""
+def _measured(control: Control | Literal["cosine"], lens: Lens, number: int | None) -> dict[str, Numbers]:
+    """Domain → Eq. 6 or one control, of one layer (None: the interface) at each time."""
     samples = lens.whole
-    if control == "shuffled":
+    if control in ("cosine", "shuffled"):
         if number is None and not lens.reads_interface:
             return {domain: [None] for domain in lens.domains}
-        samples = lens.scored
-        (z, y), compare = lens.look(number), _each_time(lambda p, y: shuffled_cosine(p, y).mean())
+        samples, of = lens.scored, cosine if control == "cosine" else shuffled_cosine
+        (z, y), compare = lens.look(number), _each_time(lambda p, y: of(p, y).mean())
     elif control == "probe":
         samples = lens.unseen
         z, y, compare = _own_head(lens, number)
