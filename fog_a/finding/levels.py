@@ -96,14 +96,13 @@ class Levels:
         groups = self._added(call)
         readers = {p.reader for group in groups for b in group.branches for p in b.parts}
         several = len(groups) > 1 or self.like.of_items(call, readers)
-        return several and not self._is_item_of_lists(call, groups)
+        return several and not self._has_lists_of_parts(call, groups)
 
-    def _is_item_of_lists(self, call: int, groups: Sequence[Layer]) -> bool:
-        """Is it a list item itself, whose own lists hold parts rather than layers: they add one update an item
-        (HiFi-GAN's dilations), or it adds more than what they do?"""
-        listed = self.like.alike(self.calls[call])
+    def _has_lists_of_parts(self, call: int, groups: Sequence[Layer]) -> bool:
+        """Do its own lists hold parts rather than layers: they add one update an item (HiFi-GAN's dilations), or it
+        adds more than what they do?"""
         more = len(self.owned[call]) > sum(len(g.branches) for g in groups)
-        return listed and (more or all(len(g.branches) == 1 for g in groups))
+        return more or all(len(g.branches) == 1 for g in groups)
 
     def _is_a_lone_unit(self, call: int) -> bool:
         """Without its like: does a stream pass through it (a U-Net's middle), and does it hold no stack?"""
@@ -112,10 +111,8 @@ class Levels:
     def _wraps(self, call: int, kid: int) -> bool:
         """Is it a list item that does nothing to the stream but call its one layer: `layers.3`, not
         `layers.3.sequential`?"""
-        me = self.calls[call]
-        listed = self.like.alike(me)
-        only_calls = listed and not numbered(self.calls[kid], me) and self.is_layer(kid)
-        return only_calls and bool(through(self.flow, call))
+        unnumbered = len(self.like.twins(call)) > 1 and not numbered(self.calls[kid], self.calls[call])
+        return unnumbered and self.is_layer(kid) and bool(through(self.flow, call))
 
     def _holds_a_stack(self, call: int, kids: list[int]) -> bool:
         """Are its children layers of one kind, or items of a list that repeat, of several lists, or of an item that is
@@ -124,7 +121,7 @@ class Levels:
         signatures = {self.like.signature(self.calls[k]) for k in kids if numbered(self.calls[k], me)}
         repeats = bool(signatures & self.like.repeated) and not self.like.sequence(kids)
         several = len(self.like.lists(call, kids)) > 1
-        return self.like.one_kind(kids) or repeats or several or self.like.of_items(call, kids)
+        return repeats or several or self.like.of_items(call, kids)
 
     def _is_made_of(self, call: int, kids: list[int]) -> bool:
         """Is it an item of a list, or does its kind run again, and are its children sub-layers of it: parts of one
@@ -134,19 +131,13 @@ class Levels:
         return repeated and all(len(self.inner(k)) < 2 for k in kids) and len(self.inner(call)) >= len(kids)
 
     def _is_network(self, call: int) -> bool:
-        """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and is the
-        same module each time it runs, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
+        """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and
+        lies in its own kind or holds it, or its layers stand elsewhere, too."""
         holds = len(self.layers(call)) > 1
-        if self._is_nested(call) or self._is_one_module_again(call):
+        if self._is_nested(call):
             return holds
         some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
         return some and self._has_layers_elsewhere(call)
-
-    def _is_one_module_again(self, call: int) -> bool:
-        """Does this module run several times, and no other of its kind outside it?"""
-        me, inside = self.calls[call], self.flow.trace.inside
-        others = (c for c in self.busy if self.calls[c].kind is me.kind and self.calls[c].name != me.name)
-        return self.flow.trace.times[me.name] > 1 and all(inside(c, call) for c in others)
 
     def _is_linked(self, call: int) -> bool:
         """Does it add updates, and then run another of its kind on their stream: the first of a linked list?"""

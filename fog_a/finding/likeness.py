@@ -55,10 +55,6 @@ class Likeness:
         self.adders = Counter(kind for kind, _ in {(self.calls[c].kind, self.calls[c].name) for c in owned})
         self.repeated = self._repeated()
 
-    def alike(self, call: Call) -> bool:
-        """Is there another call of its kind at its place in a list?"""
-        return len(self._places[pattern(call.name), call.kind]) > 1
-
     def twins(self, call: int) -> list[int]:
         """The calls of its kind, at its place in a list, that call what it calls."""
         me = self.calls[call]
@@ -97,12 +93,6 @@ class Likeness:
         attention, convolution, feed-forward)?"""
         row = self.row(kids)
         return len({self.calls[k].kind for k in kids}) == 1 and period(row) == len(row)
-
-    def one_kind(self, kids: list[int]) -> bool:
-        """Are these blocks of one kind, rather than one wrapper around different branches?"""
-        work = [self.work(self.calls[k]) for k in kids]
-        same = len({self.calls[k].kind for k in kids}) == 1
-        return same and all(w & work[0] or w == work[0] for w in work)
 
     def of_items(self, call: int, parts: Iterable[int]) -> bool:
         """Do several of these share a list item that is no module with a forward? Then the call runs a stack, if only
