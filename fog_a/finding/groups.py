@@ -80,35 +80,31 @@ class Groups:
 
     def _by_item(self, call: int, branches: Sequence[Branch]) -> tuple[list[Group], list[Group]]:
         """Those of each execution of a list item, and those outside any list, one by one."""
-        visits: dict[str, list[Group]] = defaultdict(list)
+        visits: list[Group] = []
         loose: list[Group] = []
-        last: dict[str, str] = {}
+        last: dict[str, tuple[str, Group]] = {}
         for b in sorted(branches, key=lambda b: b.update.order):
             home = item(self.calls[b.parts[0].reader].name, self.calls[call].name)
             if home is None:
                 loose.append([b])
                 continue
-            if last.get(pattern(home)) != home:
-                visits[home].append([])
-            visits[home][-1].append(b)
-            last[pattern(home)] = home
-        return [group for home in visits.values() for group in self._executions(home)], loose
+            before, visit = last.get(pattern(home), ("", []))
+            if before != home:
+                visits.append(visit := [])
+                last[pattern(home)] = home, visit
+            visit.append(b)
+        return [group for visit in visits for group in self._executions(visit)], loose
 
-    def _executions(self, visits: list[Group]) -> list[Group]:
-        """One group for each time that an item runs. Where its modules run unequally often, one is called several times
-        in each, if no other item of the list comes between: of calls 6, 6 and 3 of modules, 2, 2 and 1 are a group."""
-        whole = [[b for visit in visits for b in visit]]
-        groups: dict[tuple[int, int], Group] = defaultdict(list)
-        for i, visit in enumerate(whole if len(set(self._times(*whole).values())) == 1 else visits):
-            times, calls = self._times(visit), sorted({b.parts[0].reader for b in visit})
-            for b in visit:
-                name = self.calls[b.parts[0].reader].name
-                nth = [c for c in calls if self.calls[c].name == name].index(b.parts[0].reader)
-                groups[i, nth * gcd(*times.values()) // times[name]].append(b)
+    def _executions(self, visit: Group) -> list[Group]:
+        """One group for each time that an item runs, in a row without another item of its list: of modules that are
+        called 6, 6 and 3 times, 2, 2 and 1 calls are a group."""
+        calls = sorted({b.parts[0].reader for b in visit})
+        names = [self.calls[c].name for c in calls]
+        times, groups = Counter(names), defaultdict[int, Group](list)
+        for b in visit:
+            i = calls.index(b.parts[0].reader)
+            groups[names[:i].count(names[i]) * gcd(*times.values()) // times[names[i]]].append(b)
         return list(groups.values())
-
-    def _times(self, group: Group) -> Counter[str]:
-        return Counter(self.calls[c].name for c in {b.parts[0].reader for b in group})
 
     def _is_stream(self, b: Branch) -> bool:
         """Of one module's sums in a loop: is this the stream that is given out, rather than a recurrence's state?"""
