@@ -132,12 +132,17 @@ class Levels:
 
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and
-        lies in its own kind or holds it, or its layers stand elsewhere, too."""
+        steps through them several times, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
         holds = len(self.layers(call)) > 1
-        if self._is_nested(call):
+        if self._is_nested(call) or self._steps(call):
             return holds
         some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
         return some and self._has_layers_elsewhere(call)
+
+    def _steps(self, call: int) -> bool:
+        """Does it add what one and the same network of layers gives several times?"""
+        readers = {p.reader for b in self.owned[call] for p in b.parts if len(self.layers(p.reader)) > 1}
+        return len({self.calls[c].name for c in readers}) < len(readers)
 
     def _is_linked(self, call: int) -> bool:
         """Does it add updates, and then run another of its kind on their stream: the first of a linked list?"""

@@ -113,6 +113,22 @@ class SteppedPredictions(nn.Module):
         return self(x, k)
 
 
+class SteppedStages(nn.Module):
+    """Two such solvers: what steps several times is no residual unit, though its kind runs again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(SteppedPredictions() for _ in range(2))
+
+    def forward(self, x: Tensor, off: int = -1) -> Tensor:
+        for i, stage in enumerate(self.stages):
+            x = stage(x, off - 6 * i if off // 6 == i else -1)
+        return x
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self(x, k)
+
+
 class DualPath(Ends):
     """Recurrent branches, normed from a list of their own before they are added."""
 
@@ -135,6 +151,11 @@ EXECUTIONS = (
     Case("steps", Steps, tuple(f"field@{i}" for i in range(4))),
     Case(
         "stepped_predictions", SteppedPredictions, tuple(f"net.blocks.{i}@{step}" for step in (0, 1) for i in range(3))
+    ),
+    Case(
+        "stepped_stages",
+        SteppedStages,
+        tuple(f"stages.{n}.net.blocks.{i}@{step}" for n in (0, 1) for step in (0, 1) for i in range(3)),
     ),
     Case("dual_path", DualPath, tuple((f"rnns.{i}",) for i in range(3))),
     Case("checkpointed", Checkpointed, numbered("blocks", 3)),
