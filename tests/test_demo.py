@@ -7,14 +7,17 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fog_a
 from fog_a.errors import BadManifest, Unsupported
+from fog_a.flows.samples import Samples
 from fog_a_adapters.dit import DiTConfig, FlowMatching, demo
 from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
+from fog_a_adapters.dit.demo import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
 
 
@@ -111,6 +114,23 @@ def test_another_seed_trains_otherwise(made: demo.Demo, few: Path) -> None:
         model.start_at(corpus.mean_frame())
         losses[seed] = train(model, corpus, Recipe(steps=20, seed=seed))
     assert losses[0] == made.losses and losses[1] != made.losses
+
+
+def test_the_whisper_that_a_variable_names_is_the_teacher_of_speech(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Heard:
+        name, dim = "whisper:folder", 3
+
+        def frames(self, samples: Samples) -> list[torch.Tensor]:
+            assert set(samples.domains) == {"speech"} and samples.audio is not None
+            return [wave[: 160 * 40].reshape(40, -1)[:, :3] for wave in samples.audio]
+
+    monkeypatch.setenv("FOG_A_WHISPER", str(tmp_path))
+    monkeypatch.setattr(bundled_task, "teacher_from", lambda folder: Heard())
+    made = demo.run(few, tmp_path / "demo", steps=1, layers=1, dim=16)
+    assert "speech: whisper:folder, sound: log-mel-statistics" in made.files["index.html"].read_text()
+    assert len([*tmp_path.glob("frames/*/*")]) >= 3 and np.isfinite(made.storage.mean("speech")).all()
 
 
 def test_nothing_is_written_when_the_data_cannot_be_used(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -253,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dual", choices=("interleave", "fuse"), default="interleave", help="how B joins its streams")
     parser.add_argument("--cpu", action="store_true")
     for name, what in _parts().items():
-        parser.add_argument(f"--{name}", type=Path, help=what)
+        default = os.environ.get("FOG_A_WHISPER") or None if name == "whisper" else None
+        parser.add_argument(f"--{name}", type=Path, default=default, help=what)
     args = parser.parse_args(argv)
     numbers = {n: v for n in ("seeds", "hours", "warmup", "steps") if (v := getattr(args, n)) is not None}
     if min(numbers.values()) <= 0:

@@ -1,8 +1,9 @@
 """The demo: from a folder of audio to a picture of which layers drive a model's output.
 
 Clips → log-mel → frame tokens → a small DiT, trained for some hundred steps → FoG-A on held-out clips over a grid of
-flow times, per domain; beside it LASP, with a teacher that needs no weights: the clip's log-mel statistics; and, in
-small, the ranking at each quarter of the training, and a training with and without AG-REPA. Writes foga.json, foga.csv,
+flow times, per domain; beside it LASP, with a teacher that needs no weights, the clip's log-mel statistics, or for
+speech the Whisper in the folder that FOG_A_WHISPER names; and, in small, the ranking at each quarter of the training,
+and a training with and without AG-REPA. Writes foga.json, foga.csv,
 foga.png, lasp.json, scd.png and index.html, and the model as model.safetensors. Everything is a function of the data
 and the seed.
 """
@@ -10,9 +11,10 @@ and the seed.
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ from fog_a.flows.wrapping import wrap
 from fog_a.probing.lasp import lasp
 from fog_a.scores.plots import plot_scd
 from fog_a.scores.scores import Scores
-from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.dit.audio.data import Corpus, collate, load_corpus
+from fog_a_adapters.dit.demo.bundled_task import teachers_for
 from fog_a_adapters.dit.demo.page import Demo, facts_of, page_of
 from fog_a_adapters.dit.demo.runs import Checkpoints, with_and_without
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
@@ -100,25 +102,28 @@ def run(
     clock.lap("training")
     scores = attribute(wrap(model), batches, times=TIMES, seed=seed)
     clock.lap("FoG-A")
-    storage = _storage(model, corpus, batches, seed)
+    hears = "speech" in corpus.domains and os.environ.get("FOG_A_WHISPER")
+    teachers = teachers_for("whisper" if hears else None, corpus)
+    storage = _storage(model, corpus, batches, seed, teachers)
     clock.lap("LASP")
-    runs = with_and_without(corpus, replace(sizes, domains=corpus.domains), steps, seed)
+    runs = with_and_without(corpus, replace(sizes, domains=corpus.domains), steps, seed, teachers)
     clock.lap("AG-REPA")
     out.mkdir(parents=True, exist_ok=True)
     demo = Demo(scores, storage, checkpoints.history, runs, losses, before, after, floor, clock.spent, {})
-    _write(demo, model, corpus, batches, out, facts_of(corpus, data, seed, model))
+    _write(demo, model, corpus, batches, out, facts_of(corpus, data, seed, model, teachers))
     clock.lap("pictures")
     _say(demo)
     return demo
 
 
-def _storage(model: FlowMatching, corpus: Corpus, batches: Sequence[MelBatch], seed: int) -> Scores:
+def _storage(
+    model: FlowMatching, corpus: Corpus, batches: Sequence[MelBatch], seed: int, teachers: Mapping[str, Any]
+) -> Scores:
     """LASP of the held-out clips; its head is fitted on training clips. What one should doubt is on the page."""
     fit: list[MelBatch] = []
     for d in range(len(corpus.domains)):
         items = [i.crop(0, FIT_FRAMES) for i in corpus.train if i.domain == d][:FIT]
         fit += [collate(items[i : i + FIT_SIZE]) for i in range(0, len(items), FIT_SIZE)]
-    teachers = {domain: SpectralTeacher() for domain in corpus.domains}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return lasp(wrap(model), list(batches), teachers, fit=fit, times=TIMES, seed=seed, center=True)

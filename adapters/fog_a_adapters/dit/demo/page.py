@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ TOP = 3
 class Demo:
     """What a demo found and where it is.
 
-    `scores` are FoG-A, `storage` LASP with a log-mel teacher, centered. `history` is FoG-A of a few clips by training
+    `scores` are FoG-A, `storage` LASP, centered. `history` is FoG-A of a few clips by training
     step, `runs` a short training with and without AG-REPA. `before` and `after` are held-out flow losses per clip and
     time; `floor` is that of the best constant guess.
     """
@@ -54,13 +54,16 @@ class Demo:
         return 1 - float(self.after.mean() / self.before.mean())
 
 
-def facts_of(corpus: Corpus, data: str | Path | None, seed: int, model: FlowMatching) -> dict[str, Any]:
-    """What the page tells of data and model."""
+def facts_of(
+    corpus: Corpus, data: str | Path | None, seed: int, model: FlowMatching, teachers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the page tells of data, model and teachers."""
     config = model.config
     facts = {
         "data": "the packaged clips" if data is None else Path(data).resolve().name,
         "clips": f"{len(corpus.train)} to train on, {len(corpus.test)} held out",
         "model": f"DiT {config.layers} × {config.dim}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "teachers": ", ".join(f"{domain}: {teacher.name}" for domain, teacher in teachers.items()),
         "seed": seed,
     }
     return facts | ({"converted": "; ".join(corpus.notes)} if corpus.notes else {})
@@ -75,8 +78,9 @@ def page_of(demo: Demo, model: FlowMatching, corpus: Corpus, batches: Sequence[M
         f"clips it had never seen, and the change of its velocity measured: that is the layer's contribution (FoG-A). "
         f"Training brought the held-out flow loss from {demo.before.mean():.3f} down to {demo.after.mean():.3f}, "
         f"by {demo.fall:.0%}; a guess that knows nothing but the mean frame has {demo.floor:.3f}. "
-        "Beside contribution stands storage (LASP): how much of the clip's log-mel statistics a layer holds. That "
-        "teacher needs no weights and knows timbre and loudness, neither words nor events."
+        "Beside contribution stands storage (LASP): how much a layer holds of what a teacher knows "
+        f"({facts['teachers']}). Log-mel statistics need no weights and know timbre and loudness, neither words nor "
+        "events."
     )
     domains = demo.scores.domains
     learned = plot_learning(demo.losses, demo.before, demo.after, demo.scores.times or (), domains, demo.floor)
@@ -113,7 +117,7 @@ def _training(demo: Demo) -> list[tuple[str, Any]]:
     steps = len(next(iter(demo.runs.values()))[0])
     caption = (
         "The same short training without and with AG-REPA, from one checkpoint, on the same clips and noise, with the "
-        f"log-mel teacher; {steps} looks at {clips} held-out clips. One seed says nothing of which is better: "
+        f"same teachers; {steps} looks at {clips} held-out clips. One seed says nothing of which is better: "
         "fog-a compare does, with several."
     )
     return [*figures, (caption, plot_training(demo.runs))]

@@ -7,13 +7,14 @@ Both are small: one seed, few clips, few steps. They show how such pictures are 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from fog_a.attributing.attribute import attribute
 from fog_a.flows.flow import Flow
 from fog_a.flows.wrapping import wrap
 from fog_a.scores.curves import Run
 from fog_a.scores.scores import Scores
-from fog_a.teachers.weightless import SpectralTeacher
 from fog_a_adapters.compare import Plan, Task, compare
 from fog_a_adapters.dit.audio.data import Corpus
 from fog_a_adapters.dit.demo.page import TOP
@@ -41,7 +42,9 @@ class Checkpoints:
             self.history[step] = attribute(self.flow, self.batches, times=2, seed=self.seed, progress=False)
 
 
-def with_and_without(corpus: Corpus, config: DiTConfig, steps: int, seed: int) -> dict[str, Run]:
+def with_and_without(
+    corpus: Corpus, config: DiTConfig, steps: int, seed: int, teachers: Mapping[str, Any]
+) -> dict[str, Run]:
     """Held-out losses after a common warm-up, on the same batches and noise: name → (steps, losses)."""
 
     def build(seed: int) -> Flow:
@@ -57,7 +60,7 @@ def with_and_without(corpus: Corpus, config: DiTConfig, steps: int, seed: int) -
         batch=lambda seed, step: corpus.batch(step, SIZE, FRAMES, seed),
         held_out=corpus.held_out(FEW),
         probe=[corpus.batch(0, 2 * FEW, FRAMES, seed=-1)],
-        teachers={domain: SpectralTeacher() for domain in corpus.domains},
+        teachers=dict(teachers),
     )
     with tempfile.TemporaryDirectory() as folder:
         results = compare(task, plan, folder, progress=False)["results"]
