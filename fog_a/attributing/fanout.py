@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fog_a.attributing.layout import Layout
+from fog_a.attributing.layout import Layout, gain_of
 from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, hooked, named_modules, tree
 from fog_a.blocks.gate import carried, check_acted, mixed
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.flows.case import Case
-from fog_a.flows.convention import sample_times
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class FanOut:
             v = self.case.run(closing=False)
         p, *ablated = self._velocities
         if not self.layout.sign:
-            gain = self.case.flow.gain(sample_times(self.case.t, v)).to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
+            gain = gain_of(self.case, v)
+            assert gain is not None
             ablated = [v + gain * (p_k - p) for p_k in ablated]
         return v, {block.name: v_k for block, v_k in zip(self.chunk, ablated, strict=True)}
 

@@ -23,6 +23,7 @@ from fog_a.blocks.calls import Key, gate_points
 from fog_a.blocks.tree import LeafPath, leaves
 from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case
+from fog_a.flows.convention import sample_times
 
 Table = dict[Key, dict[LeafPath, Axis]]
 Cut = dict[LeafPath, int]
@@ -128,7 +129,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
             layout.entrance = {p: Axis(0, 1) for p in cut}
-            layout.velocity, layout.sign = _velocity_at(base, case.flow.override.forward is None)
+            layout.velocity, layout.sign = _velocity_at(base, gain_of(case, base.v) is not None)
             return None if layout.velocity is not None else "the velocity is not what the network itself gives out"
         reasons.append(problem)
     reasons = [r for r in reasons if r == _TALK] or reasons
@@ -149,6 +150,12 @@ def _velocity_at(base: Sighting, turned: bool) -> tuple[LeafPath | None, int]:
     tensors = [(p, x) for p, x in leaves(base.out) if x.is_floating_point() and x.shape == base.v.shape]
     places = ((p, sign) for p, x in tensors for sign in (1, -1) if torch.equal(sign * x, base.v))
     return next(places, (tensors[0][0], 0) if turned and tensors else (None, 1))
+
+
+def gain_of(case: Case, v: Tensor) -> Tensor | None:
+    """dv/dp of each sample, in the axes of v; None where v is not what the flow itself makes of the network's p."""
+    gain = None if case.flow.override.forward is not None else case.flow.gain(sample_times(case.t, v))
+    return None if gain is None else gain.to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
 
 
 def _compare(layout: Layout, base: Sighting, small: Sighting, rows: int, calls: Mapping[Key, GatePoint]) -> str | None:

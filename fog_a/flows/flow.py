@@ -133,9 +133,9 @@ class Flow(abc.ABC):
         """What the network is given for fog_a's t, the reverse of `flow_time`; by default t itself."""
         return t
 
-    def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """dv/dp at t, where v is a line in what the network gives out, p; by default 1."""
-        return torch.ones_like(t)
+    def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"] | None:
+        """dv/dp at t, where `velocity` makes v of the network's output p, and v is a line in p; None elsewhere."""
+        return None
 
     @property
     def network_time(self) -> list[float] | None:
