@@ -478,6 +478,7 @@ def test_a_mask_of_images_is_laid_over_patches() -> None:
         assert tokens[1].reshape(4, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4, [0] * 4]
         _, tokens = flow.tokens(torch.zeros(2, 6, 4, 4), None, samples)  # pyright: ignore[reportArgumentType]
         assert tokens is not None and int(tokens[1].sum()) == 6
+    flow = fog_a.wrap(Seen(), x="x_t", t="t", tokens=slice(None))
     with pytest.raises(ShapeMismatch, match=r"a mask of \(8, 8\) cannot be laid over 7 tokens"):
         flow.tokens(torch.zeros(2, 7, 6), None, samples)  # pyright: ignore[reportArgumentType]
 

@@ -133,6 +133,8 @@ class DiffusersAdapter(GenericAdapter):
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
         """The latents' tokens of a block's output: without time and memory, and text where both are one sequence."""
+        if self.which is not None:
+            return super().tokens(h, block, samples)
         h = as_tokens(h)[:, self.front :]
         x1 = self._data(samples)
         patch = int(getattr(self.module.config, "patch_size", 2)) if x1.ndim == 4 else 1

@@ -6,12 +6,15 @@
 | `channels="first"` | (B, D, T) | (B, T), (B, 1, T) or (B, D, T) |
 | four axes and more | (B, D, H, W) | (B, H, W), (B, 1, H, W) or (B, D, H, W) |
 
-A block's output of three axes is `"BTD"`, `"BDT"` or `"TBD"`; one of four and more is (B, D, H, W).
+A block's output of three axes is `"BTD"`, `"BDT"` or `"TBD"`; one of four and more is (B, D, H, W). Tokens of the time,
+the class or the text may stand in one sequence with the data's: `tokens=` says which are the data's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +23,9 @@ from torch import Tensor
 from fog_a.errors import BadBatch, ShapeMismatch
 
 STREAMS = ("BTD", "BDT", "TBD")
+
+Which = Literal["first", "last"] | slice | None
+"""Which tokens of a stream are the data's: all (None), the first or last ones, as many as it has frames, or a slice."""
 
 
 def frame_mask(lengths: Int[Tensor, "B"], size: int) -> Bool[Tensor, "B T"]:
@@ -87,6 +93,48 @@ def _grid(size: torch.Size, count: int) -> list[int] | None:
     return grid if math.prod(grid) == count else None
 
 
+def data_tokens(
+    tokens: Float[Tensor, "B N D"], x1: Float[Tensor, "B ..."], channels: str, which: Which
+) -> Float[Tensor, "B T D"]:
+    """The tokens that are the data's, of all in a stream.
+
+    Raises:
+        ShapeMismatch: no rate and no patches make the data's frames as many tokens, and `which` does not say more.
+    """
+    size = _frames(x1, channels)
+    if isinstance(which, str):
+        count = min(math.prod(size), tokens.shape[1])
+        tokens = tokens[:, :count] if which == "first" else tokens[:, -count:]
+    elif which is not None:
+        return tokens[:, which]
+    n = tokens.shape[1]
+    if x1.ndim > 2 and not _at_a_rate(n, size):
+        more = next((k for k in range(1, n) if _at_a_rate(n - k, size)), 1)
+        count = " × ".join(map(str, size)) + (" frames" if len(size) == 1 else " pixels")
+        raise ShapeMismatch(
+            f"the blocks give {n} tokens for data of {count}, which are no patches of it and no lower rate: do tokens "
+            "of the time, the class or the text stand among them? Say which are the data's: type fog_a.wrap(..., "
+            f'tokens="last"), tokens="first" or a slice, such as tokens=slice({more}, None) without the first {more}; '
+            "tokens=slice(None) where all are"
+        )
+    return tokens
+
+
+def _frames(x1: Float[Tensor, "B ..."], channels: str) -> list[int]:
+    """How many frames, or pixels along each axis, the data has."""
+    axis = _channel_axis(x1.ndim, channels)
+    return [n for i, n in enumerate(x1.shape) if i not in (0, axis)]
+
+
+def _at_a_rate(count: int, size: Sequence[int]) -> bool:
+    """Whether every n-th frame, or patches of n pixels each way, or of whole columns, are so many tokens."""
+    step = (math.prod(size) / count) ** (1 / max(len(size), 1))
+    for n in {max(math.floor(step), 1), math.ceil(step)}:
+        if count in (math.prod(m // n for m in size), math.prod(-(-m // n) for m in size)):
+            return True
+    return len(size) > 1 and (count in size or (len(size) > 2 and math.prod(size) % count == 0))
+
+
 def _channel_axis(ndim: int, channels: str) -> int:
     return 1 if channels == "first" or ndim > 3 else ndim - 1
 
@@ -128,16 +176,17 @@ def check_stream(h: Tensor, x1: Float[Tensor, "B ..."], channels: str, stream: s
     """Raises ShapeMismatch where a block's three axes lie otherwise than `stream` says, as far as sizes can tell."""
     if h.ndim != 3 or x1.ndim < 3:
         return
-    frames = math.prod(x1.shape) // (len(x1) * x1.shape[_channel_axis(x1.ndim, channels)])
+    size = _frames(x1, channels)
+    batched = [name for name in STREAMS if h.shape[name.index("B")] == len(x1)]
 
     def fits(name: str) -> bool:
-        samples, tokens = h.shape[name.index("B")], h.shape[name.index("T")]
-        whole = frames % tokens == 0 if x1.ndim > 3 else frames == tokens  # patches divide the number of pixels
-        return samples == len(x1) and whole
+        tokens = h.shape[name.index("T")]
+        return name in batched and (_at_a_rate(tokens, size) if x1.ndim > 3 else [tokens] == size)
 
-    fitting = [name for name in STREAMS if fits(name)]
+    fitting = [name for name in STREAMS if fits(name)] or [name for name in batched if stream not in batched]
     if fitting and not fits(stream):
         raise ShapeMismatch(
             f"the blocks give {tuple(h.shape)} for data {tuple(x1.shape)}, which fits the axes {fitting[0]}, not "
-            f'{stream}: type fog_a.wrap(..., stream="{fitting[0]}"), or stream="{stream}" if it is right'
+            f'{stream}: type fog_a.wrap(..., stream="{fitting[0]}"). If {stream} is right, type stream="{stream}"; '
+            "where tokens of time, class or text stand beside the data's, tokens= says which are the data's"
         )

@@ -4,7 +4,7 @@
 
 By default x_t = (1 − t) x_0 + t x_1 and the prediction is v* = x_1 − x_0. What a network has otherwise is declared:
 `path=`, `target=` and `time=` (fog_a.flows.convention), `x=`, `t=`, `rename=`, `call=` and `out=`
-(fog_a.flows.network), `channels=` and `stream=` (fog_a.flows.frames).
+(fog_a.flows.network), `channels=`, `stream=` and `tokens=` (fog_a.flows.frames).
 
 A batch is a mapping with the data, the conditioning, and the keys of `fog_a.flows.dicts`.
 """
@@ -24,7 +24,7 @@ from fog_a.errors import BadBatch, Unsupported
 from fog_a.flows.convention import Convention, TargetFunction, TimeFunction, sample_times
 from fog_a.flows.dicts import ABOUT, require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
-from fog_a.flows.frames import STREAMS, as_tokens, check_stream, data_mask, patch_mask
+from fog_a.flows.frames import STREAMS, Which, as_tokens, check_stream, data_mask, data_tokens, patch_mask
 from fog_a.flows.network import CallFunction, NetworkCall, Out
 from fog_a.flows.noise import noise
 from fog_a.flows.paths import Path, PathFunction, path_of
@@ -69,6 +69,8 @@ class GenericAdapter(Flow):
             names it.
         channels: the axis of D in x_1: `"last"` (B, T, D) or `"first"` (B, D, T). Four axes are (B, D, H, W).
         stream: the axes of the blocks' outputs: `"BTD"`, `"BDT"` or `"TBD"`; None: as `channels` says.
+        tokens: which tokens of the stream are the data's, where others (time, class, text, registers) stand in the same
+            sequence: `"last"` or `"first"`, as many as x_1 has frames, or a slice: `slice(2, None)`. None: all.
         shared: keys of the batch that belong to no sample, such as positions: a smaller batch has them whole.
         domains: one name for all samples, or a function `batch -> names`; by default the batch's key `domains`.
         interface: a function `(net, batch) -> (B, T, D)`, the conditioning embedding with its graph, for BiT-C.
@@ -102,6 +104,7 @@ class GenericAdapter(Flow):
         mask: str = "mask",
         channels: str = "last",
         stream: str | None = None,
+        tokens: Which = None,
         shared: Sequence[str] = (),
         domains: str | Callable[[Any], Sequence[str]] | None = None,
         interface: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -110,6 +113,8 @@ class GenericAdapter(Flow):
             raise Unsupported(f'channels is "first" or "last", got {channels!r}')
         if stream not in (None, *STREAMS):
             raise Unsupported(f'stream is "BTD", "BDT" or "TBD", got {stream!r}')
+        if tokens not in (None, "first", "last") and not isinstance(tokens, slice):
+            raise Unsupported(f'tokens is "first", "last" or a slice such as slice(2, None), got {tokens!r}')
         self.convention = Convention(path_of(path, betas), target, time)
         if sigma != 1 and self.convention.path.name in ("ddpm", "edm"):
             raise Unsupported(f'path="{path}" fixes the noise it adds: leave out sigma={sigma}')
@@ -120,6 +125,7 @@ class GenericAdapter(Flow):
         self.gives = () if call is not None else tuple(name for name in (x, t) if name not in (None, data))
         self.t, self.data, self.mask, self.shared = None if call is not None else t, data, mask, tuple(shared)
         self.sigma, self.channels, self.stream, self.domains = sigma, channels, stream, domains
+        self.which: Which = tokens
         self._interface = interface
 
     def velocity(self, batch: Any, t: float | Float[Tensor, "B"], seed: int = 0) -> Float[Tensor, "B ..."]:
@@ -159,11 +165,14 @@ class GenericAdapter(Flow):
     def tokens(
         self, h: Tensor, block: ResidualBlock, samples: Samples
     ) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T"] | None]:
-        """A block's output by its axes; (B, D, H, W) is H·W tokens, (B, D) is one."""
+        """A block's output by its axes, of the data alone; (B, D, H, W) is H·W tokens, (B, D) is one."""
         stream = self.stream or ("BTD" if self.channels == "last" else "BDT")
-        if self.stream is None and h.ndim == 3:
-            check_stream(h, self._data(samples), self.channels, stream)
         tokens = as_tokens(h, stream)
+        if h.ndim == 3:
+            x1 = self._data(samples)
+            if self.stream is None:
+                check_stream(h, x1, self.channels, stream)
+            tokens = data_tokens(tokens, x1, self.channels, self.which)
         return tokens, patch_mask(samples.mask, h, tokens, self.channels)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:

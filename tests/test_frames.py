@@ -1,0 +1,118 @@
+"""Which tokens of a stream are the data's: at its rate or a lower one, among others, on other axes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fog_a
+from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.teachers import LatentTeacher
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.scale * x_t
+
+
+class Prefixed(nn.Module):
+    """Tokens of the time in one sequence with the frames: before them, and perhaps behind."""
+
+    def __init__(self, before: int, behind: int = 0) -> None:
+        super().__init__()
+        self.before, self.behind = before, behind
+        self.inp, self.out, self.time = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(1, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(2))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        time, frames = self.time(t[:, None])[:, None], self.inp(x_t)
+        h = torch.cat([time.expand(-1, self.before, -1), frames, time.expand(-1, self.behind, -1)], 1)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(h[:, self.before : self.before + x_t.shape[1]])
+
+
+@pytest.mark.parametrize("channels", ["last", "first"])
+@pytest.mark.parametrize("before", [1, 3, 9, 18])
+def test_only_the_data_s_tokens_are_aligned(before: int, channels: str) -> None:
+    """As many as the data has frames, of (B, T + k, D): a mask of T is never stretched over T + k tokens."""
+    real = torch.arange(9) < torch.tensor([[9], [5], [7]])
+    batch = {"x1": torch.randn(3, 9, 4), "mask": real}
+    wrap = partial(fog_a.wrap, Prefixed(before), x="x_t", t="t", stream="BTD")
+    samples = wrap().samples(batch)
+    blocks = fog_a.find_blocks(wrap(tokens="last"), batch)
+    with torch.no_grad(), fog_a.tap(blocks) as taps:
+        wrap().velocity(batch, 0.5)
+    h, block = taps[blocks[0].name], blocks[0]
+    if channels == "first":  # the same stream, told apart by stream= alone
+        h, wrap = h.transpose(1, 2), partial(wrap, stream="BDT")
+    for which in ("last", slice(before, None)):
+        tokens, mask = wrap(tokens=which).tokens(h, block, samples)
+        assert torch.equal(tokens, taps[block.name][:, before:]) and mask is not None and torch.equal(mask, real)
+    tokens, _ = wrap(tokens="first").tokens(h, block, samples)
+    assert torch.equal(tokens, taps[block.name][:, :9])
+    advice = rf'give {9 + before} tokens for data of 9 frames.*tokens="last".*slice\({before}, None\) without the first'
+    with pytest.raises(ShapeMismatch, match=advice):
+        wrap().tokens(h, block, samples)
+    with pytest.raises(ShapeMismatch, match=advice):
+        fog_a.lasp(wrap(stream="BTD"), batch, LatentTeacher(4), times=1)
+    whole, _ = wrap(tokens=slice(None)).tokens(h, block, samples)
+    assert whole.shape[1] == 9 + before
+
+
+def test_alignment_of_a_prefixed_net_is_that_of_its_frames() -> None:
+    """Tokens that no frame reads change nothing, wherever they stand."""
+    batch, got = {"x1": torch.randn(16, 9, 4)}, []
+    for before, behind, which in ((0, 0, None), (5, 0, "last"), (5, 2, slice(5, -2)), (0, 2, "first")):
+        torch.manual_seed(0)
+        flow = fog_a.wrap(Prefixed(before, behind), x="x_t", t="t", tokens=which)
+        got.append(fog_a.lasp(flow, batch, LatentTeacher(4), times=1).values)
+    for values in got[1:]:
+        np.testing.assert_allclose(values, got[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_tokens_beside_patches_are_named(width: int) -> None:
+    """U-ViT: 16 patches of 8 × 8 pixels, and two tokens. 16, 32 and 64 divide 64 by chance: they are the width."""
+    samples = fog_a.wrap(Whole(), x="x_t", t="t").samples({"x1": torch.randn(2, 1, 8, 8)})
+    h = torch.randn(2, 18, width)
+    with pytest.raises(
+        ShapeMismatch, match=r"tokens=" if width == 32 else r'If BTD is right, type stream="BTD".*tokens='
+    ):
+        fog_a.wrap(Whole(), x="x_t", t="t").tokens(h, None, samples)  # pyright: ignore[reportArgumentType]
+    for which in (None, "last"):
+        flow = fog_a.wrap(Whole(), x="x_t", t="t", stream="BTD", tokens=which)
+        with pytest.raises(ShapeMismatch, match=r"give 18 tokens for data of 8 × 8 pixels.*slice\(2, None\)"):
+            flow.tokens(h, None, samples)  # pyright: ignore[reportArgumentType]
+    flow = fog_a.wrap(Whole(), x="x_t", t="t", stream="BTD", tokens=slice(2, None))
+    assert torch.equal(flow.tokens(h, None, samples)[0], h[:, 2:])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("frames", "tokens"), [(9, 9), (9, 5), (9, 4), (9, 3), (9, 1), (32, 11), (32, 10), (64, 8), (100, 13)]
+)
+def test_lower_rates_are_no_tokens_beside(frames: int, tokens: int) -> None:
+    flow = fog_a.wrap(Whole(), x="x_t", t="t", stream="BTD")
+    samples = flow.samples({"x1": torch.randn(2, frames, 4)})
+    assert flow.tokens(torch.zeros(2, tokens, 6), None, samples)[0].shape == (2, tokens, 6)  # pyright: ignore
+
+
+def test_samples_on_another_axis_are_named() -> None:
+    """(T, B, D) with T = B: only the layers at half the rate tell it."""
+    flow = fog_a.wrap(Whole(), x="x_t", t="t")
+    samples = flow.samples({"x1": torch.randn(8, 8, 4)})
+    with pytest.raises(ShapeMismatch, match=r'fits the axes TBD, not BTD: type fog_a.wrap\(..., stream="TBD"\)'):
+        flow.tokens(torch.zeros(4, 8, 6), None, samples)  # pyright: ignore[reportArgumentType]
+
+
+def test_tokens_are_a_word_or_a_slice() -> None:
+    with pytest.raises(Unsupported, match=r'tokens is "first", "last" or a slice such as slice\(2, None\), got 2'):
+        fog_a.wrap(Whole(), x="x_t", t="t", tokens=2)
