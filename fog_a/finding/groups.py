@@ -35,8 +35,7 @@ class Groups:
         else:
             groups = self._periods([b for group in items for b in group])
         if lone:
-            kinds = Counter(map(self._kinds, (*groups, *loose)))
-            groups += [g for g in loose if kinds[self._kinds(g)] > 1 and self._is_stream(*g)]
+            groups += [g for g in loose if self._is_stream(*g)]
         kinds = Counter(map(self._kinds, groups))
         lists = Counter(pattern(self._name(g)) for g in groups)
         return [

@@ -133,11 +133,10 @@ class Levels:
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and
         steps through them several times, or lies in its own kind or holds it, or its layers stand elsewhere, too."""
-        holds = len(self.layers(call)) > 1
         if self._is_nested(call) or self._steps(call):
-            return holds
-        some = holds or any(len(self.layers(c)) > 1 for c in self._of_its_kind(call))  # its like are judged as it is
-        return some and self._has_layers_elsewhere(call)
+            return len(self.layers(call)) > 1
+        like = [call, *self._of_its_kind(call)]  # judged as it is
+        return any(len(self.layers(c)) > 1 for c in like) and self._has_layers_elsewhere(call)
 
     def _steps(self, call: int) -> bool:
         """Does it add what one and the same network of layers gives several times?"""
