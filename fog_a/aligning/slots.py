@@ -20,6 +20,7 @@ from fog_a.blocks.untouched import rng, with_data
 from fog_a.errors import ShapeMismatch, Unsupported
 from fog_a.ranks import Group, shared, total, world
 from fog_a.scores.selection import Selection
+from fog_a.teachers.teacher import state_name
 
 Outputs = Mapping[str, tuple[Tensor, Tensor | None]]
 """Layer → what its head gives of a domain's samples, and the mask of their tokens."""
@@ -53,7 +54,7 @@ class Slots(nn.Module):
         """Domain → the layer that each slot serves; "" for a slot that serves none."""
         self.heads = nn.ModuleDict(
             {
-                _key(domain): nn.ModuleList(
+                state_name(domain): nn.ModuleList(
                     _made(head, width, dims[domain], f"{seed}/{domain}/{layers[domain][slot] if layers else slot}")
                     for slot, width in enumerate(row)
                 )
@@ -66,7 +67,7 @@ class Slots(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """torch's own loading, after a word on another k: its message would name tensors."""
         for domain, row in self.widths.items():
-            start = f"{prefix}heads.{_key(domain)}."
+            start = f"{prefix}heads.{state_name(domain)}."
             saved = {key.removeprefix(start).split(".")[0] for key in state_dict if key.startswith(start)}
             if saved and len(saved) != len(row):
                 raise ShapeMismatch(
@@ -119,7 +120,7 @@ class Slots(nn.Module):
 
     def gives_tokens(self, domain: str) -> bool:
         """Whether a head of this domain says (by `pool=False`) that it keeps the tokens apart."""
-        return any(getattr(m, "pool", True) is False for m in self.heads[_key(domain)].modules())
+        return any(getattr(m, "pool", True) is False for m in self.heads[state_name(domain)].modules())
 
     def outputs(
         self,
@@ -153,7 +154,7 @@ class Slots(nn.Module):
             if len(rows) < len(h):
                 h, mask = h[rows], None if mask is None else mask[rows]
             _check_width("the layers are", [h.shape[-1]], [self.widths[domain][slot]])
-            prefix = f"heads.{_key(domain)}.{slot}."
+            prefix = f"heads.{state_name(domain)}.{slot}."
             of_head = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
             head, times = self.get_submodule(prefix.rstrip(".")), None if t is None else t[rows]
             outputs[layer] = torch.func.functional_call(head, of_head, (h, mask, times)), mask
@@ -177,11 +178,6 @@ def _check_width(what: str, widths: Sequence[int], built: Sequence[int]) -> None
         raise ShapeMismatch(
             f"{what} {got} wide, but the heads were built for {expected}: type AGREPA(..., batch=one_training_batch)"
         )
-
-
-def _key(domain: str) -> str:
-    """A domain as a part of a state dict's names."""
-    return domain.replace(".", "_")
 
 
 class Center(nn.Module):

@@ -23,7 +23,7 @@ from fog_a.flows.wrapping import wrap
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
 from fog_a.teachers.descriptors import descriptor
-from fog_a.teachers.teacher import Features, Teacher, Teachers, check_teachers, route
+from fog_a.teachers.teacher import Features, Teacher, Teachers, check_teachers, route, state_name
 
 ALL = "all"
 """The key of the one head where one teacher serves every domain."""
@@ -71,10 +71,10 @@ class BiTC(nn.Module):
         scale = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(table, float(weight))
         if scale.keys() != table.keys():
             raise Unsupported(f"weight= names {', '.join(scale)}; the teachers are of {', '.join(table)}")
-        self._scale = {_key(d): float(w) for d, w in scale.items()}
+        self._scale = {state_name(d): float(w) for d, w in scale.items()}
         width = self._width(batch) if width is None else width
         dims = {d: t if isinstance(t, int) else t.dim for d, t in table.items() if t is not None}
-        self.heads = nn.ModuleDict({_key(d): nn.Linear(width, dim, bias=False) for d, dim in dims.items()})
+        self.heads = nn.ModuleDict({state_name(d): nn.Linear(width, dim, bias=False) for d, dim in dims.items()})
         for head in self.heads.values():
             nn.init.orthogonal_(cast(nn.Linear, head).weight)
 
@@ -86,8 +86,8 @@ class BiTC(nn.Module):
     def head(self, domain: str) -> nn.Linear:
         """P_m. Raises Unsupported for a domain without one."""
         for name in (domain, ALL):
-            if _key(name) in self.heads:
-                return cast(nn.Linear, self.heads[_key(name)])
+            if state_name(name) in self.heads:
+                return cast(nn.Linear, self.heads[state_name(name)])
         raise Unsupported(f"BiTC has no head for domain {domain!r}; it has {', '.join(self.heads)}")
 
     def forward(
@@ -114,7 +114,7 @@ class BiTC(nn.Module):
         sizes = dict.fromkeys(weights, 0)
         teachers = None if features is not None else self.asked()
         for domain, routed in route(teachers, samples, features=features).items():
-            key = _key(domain) if _key(domain) in weights else ALL
+            key = state_name(domain) if state_name(domain) in weights else ALL
             place = [i for i, row in enumerate(routed.rows) if kept is None or bool(kept[row])]
             rows = [routed.rows[i] for i in place]
             with torch.autocast(z.device.type, enabled=False):
@@ -170,7 +170,3 @@ class BiTC(nn.Module):
             )
         with preserved(*self.flow.modules):
             return self._interface(batch).shape[-1]
-
-
-def _key(domain: str) -> str:
-    return domain.replace(".", "_")  # a ModuleDict takes no dots

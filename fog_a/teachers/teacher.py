@@ -81,6 +81,11 @@ def by_domain(samples: Samples) -> dict[str, list[int]]:
     return groups
 
 
+def state_name(domain: str) -> str:
+    """A domain as a part of a state dict's names, which take no dots."""
+    return domain.replace(".", "_")
+
+
 def take(samples: Samples, rows: Sequence[int]) -> Samples:
     """The samples at these rows, with their audio, lengths and mask."""
     rows = list(rows)
