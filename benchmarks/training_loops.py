@@ -119,6 +119,8 @@ def run(name: str, copy: Path) -> dict[str, Any]:
     sys.path[:0] = [str(copy / path) for path in loop.paths]
     sys.meta_path.insert(0, Stubs())
     sys.modules.update({name: importlib.import_module(name) for name in ("torchvision", "hydra")})
+    for name in ("transformers.utils", "transformers.utils.import_utils"):  # the stand-in has no version to compare
+        vars(importlib.import_module(name))["is_torchvision_greater_or_equal"] = lambda version: False
     sys.argv = [loop.script, *loop.argv]
     for prepare in (loop.before, lambda: None):  # data and weights are drawn alike with and without the diff
         random.seed(0)
