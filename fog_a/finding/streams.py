@@ -125,11 +125,12 @@ def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
     return operands(made.op, flow) if dims[0] % rank == at % rank else None
 
 
-def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> None:
+def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str], added: Sequence[int] = ()) -> None:
     for way in ways:
         sets: list[int] = getattr(flow, way)
         sets[out] = union(sets, pieces)
     if "passed" in ways:
+        pieces = [*pieces, *added]
         beside = union([flow.any[p] & ~flow.wholly[p] for p in pieces], range(len(pieces)))
         flow.wholly[out] = union(flow.wholly, pieces) & ~beside
 
@@ -164,7 +165,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, pieces: list[int]) -> Update
     if order in flow.coupled:
         s, b, fork = flow.coupled[order]
         update = Update(op, out, s, b, fork, False, order, flow.forks[fork])
-    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL)
+    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL, pair)
     if update is not None:
         flow.passed[out], flow.wholly[out] = union(flow.passed, whole), union(flow.wholly, whole)
         flow.updates.append(update)

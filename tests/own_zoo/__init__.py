@@ -16,6 +16,7 @@ from own_zoo.negatives import NEGATIVES
 from own_zoo.parents import PARENTS
 from own_zoo.seconds import SECONDS
 from own_zoo.shortcuts import SHORTCUTS
+from own_zoo.stacks import STACKS
 from own_zoo.streams import STREAMS
 from own_zoo.sums import SUMS
 from own_zoo.unets import UNETS
@@ -24,7 +25,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS,
+    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
