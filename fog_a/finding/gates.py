@@ -84,7 +84,8 @@ class Gates:
 
     def _carried(self, u: Update, call: int, give: Mapping[LeafPath, Source | None]) -> bool:
         """Is the update removed where these outputs of the call give back its inputs?"""
-        outs, bit = self.trace.calls[call].outputs, self.flow.forks[u.sum]
+        outs, forks = self.trace.calls[call].outputs, self.flow.forks
+        bit = forks.get(u.sum, forks[u.op.makes[0]])  # what a stream begins with may be read once, by a sum
         streams = {p for p, v in outs.items() if self.flow.passed[v] & bit}
         carrying = streams or {p for p, v in outs.items() if self.flow.bypass[v] & bit}
         return bool(carrying & give.keys() if carrying else give)

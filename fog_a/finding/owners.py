@@ -77,8 +77,9 @@ def _goes_on(flow: Flow, u: Update) -> bool:
 def _kept_inside(flow: Flow, u: Update) -> bool:
     """Is the sum read for the branches of others alone, and does nothing leave the owner but what it was mixed into?
     Then it is no stream. ResFormer's attention needs this: it adds the first layer's values to its own."""
-    if flow.trunk[u.stream] & flow.sums or union(flow.trunk, (o.stream for o in flow.updates)) & flow.forks[u.sum]:
-        return False  # it goes on from an update, or an update from it
+    further = union(flow.trunk, (o.stream for o in flow.updates))
+    if flow.trunk[u.stream] & flow.sums or further & (flow.forks[u.sum] | flow.trunk[u.branch]):
+        return False  # it goes on from an update, or an update from it or from what gave its branch (WaveNet's skip)
     todo, seen = [(u.sum, True)], set[tuple[int, bool]]()
     while todo:
         step = v, straight = todo.pop()

@@ -28,4 +28,45 @@ class Embedded(Ends):
         return stack(x, self.first, 0) * stack(x, self.second, 2)
 
 
-STACKS = (Case("embedded", Embedded, (*numbered("first", 2), *numbered("second", 2))),)
+class WaveNet(nn.Module):
+    """Two layers: the first adds to the stream and to the output, the last to the output only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(2))
+        self.skips = nn.ModuleList([nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)])
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        out = torch.zeros_like(x)
+        for i, (gate, skip) in enumerate(zip(self.gates, self.skips, strict=True)):
+            if i == off:
+                continue
+            a, b = gate(x).chunk(2, -1)
+            step = skip(a.tanh() * b.sigmoid())
+            if i == 0:
+                x, out = x + step[..., :WIDTH], out + step[..., WIDTH:]
+            else:
+                out = out + step
+        return out
+
+
+class WaveNets(Ends):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(WaveNet() for _ in range(n))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, net in enumerate(self.nets):
+            x = net(x, None if off is None else off - 2 * i).tanh()
+        return x
+
+
+def steps(n: int) -> tuple[tuple[str, ...], ...]:
+    return tuple((f"nets.{i}.gates.{k}|nets.{i}.skips.{k}",) for i in range(n) for k in range(2))
+
+
+STACKS = (
+    Case("embedded", Embedded, (*numbered("first", 2), *numbered("second", 2))),
+    Case("one_wavenet_of_two_layers", lambda: WaveNets(1), steps(1)),
+    Case("two_wavenets_of_two_layers", lambda: WaveNets(2), steps(2)),
+)
