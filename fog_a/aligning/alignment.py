@@ -65,7 +65,6 @@ class AGREPA(Progress):
         Unsupported: an option or combination that is refused. ShapeMismatch: widths that do not fit.
         BadFeatures, BadBatch: teachers' features, flow times or domains that do not fit.
         NoActivations: no forward before reg(batch), or one without a graph.
-        BadOutput: at the end of the warm-up no layer contributes: the model is untrained.
         BadScores: a selection made for another model.
 
     Example:

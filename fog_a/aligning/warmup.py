@@ -97,7 +97,7 @@ class Warmup:
     def advance(self, step: int, batch: Any, samples: Samples, *, first: bool) -> Selection | None:
         """After `step` optimizer steps: probe what is due, and choose when it is time. `first`: nothing is chosen yet.
 
-        Raises Untrained where no layer contributes anything.
+        Where no layer contributes anything yet, further probes are waited for.
         """
         self.call(step)
         if self.due:
@@ -118,8 +118,13 @@ class Warmup:
             return None
         r, blocks = self.recipe, self.blocks(batch)
         scores = self.scores(signature(blocks.model, blocks))
-        chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
-        self.rows, self.chosen_at = [], step
+        self.rows = []
+        try:
+            chosen = select(scores, r.k, by=r.by, weighting=r.weighting, total=r.total, seed=r.seed)
+        except Untrained as error:
+            self._warn("untrained", f"step {step}: nothing is aligned, and the next probe tries again: {error}")
+            return None
+        self.chosen_at = step
         if is_first(self.group):
             print(f"fog_a: layers chosen at step {step}\n{chosen.explain()}", file=sys.stderr)
         return chosen

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock, near
+from fog_a.errors import BadOutput, ShapeMismatch, UnknownBlock, Untrained, near
 from fog_a.scores.files import plain
 from fog_a.scores.ranking import Ranked, Ranking, rankings
 from fog_a.scores.selection import Choice, Selection, Weighting, check_total
@@ -45,7 +45,7 @@ def select(
             "random" (drawn by `seed`), "shallow" (the first k), "deep" (the last k); or layer names.
         weighting, total: see the head of this module.
 
-    Raises: BadOutput when every score is zero: the model is untrained. ShapeMismatch when there are fewer than k
+    Raises: Untrained when every score is zero: the model is untrained. ShapeMismatch when there are fewer than k
         layers. BadArgument for what are no Scores, or a total that is negative, NaN or inf.
 
     Example:
@@ -81,7 +81,7 @@ def _chosen(
     """The chosen layers of one domain; what is left out is added to the notes."""
     mean, usable = ranking.mean, _usable(ranking, notes)
     if ranking.kind == "contribution" and not np.any(np.abs(mean[usable]) > NEGLIGIBLE):
-        raise BadOutput(
+        raise Untrained(
             f"every layer of domain {ranking.domain!r} contributes nothing (largest mean score "
             f"{np.abs(mean[usable]).max(initial=0.0):.1e}): the model is untrained (identity-initialised). "
             "Train it first, then attribute and select; AGREPA does so with a longer warmup="
