@@ -1,3 +1,5 @@
+from . import errors as errors
+from . import teachers as teachers
 from .aligning.alignment import AGREPA as AGREPA
 from .attributing.along import Along as Along
 from .attributing.attribute import attribute as attribute

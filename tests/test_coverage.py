@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fog_a
 from fog_a.errors import NoActivations, NotResidual
 from fog_a.finding import clean
+from fog_a.teachers import LatentTeacher
 
 
 def found(net: nn.Module, **options: Any) -> fog_a.Blocks:
@@ -241,3 +242,52 @@ def test_an_output_that_no_module_sees_is_named() -> None:
     assert h["layers.1"].shape == (2, 6, WIDTH)
     with pytest.raises(NoActivations, match=r"output of .layers.2. cannot be read: expected a module that gives"):
         h["layers.2"]
+
+
+@pytest.mark.filterwarnings("ignore:the head of")  # too few samples to fit a head, and none is asked for
+def test_all_outputs_that_no_module_sees_are_named_before_anything_runs() -> None:
+    flow = fog_a.wrap(Added(2.0), call=lambda net, x, t, cond: net(x + t[:, None, None]))
+    batch = {"x1": torch.randn(8, 6, WIDTH)}
+    said = r"output of 'layers.2' cannot be read.*type blocks=\['layers.0', 'layers.1'\]"
+    with pytest.raises(NoActivations, match=said):
+        fog_a.lasp(flow, batch, LatentTeacher(WIDTH), times=1)
+    with pytest.raises(NoActivations, match=said):
+        fog_a.AGREPA(flow, LatentTeacher(WIDTH), ["layers.1"], batch=batch)
+    rest = ["layers.0", "layers.1"]
+    assert list(fog_a.lasp(flow, batch, LatentTeacher(WIDTH), times=1, blocks=rest).layers) == rest
+    reg = fog_a.AGREPA(flow, LatentTeacher(WIDTH), ["layers.1"], batch=batch, blocks=rest)
+    assert (flow.loss(batch) + reg(batch)).isfinite()
+    reg.close()
+
+
+class WaveNet(nn.Module):
+    """gate(in(x) + condition) → res → half to the stream, half to a total that is read after all layers (VITS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cond, self.post = nn.Linear(1, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.ins = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(4))
+        self.res = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH if i < 3 else WIDTH) for i in range(4))
+        self.streams: list[Tensor] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        total, c, self.streams = torch.zeros_like(x), self.cond(t[:, None])[:, None], []
+        for i in range(4):
+            a, b = (self.ins[i](x) + c).chunk(2, -1)
+            update = self.res[i](a.tanh() * b.sigmoid())
+            if i < 3:
+                x, update = x + update[..., :WIDTH], update[..., WIDTH:]
+            total = total + update
+            self.streams.append(x if i < 3 else total)
+        return self.post(total)
+
+
+@pytest.mark.filterwarnings("ignore:the head of")  # too few samples to fit a head, and none is asked for
+def test_a_wavenet_s_stream_is_read_where_the_next_layer_takes_it_in() -> None:
+    net, batch = WaveNet(), {"x1": torch.randn(8, 6, WIDTH)}
+    flow = fog_a.wrap(net, x="x", t="t")
+    blocks = fog_a.find_blocks(flow, batch)
+    with torch.no_grad(), fog_a.tap(blocks) as h:
+        flow.velocity(batch, 0.5)
+    assert len(blocks) == 4 and all(torch.equal(h[b.name], x) for b, x in zip(blocks, net.streams, strict=True))
+    assert len(fog_a.lasp(flow, batch, LatentTeacher(WIDTH), times=1).layers) == 4

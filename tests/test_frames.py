@@ -113,6 +113,31 @@ def test_samples_on_another_axis_are_named() -> None:
         flow.tokens(torch.zeros(4, 8, 6), None, samples)  # pyright: ignore[reportArgumentType]
 
 
+class Halved(nn.Module):
+    """(T, B, D), at half the rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(2))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        h = (self.inp(x_t) + t[:, None, None]).transpose(0, 1)[::2]
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(h.repeat_interleave(2, 0).transpose(0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:the head of")  # too few samples to fit a head, and none is asked for
+@pytest.mark.parametrize("stream", [None, "BTD"])
+def test_as_many_samples_as_frames_on_another_axis(stream: str | None) -> None:
+    flow = fog_a.wrap(Halved(), x="x_t", t="t", stream=stream)
+    with pytest.raises(ShapeMismatch, match=r'type fog_a.wrap\(..., stream="TBD"\)'):
+        fog_a.lasp(flow, {"x1": torch.randn(8, 8, 4)}, LatentTeacher(4), times=1)
+    declared = fog_a.wrap(Halved(), x="x_t", t="t", stream="TBD")
+    assert fog_a.lasp(declared, {"x1": torch.randn(8, 8, 4)}, LatentTeacher(4), times=1).layers
+
+
 def test_tokens_are_a_word_or_a_slice() -> None:
     with pytest.raises(Unsupported, match=r'tokens is "first", "last" or a slice such as slice\(2, None\), got 2'):
         fog_a.wrap(Whole(), x="x_t", t="t", tokens=2)

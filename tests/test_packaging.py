@@ -164,6 +164,15 @@ def test_import_time(tmp_path: Path) -> None:
     assert any(float(python(code, cwd=tmp_path)) <= 0.3 for _ in range(5))
 
 
+def test_rooms_with_public_names_need_no_import(tmp_path: Path) -> None:
+    code = """
+        import sys, fog_a
+        print(any(name.startswith("fog_a.") for name in sys.modules), fog_a.teachers.LatentTeacher.__name__)
+        print(fog_a.errors.BadBatch.__name__)
+        """
+    assert python(code, ROOT, cwd=tmp_path).split() == ["False", "LatentTeacher", "BadBatch"]
+
+
 def test_constraints_pin_everything() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(line.count("==") == 1 and "+" not in line for line in lines), "exact, and without a local version"

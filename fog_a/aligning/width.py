@@ -10,7 +10,7 @@ from torch import nn
 
 from fog_a.aligning.targets import Targets
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.tap import tap
+from fog_a.blocks.tap import check_readable, tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
 from fog_a.flows.flow import Flow
@@ -38,6 +38,7 @@ def head_sizes(
 
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
     """D of each block's tokens, from one forward that leaves nothing behind."""
+    check_readable(blocks)
     batch = few(flow, batch)
     samples = flow.samples(batch)
     with preserved(*flow.modules), tap(blocks) as h:

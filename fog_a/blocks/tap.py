@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from fog_a.blocks.block import Blocks, TapPoint, checked_blocks
+from fog_a.blocks.block import Blocks, ResidualBlock, TapPoint, checked_blocks
 from fog_a.blocks.calls import Key, at_calls, named_modules, tree
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import leaf
@@ -80,11 +80,7 @@ class tap(contextlib.AbstractContextManager["tap"]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.all:
-            if not self.blocks[name].outputs:
-                raise NoActivations(
-                    f"the output of {name!r} cannot be read: expected a module that gives it out or takes it in, the "
-                    "model goes on without one. Let it pass through an nn.Identity there, or tap another layer"
-                )
+            check_readable([self.blocks[name]])
             raise NoActivations(
                 f"nothing was recorded of {name!r}: expected a forward of the model while the tap is open, got none. "
                 "Run it inside `with fog_a.tap(blocks)`; code compiled before the tap was opened does not see it"
@@ -122,3 +118,16 @@ class tap(contextlib.AbstractContextManager["tap"]):
                 self._keep(name, i, leaf(out, part.leaf), part, point)
 
         return at_calls(modules, {(part.module, part.call): part}, before, after, lambda: not self.when())
+
+
+def check_readable(blocks: Iterable[ResidualBlock]) -> None:
+    """Raises NoActivations that names all of these whose output no module sees."""
+    blocks = list(blocks)
+    unseen = [b.name for b in blocks if not b.outputs]
+    if unseen:
+        rest = [b.name for b in blocks if b.outputs]
+        others = f"leave them out: type blocks={rest!r}" if rest else "take other layers"
+        raise NoActivations(
+            f"the output of {', '.join(map(repr, unseen))} cannot be read: expected a module that gives it out or "
+            f"takes it in, the model goes on without one. Let it pass through an nn.Identity there, or {others}"
+        )

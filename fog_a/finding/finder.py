@@ -110,7 +110,7 @@ class Finder:
         if not gate_points:
             return None
         if layer.call is None:
-            name, taps = layer.name, self.taps.of_branch(layer.branches[-1], layer.name)
+            name, taps = layer.name, self.taps.of_branches(layer.branches, layer.name)
         else:
             name, taps = self._called(layer.call), self.taps.of_call(layer.call, passages)
         return self._made(
@@ -146,7 +146,7 @@ class Finder:
                     form="branch",
                     definition="branches",
                     gate_points=tuple(self.gates.of_branches(group)),
-                    outputs=tuple(self.taps.of_branch(group[-1], name)),
+                    outputs=tuple(self.taps.of_branches(group, name)),
                 )
             )
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Literal
@@ -30,9 +30,15 @@ class Taps:
         me = self.trace.calls[call]
         return [self._tap(me, "output", p, me.outputs[p]) for p in self._by_main(me, passages)]
 
-    def of_branch(self, b: Branch, name: str) -> list[TapPoint]:
-        """Where the sum of a parent's addition can be read: the first call that gives it out or takes it in; if that is
-        a norm of the same layer (post-norm in the parent), what it gives out."""
+    def of_branches(self, branches: Sequence[Branch], name: str) -> list[TapPoint]:
+        """Where the last sum of a parent's additions can be read, or another to which the same part is added: WaveNet's
+        total is read after all layers, its stream by the next."""
+        sums = [b for b in reversed(branches) if b.parts == branches[-1].parts]
+        return next(filter(None, (self._of_sum(b, name) for b in sums)), [])
+
+    def _of_sum(self, b: Branch, name: str) -> list[TapPoint]:
+        """The first call that gives a sum out or takes it in; if that is a norm of the same layer (post-norm in the
+        parent), what it gives out."""
         calls = [c for c in self.trace.calls[1:] if c.name and not self.trace.inside(b.update.owner, c.id)]
         for c in calls:
             for path, v in c.outputs.items():

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.blocks.block import Blocks
-from fog_a.blocks.tap import tap
+from fog_a.blocks.tap import check_readable, tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
@@ -123,6 +123,7 @@ def _batch(
 ) -> tuple[Samples, Float[Tensor, "B J L D"], Float[Tensor, "B E"] | None]:
     """One batch at every time."""
     flow, columns = reading.flow, []
+    check_readable(blocks)
     cases = [Case(flow, batch, t, seed + j, start) for j, t in enumerate(times)]  # attribute's seeds: the same x_t
     with preserved(*flow.modules, seed=seed), reading.around(flow, batch, seed), tap(blocks) as h:
         for case in cases:
@@ -135,15 +136,21 @@ def _batch(
                     f"blocks {', '.join(silent[:4])} did not run in this forward: find them on this batch"
                 )
             layers = [reading.describe(*flow.tokens(h[b.name], b, samples)) for b in blocks]
+            _one_row_each(layers, blocks, len(samples))
             columns.append(_one_width(layers, blocks))
         z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
         c = flow.interface(batch)
         interface = None if c is None else reading.describe(c, token_mask(samples.mask, c)).cpu()
-    if len(z) != len(samples):
-        raise ShapeMismatch(
-            f"the blocks gave {len(z)} rows for {len(samples)} samples: the adapter's tokens() must fold them"
-        )
     return samples, z, interface
+
+
+def _one_row_each(layers: list[Tensor], blocks: Blocks, count: int) -> None:
+    for z, block in zip(layers, blocks, strict=True):
+        if len(z) != count:
+            raise ShapeMismatch(
+                f"{block.name!r} gave {len(z)} rows for {count} samples: if its axes are (T, B, D), type "
+                'fog_a.wrap(..., stream="TBD"); otherwise the adapter\'s tokens() must fold them'
+            )
 
 
 def _one_width(layers: list[Tensor], blocks: Blocks) -> Float[Tensor, "B L D"]:
