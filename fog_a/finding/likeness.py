@@ -74,7 +74,8 @@ class Likeness:
 
     def signature(self, call: Call) -> object:
         """The kind of a module and of the work it does: a generic wrapper around attention is not one around an MLP."""
-        return call.kind, self.work(call)
+        makers = {c for b in self.owned.get(call.id, []) for p in b.parts for c in p.makers}
+        return call.kind, frozenset(map(self.content, makers or call.children))
 
     def work(self, call: Call) -> frozenset[str]:
         work = {p.reader for b in self.owned.get(call.id, []) for p in b.parts} or set(call.children)

@@ -7,7 +7,7 @@ sums, to the module calls that gave it: closing their outputs removes the update
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM, base, effect
@@ -21,11 +21,13 @@ _ZERO_STAYS_ZERO = frozenset(
 
 @dataclass(frozen=True)
 class Part:
-    """A module call that gave (a summand of) an update: where it is closed, and how a reader would call it."""
+    """A module call that gave (a summand of) an update: where it is closed, and how a reader would call it: the
+    heaviest of the owner's calls that work on it (`makers`), attention rather than the norms around it."""
 
     call: int
     leaves: tuple[LeafPath, ...]
     reader: int
+    makers: tuple[int, ...] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,12 @@ def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
     frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
     point = (frame or calls)[-1] if frame else calls[0]
     leaves = tuple(p for p, w in point.outputs.items() if w == v)
-    return Part(point.id, leaves, _reader(flow, u, v, point).id)
+    makers = _makers(flow, u, v) or {point.id}
+    return Part(point.id, leaves, max(makers, key=lambda c: (flow.trace.parameters(c), c)), tuple(sorted(makers)))
 
 
-def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
-    """The heaviest of the owner's calls in which the branch mixes: attention rather than the norms around it."""
+def _makers(flow: Flow, u: Update, v: int) -> set[int]:
+    """The owner's calls in which the branch mixes."""
     trace, beside = flow.trace, set(flow.trace.calls[u.owner].children)
     able: set[int] = set()
     for w in _between(flow, u, v):
@@ -149,8 +152,7 @@ def _reader(flow: Flow, u: Update, v: int, point: Call) -> Call:
         if op is not None and effect(base(op.name)) & MIXING:
             made_in = [c.id for c in giving(flow, w)] if op.name == "opaque" else [op.call]
             able |= beside & {a for c in made_in for a in trace.ancestors(c)}
-    able -= set(trace.ancestors(u.op.call))
-    return max((trace.calls[c] for c in able), key=lambda c: (trace.parameters(c.id), c.id), default=point)
+    return able - set(trace.ancestors(u.op.call))
 
 
 def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import Case
+from own_zoo.case import WIDTH, Attention, Case, numbered
 
 
 class Block(nn.Module):
@@ -90,6 +90,52 @@ class Nested(nn.Module):
         return self.net(x, k)
 
 
+class Unequal(nn.Module):
+    """x + f(g(x)), where g and f are sequences of unequal length; the shortcut may be a linear map."""
+
+    def __init__(self, wide: int, width: int = WIDTH) -> None:
+        super().__init__()
+        self.g = nn.Sequential(nn.LayerNorm(wide), nn.SiLU(), nn.Linear(wide, width))
+        self.f = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Dropout(0.0), nn.Linear(width, width))
+        self.shortcut = nn.Identity() if wide == width else nn.Linear(wide, width)
+
+    def forward(self, x: Tensor, off: bool = False) -> Tensor:
+        branch = self.f(self.g(x))
+        return self.shortcut(x) if off else self.shortcut(x) + branch
+
+
+class Attended(Attention):
+    def forward(self, x: Tensor, off: bool = False) -> Tensor:
+        return x if off else x + super().forward(x)
+
+
+class Latent(nn.Module):
+    """Latent diffusion's U-Net: lists of sequences, two of one kind in the middle; up, the skip is joined first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Sequential(Unequal(WIDTH), Attended())])
+        self.mid = nn.Sequential(Unequal(WIDTH), Attended(), Unequal(WIDTH))
+        up = [[Unequal(2 * WIDTH), Attended()] for _ in range(2)]
+        self.up = nn.ModuleList([nn.Sequential(*up[0], nn.Linear(WIDTH, WIDTH)), nn.Sequential(*up[1])])
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = [x, x := self.down[0](x)]
+        x = self.mid(x)
+        for level in self.up:
+            x = level(torch.cat((x, kept.pop()), -1))
+        return x
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        layers = (*self.down[0].children(), *self.mid.children(), *(layer for up in self.up for layer in up[:2]))
+
+        def left_out(m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            return m.forward(*args, True)
+
+        with layers[k].register_forward_hook(left_out):
+            return self(x)
+
+
 def channels() -> Tensor:
     return torch.randn(2, WIDTHS[0], 16, generator=torch.Generator().manual_seed(1))
 
@@ -98,5 +144,6 @@ UNETS = (
     Case(
         "added_skips", Added, ("first", "down.0.0", "down.0.1", "down.1.0", "down.1.1", "after.0", "after.1"), channels
     ),
+    Case("latent", Latent, ("down.0.0", "down.0.1", *numbered("mid", 3), *numbered("up.0", 2), *numbered("up.1", 2))),
     Case("nested", Nested, ("net.down", "net.below.down", "net.below.below"), channels),
 )
