@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,6 +52,27 @@ def test_what_a_forward_makes_of_one_modules_output_is_no_input_of_the_next() ->
     blocks = found(net, forward=lambda m, x: m["decoder"](m["encoder"](x) * 1.0))
     assert blocks.main.names == ("encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0", "decoder.blocks.1")
     assert {name for b in blocks for name in b.inputs} == {"encoder.x"}
+
+
+@pytest.mark.parametrize(
+    ("join", "inputs"),
+    [
+        (lambda x, text: torch.cat((x, text), 1), {"text.x", "x_t"}),
+        (lambda x, text: torch.cat((x, x), 1), {"decoder.x", "x_t"}),
+    ],
+)
+def test_what_does_not_depend_on_x_t_is_not_main_though_x_t_enters_outside_all_modules(
+    join: Callable[[Tensor, Tensor], Tensor], inputs: set[str]
+) -> None:
+    net, text = nn.ModuleDict({"text": Chain(n=2), "decoder": Chain(n=2)}), tokens()[:, :3]
+
+    def velocity(m: Any, x: Tensor) -> Tensor:
+        condition = m["text"](text)
+        return m["decoder"](join(x, condition))[:, :6] + condition.mean(1, keepdim=True)
+
+    blocks = found(net, forward=velocity)
+    assert blocks.main.names == ("decoder.blocks.0", "decoder.blocks.1")
+    assert [b.inputs for b in blocks] == [{"text.x"}] * 2 + [inputs] * 2
 
 
 def test_what_no_gate_reaches_is_named_open() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from fog_a.blocks.block import GatePoint, ResidualBlock
-from fog_a.blocks.calls import named_modules
 from fog_a.errors import NoBlocksFound, near
 from fog_a.finding.accounts import Made
 from fog_a.finding.deaf import Work
 from fog_a.finding.gates import Gates
+from fog_a.finding.inputs import model_inputs
 from fog_a.finding.levels import Levels
 from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
@@ -34,23 +33,11 @@ class Finder:
     def __init__(self, module: nn.Module, trace: Trace, linear: bool = False) -> None:
         self.module = module
         self.trace = trace
-        self.input_names, bits = _model_inputs(module, trace)
+        self.input_names, bits, self.target = model_inputs(module, trace)
         self.flow = analyse(trace, bits, linear)
         self.owned = own(self.flow)
         self.levels = Levels(self.flow, self.owned)
-        self.target = self._target(bits)
         self.gates, self.taps = Gates(self.flow), Taps(self.flow, self.target)
-
-    def _target(self, bits: dict[int, int]) -> int:
-        """The bits of the inputs that may be x_t: floating ones with the velocity's shape."""
-        values, v = self.trace.values, self.trace.output
-        if v is None:
-            return 0
-        out = 0
-        for value, bit in bits.items():
-            if values[value].floating and values[value].shape == values[v].shape:
-                out |= bit
-        return out
 
     def blocks(self, level: str, include: str | Sequence[str] | None) -> list[Made]:
         """The blocks in order of execution, each with the updates that it closes."""
@@ -211,32 +198,3 @@ def _stack(name: str, exact: bool) -> str:
             head = ".".join([*keys[:i], *([stem] if stem else [])])
             return ".".join([*keys[:i], "*", *keys[i + 1 :]]) if exact and len(keys) > i + 1 else head
     return name
-
-
-def _model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, int]]:
-    """The names of the model's inputs, and for each of their values the bit of its name. Where a `forward` calls
-    modules of the model one after the other, what it makes of the first ones' outputs is no input."""
-    roots = [c for c in trace.calls[1:] if c.name == ""]
-    modules = roots or [trace.calls[c] for c in trace.calls[0].children]
-    computed = set[int]() if roots else {v for c in modules for v in c.outputs.values()}
-    for op in () if roots else trace.ops:
-        if not computed.isdisjoint(op.reads):
-            computed.update(op.makes)
-    bits: dict[int, int] = {}
-    names: dict[str, int] = {}
-    for c in modules:
-        order = _parameters(module, c.name)
-        for path, v in c.inputs.items():
-            if v not in computed:
-                key = path[1] if path[0] == "kwargs" or path[1] >= len(order) else order[path[1]]
-                name = ".".join(filter(None, [c.name, f"arg{key}" if isinstance(key, int) else str(key)]))
-                bits.setdefault(v, names.setdefault(name, 1 << len(names)))
-    return list(names), bits
-
-
-def _parameters(module: nn.Module, name: str) -> list[str]:
-    try:
-        signature = inspect.signature(named_modules(module)[name].forward)
-    except (ValueError, TypeError):
-        return []
-    return [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
