@@ -141,3 +141,54 @@ def test_as_many_samples_as_frames_on_another_axis(stream: str | None) -> None:
 def test_tokens_are_a_word_or_a_slice() -> None:
     with pytest.raises(Unsupported, match=r'tokens is "first", "last" or a slice such as slice\(2, None\), got 2'):
         fog_a.wrap(Whole(), x="x_t", t="t", tokens=2)
+
+
+class Turned(nn.Module):
+    """Takes (B, T, D), gives (B, D, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.out(self.inp(x_t)).transpose(1, 2)
+
+
+def test_an_output_with_exchanged_axes_is_named() -> None:
+    x1 = torch.randn(2, 9, 4)
+    advice = r"gave \(2, 4, 9\). Type out=lambda out: out.transpose\(1, 2\)"
+    with pytest.raises(ShapeMismatch, match=advice):
+        fog_a.wrap(Turned(), x="x_t", t="t").velocity(x1, 0.5)
+    flow = fog_a.wrap(Turned(), x="x_t", t="t", out=lambda out: out.transpose(1, 2))
+    assert flow.velocity(x1, 0.5).shape == x1.shape
+
+
+class Texted(nn.Module):
+    """Its text comes as lists of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 6)
+        self.inp, self.out = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.text, self.blocks = (
+            nn.ModuleList(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(n))
+            for n in (2, 3)
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, words: list[list[int]]) -> Tensor:
+        c = self.words(torch.tensor(words))
+        for block in self.text:
+            c = c + block(c)
+        h = self.inp(x_t) + c.mean(1, keepdim=True) + t[:, None, None]
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(h)
+
+
+def test_what_depends_on_lists_alone_is_said() -> None:
+    flow = fog_a.wrap(Texted(), x="x_t", t="t")
+    batch = {"x1": torch.randn(16, 9, 4), "words": torch.randint(0, 20, (16, 5)).tolist()}
+    scores = fog_a.attribute(flow, batch, times=1, progress=False)
+    assert scores.layers == ("blocks.0", "blocks.1", "blocks.2")
+    said = "2 blocks of text depend on no tensor that the model is given: left out"
+    assert any(said in note for note in scores.info["notes"])

@@ -34,9 +34,10 @@ class Choice:
     def notes(self) -> Iterator[str]:
         """What was left out, and what no gate reaches."""
         for stack, members in self.side.stacks.items() if self.side is not None else ():
-            inputs = ", ".join(sorted({i for b in members for i in b.inputs})) or "nothing"
+            inputs = ", ".join(sorted({i for b in members for i in b.inputs}))
             outside = self.network is not None and not stack.startswith(f"{self.network}.")
-            reason = f"are outside of {self.network}" if outside else f"depend only on {inputs}"
+            what = f"depend only on {inputs}" if inputs else "depend on no tensor that the model is given"
+            reason = f"are outside of {self.network}" if outside else what
             yield (
                 f"{len(members)} blocks of {stack} {reason}: left out. "
                 "To score them pass blocks=find_blocks(...) or their names"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +139,9 @@ class NetworkCall:
 def _contents(output: Any, x_t: Tensor) -> tuple[str, str]:
     """What an output is, in words, and the `out=` that might be meant."""
     if isinstance(output, Tensor):
+        for i, j in itertools.combinations(range(1, output.ndim), 2):
+            if output.transpose(i, j).shape == x_t.shape:
+                return f"{tuple(output.shape)}", f"out=lambda out: out.transpose({i}, {j})"
         return f"{tuple(output.shape)}", "a module that returns it, or out=lambda out: out[:, :n]"
     if isinstance(output, (tuple, list)):
         each = [x.shape for x in output if isinstance(x, Tensor)] == [x.shape for x in x_t]
