@@ -99,10 +99,11 @@ class Levels:
         return several and not self._has_lists_of_parts(call, groups)
 
     def _has_lists_of_parts(self, call: int, groups: Sequence[Layer]) -> bool:
-        """Do its own lists hold parts rather than layers: they add one update an item to what it gives out (HiFi-GAN's
-        dilations), or it adds more than what they do?"""
+        """Is it one of several in a list, whose own lists hold parts rather than layers: they add one update an item to
+        what it gives out (HiFi-GAN's dilations), or it adds more than what they do?"""
+        listed = len({self.calls[c].name for c in self.like.twins(call)}) > 1
         more, on_way = len(self.owned[call]) > sum(len(g.branches) for g in groups), set(chain(self.flow, call))
-        return more or all(len(g.branches) == 1 and g.branches[0].update in on_way for g in groups)
+        return listed and (more or all(len(g.branches) == 1 and g.branches[0].update in on_way for g in groups))
 
     def _is_a_lone_unit(self, call: int) -> bool:
         """Without its like: does a stream pass through it (a U-Net's middle), and does it hold no stack?"""

@@ -1,11 +1,11 @@
-"""Two stacks of one forward: what is added before each of their layers, stacks of two layers."""
+"""Stacks: two with an embedding added before every layer, WaveNets of two layers, one that is the whole network."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Case, Ends, Layer, numbered
+from own_zoo.case import WIDTH, Case, Ends, Layer, Mlp, numbered
 
 
 class Embedded(Ends):
@@ -65,7 +65,33 @@ def steps(n: int) -> tuple[tuple[str, ...], ...]:
     return tuple((f"nets.{i}.gates.{k}|nets.{i}.skips.{k}",) for i in range(n) for k in range(2))
 
 
+class Bare(nn.Module):
+    """A network that is its layers' updates, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Mlp() for _ in range(3))
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = x if i == off else x + layer(x)
+        return x
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Bare()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self.net(x, k)
+
+
 STACKS = (
+    Case("bare_in_a_wrapper", Wrapped, numbered("net.layers", 3)),
     Case("embedded", Embedded, (*numbered("first", 2), *numbered("second", 2))),
     Case("one_wavenet_of_two_layers", lambda: WaveNets(1), steps(1)),
     Case("two_wavenets_of_two_layers", lambda: WaveNets(2), steps(2)),
