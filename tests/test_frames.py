@@ -59,7 +59,8 @@ def test_only_the_data_s_tokens_are_aligned(before: int, channels: str) -> None:
         assert torch.equal(tokens, taps[block.name][:, before:]) and mask is not None and torch.equal(mask, real)
     tokens, _ = wrap(tokens="first").tokens(h, block, samples)
     assert torch.equal(tokens, taps[block.name][:, :9])
-    advice = rf'give {9 + before} tokens for data of 9 frames.*tokens="last".*slice\({before}, None\) without the first'
+    what = rf"give {9 + before} tokens for data of 9 frames"
+    advice = rf'{what}.*tokens=\): "last" or "first".*slice\({before}, None\) without the first {before}'
     with pytest.raises(ShapeMismatch, match=advice):
         wrap().tokens(h, block, samples)
     with pytest.raises(ShapeMismatch, match=advice):
@@ -90,7 +91,10 @@ def test_tokens_beside_patches_are_named(width: int) -> None:
         fog_a.wrap(Whole(), x="x_t", t="t").tokens(h, None, samples)  # pyright: ignore[reportArgumentType]
     for which in (None, "last"):
         flow = fog_a.wrap(Whole(), x="x_t", t="t", stream="BTD", tokens=which)
-        with pytest.raises(ShapeMismatch, match=r"give 18 tokens for data of 8 × 8 pixels.*slice\(2, None\)"):
+        with pytest.raises(
+            ShapeMismatch,
+            match=r"give 18 tokens for data of 8 × 8 pixels.*tokens=\): a slice, such as tokens=slice\(2, None\)",
+        ):
             flow.tokens(h, None, samples)  # pyright: ignore[reportArgumentType]
     flow = fog_a.wrap(Whole(), x="x_t", t="t", stream="BTD", tokens=slice(2, None))
     assert torch.equal(flow.tokens(h, None, samples)[0], h[:, 2:])  # pyright: ignore[reportArgumentType]

@@ -111,11 +111,12 @@ def data_tokens(
     if x1.ndim > 2 and not _at_a_rate(n, size):
         more = next((k for k in range(1, n) if _at_a_rate(n - k, size)), 1)
         count = " × ".join(map(str, size)) + (" frames" if len(size) == 1 else " pixels")
+        words = '"last" or "first", as many as frames; ' if n > math.prod(size) else ""
         raise ShapeMismatch(
             f"the blocks give {n} tokens for data of {count}, which are no patches of it and no lower rate: do tokens "
-            "of the time, the class or the text stand among them? Say which are the data's: type fog_a.wrap(..., "
-            f'tokens="last"), tokens="first" or a slice, such as tokens=slice({more}, None) without the first {more}; '
-            "tokens=slice(None) where all are"
+            "of the time, the class or the text stand among them? Say which are the data's, by fog_a.wrap(..., tokens="
+            f"): {words}a slice, such as tokens=slice({more}, None) without the first {more}; tokens=slice(None) "
+            "where all are"
         )
     return tokens
 
