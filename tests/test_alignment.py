@@ -24,7 +24,6 @@ from fog_a.aligning.schedules import Schedule, TimeWeight
 from fog_a.errors import (
     BadBatch,
     BadFeatures,
-    BadOutput,
     BadScores,
     NoActivations,
     ShapeMismatch,
@@ -384,16 +383,16 @@ def test_heads_that_no_optimizer_has_are_noticed() -> None:
     assert "AdamW([*model.parameters(), *reg.parameters()])" in str(said[0].message)
 
 
-def test_an_untrained_model_at_the_end_of_the_warmup_is_refused_and_nothing_is_lost() -> None:
+def test_of_an_untrained_model_at_the_end_of_the_warmup_the_next_probe_is_waited_for() -> None:
     flow = a_flow(scales=(0.0, 0.0))
     reg = AGREPA(flow, two_teachers(), k=1, warmup=2, every=1)
     batch = a_batch()
     flow.loss(batch)
     reg(batch)
-    with pytest.raises(BadOutput, match=r"untrained \(identity-initialised\)"):
+    with pytest.warns(UserWarning, match=r"step 2: nothing is aligned, and the next probe tries again: .* untrained"):
         flow.loss(batch)
-        reg(batch)
-    assert reg.step == 2 and reg.selection is None and len(reg.state_dict()) > 1
+        assert reg(batch) == 0
+    assert reg.step == 2 and reg.selection is None and reg.state == "probing"
     for block in flow.module.blocks:
         block.scale = 1.0
     flow.loss(batch)

@@ -287,22 +287,3 @@ def test_the_bundled_model_from_its_identity_start() -> None:
         (loss + term).backward()
         optimizer.step()
     assert reg.selection is not None and reg.metrics()["ag_repa/loss"] > 0
-
-
-def test_a_network_whose_layers_do_nothing_yet_is_probed_again() -> None:
-    flow, batch = a_flow(scales=(0.0, 0.0, 0.0)), a_batch()
-    reg = AGREPA(flow, two_teachers(), k=1, warmup=2, every=2)
-
-    def step() -> None:
-        flow.loss(batch)
-        reg(batch)
-
-    step()
-    with pytest.warns(UserWarning, match=r"step 2: nothing is aligned, and the next probe tries again: every layer"):
-        step()
-    assert reg.selection is None and reg.state == "probing"
-    for block in flow.module.blocks:
-        block.scale = 1.0
-    step()
-    step()
-    assert reg.selection is not None

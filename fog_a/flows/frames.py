@@ -94,7 +94,7 @@ def _grid(size: torch.Size, count: int) -> list[int] | None:
 
 
 def data_tokens(
-    tokens: Float[Tensor, "B N D"], x1: Float[Tensor, "B ..."], channels: str, which: Which
+    tokens: Float[Tensor, "B N D"], x1: Float[Tensor, "S ..."], channels: str, which: Which
 ) -> Float[Tensor, "B T D"]:
     """The tokens that are the data's, of all in a stream.
 
