@@ -110,7 +110,7 @@ def train(
 
 def main(arguments: list[str] | None = None) -> fog_a.Scores:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="before, and again with alignment")
+    parser.add_argument("--steps", type=int, default=400, help="before, and again with alignment")
     parser.add_argument("--out", type=Path, default=Path("out/digits.png"), help="picture of the scores")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
