@@ -33,7 +33,7 @@ class Finder:
     def __init__(self, module: nn.Module, trace: Trace, linear: bool = False) -> None:
         self.module = module
         self.trace = trace
-        self.input_names, bits, self.target = model_inputs(module, trace)
+        self.input_names, bits, self.target = model_inputs(trace)
         self.flow = analyse(trace, bits, linear)
         self.owned = own(self.flow)
         self.levels = Levels(self.flow, self.owned)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import inspect
 
-from torch import nn
-
-from fog_a.blocks.calls import named_modules
 from fog_a.finding.trace import Call, Trace
 
 
-def model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, int], int]:
+def model_inputs(trace: Trace) -> tuple[list[str], dict[int, int], int]:
     """The names of the model's inputs, for each of their values the bit of its name, and the bits of those that may be
     x_t: floating ones with the velocity's shape.
 
@@ -30,7 +27,7 @@ def model_inputs(module: nn.Module, trace: Trace) -> tuple[list[str], dict[int, 
     bits: dict[int, int] = {}
     names: dict[str, int] = {}
     for c in modules:
-        for name, v in _named(module, c):
+        for name, v in _named(trace, c):
             if v not in computed:
                 bits.setdefault(v, names.setdefault(name, 1 << len(names)))
     if x := read - bits.keys():
@@ -46,10 +43,10 @@ def _shape(trace: Trace) -> tuple[int, ...] | None:
     return None if trace.output is None else trace.values[trace.output].shape
 
 
-def _named(module: nn.Module, call: Call) -> list[tuple[str, int]]:
+def _named(trace: Trace, call: Call) -> list[tuple[str, int]]:
     """The inputs of a call, by the names that its module's `forward` gives them."""
     try:
-        signature = inspect.signature(named_modules(module)[call.name].forward)
+        signature = inspect.signature(trace.modules[call.name].forward)
         order = [
             p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]

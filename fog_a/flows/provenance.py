@@ -17,10 +17,11 @@ def provenance(flow: Flow, blocks: Blocks, seed: int, **more: Any) -> dict[str, 
     """What repeats a measurement of these blocks; `more`: what only this kind of scores has."""
     import fog_a
 
+    time = flow.network_time
     return {
         "signature": signature(blocks.model, blocks),
         "seed": seed,
-        **({} if flow.network_time is None else {"network_time": flow.network_time}),
+        **({} if time is None else {"network_time": time}),
         "versions": {
             "fog_a": fog_a.__version__,
             "torch": str(torch.__version__),
