@@ -35,13 +35,16 @@ class Groups:
         else:
             groups = self._periods([b for group in items for b in group])
         if lone:
-            groups += [g for g in loose if self._is_stream(*g)]
+            streams = [b for b in loose if self._is_stream(b)]
+            groups += [[b for b in streams if b.parts == parts] for parts in dict.fromkeys(b.parts for b in streams)]
         kinds = Counter(map(self._kinds, groups))
         lists = Counter(pattern(self._name(g)) for g in groups)
         return [
             self._layer(g)
             for g in groups
-            if len(g) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1
+            if len({p for b in g for p in b.parts}) > 1
+            or kinds[self._kinds(g)] > 1
+            or lists[pattern(self._name(g))] > 1
         ]
 
     def by_item(self, call: int, layers: Sequence[Layer], units: Sequence[Layer]) -> list[Layer]:
@@ -77,15 +80,15 @@ class Groups:
         start = min(self.calls[p.call].start for b in group for p in b.parts)
         return Layer(None, tuple(group), start, self._name(group))
 
-    def _by_item(self, call: int, branches: Sequence[Branch]) -> tuple[list[Group], list[Group]]:
-        """Those of each execution of a list item, and those outside any list, one by one."""
+    def _by_item(self, call: int, branches: Sequence[Branch]) -> tuple[list[Group], Group]:
+        """Those of each execution of a list item, and those outside any list."""
         visits: list[Group] = []
-        loose: list[Group] = []
+        loose: Group = []
         last: dict[str, tuple[str, Group]] = {}
         for b in sorted(branches, key=lambda b: b.update.order):
             home = item(self.calls[b.parts[0].reader].name, self.calls[call].name)
             if home is None:
-                loose.append([b])
+                loose.append(b)
                 continue
             before, visit = last.get(pattern(home), ("", []))
             if before != home:

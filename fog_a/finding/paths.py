@@ -55,7 +55,7 @@ class Flow:
         full: elements before any expansion.
         trunk: forks that a value is a rearrangement or a multiple of, or a sum with. level: … also through norms and
             pools. bypass: … and linear maps. passed: … through norms and activations: what a sum becomes.
-        wholly: … with nothing else beside it that depends on them; of a sum also an embedding expanded to its size.
+        wholly: … with nothing else beside it that depends on them.
     """
 
     trace: Trace

@@ -125,12 +125,11 @@ def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
     return operands(made.op, flow) if dims[0] % rank == at % rank else None
 
 
-def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str], added: Sequence[int] = ()) -> None:
+def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> None:
     for way in ways:
         sets: list[int] = getattr(flow, way)
         sets[out] = union(sets, pieces)
     if "passed" in ways:
-        pieces = [*pieces, *added]
         beside = union([flow.any[p] & ~flow.wholly[p] for p in pieces], range(len(pieces)))
         flow.wholly[out] = union(flow.wholly, pieces) & ~beside
 
@@ -165,7 +164,7 @@ def _add(flow: Flow, op: Op, name: str, order: int, pieces: list[int]) -> Update
     if order in flow.coupled:
         s, b, fork = flow.coupled[order]
         update = Update(op, out, s, b, fork, False, order, flow.forks[fork])
-    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL, pair)
+    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL)
     if update is not None:
         flow.passed[out], flow.wholly[out] = union(flow.passed, whole), union(flow.wholly, whole)
         flow.updates.append(update)
@@ -178,11 +177,13 @@ def _update(flow: Flow, op: Op, order: int, pair: list[int], both_ways: bool) ->
     a, b = pair
     if flow.trunk[a] & flow.trunk[b] & flow.wholly[a] & flow.wholly[b]:
         return None
+    sums = union(flow.forks, flow.by_sum)
     for roots_of, projection in ((_roots, False), (_projected, True)):
         for s, f in ((a, b), (b, a)) if both_ways else ((a, b),):
+            if flow.full[s] < flow.full[f] and flow.passed[f] & sums:
+                continue  # an embedding, expanded to the size of a stream
             if found := roots_of(flow, s, f):
-                fork, roots = found
-                return Update(op, op.makes[0], s, f, fork, projection, order, roots)
+                return Update(op, op.makes[0], s, f, found[0], projection, order, found[1])
     return None
 
 

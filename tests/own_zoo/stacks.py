@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,15 @@ from own_zoo.case import WIDTH, Case, Ends, Layer, Mlp, numbered
 
 
 class Embedded(Ends):
-    """An embedding, expanded to the stream's size, is added before every layer of both stacks."""
+    """An embedding, `make(net, x)`, is added before every layer of both stacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[Embedded, Tensor], Tensor]) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(WIDTH))
+        self.make, self.embed, self.offset = make, nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH))
         self.first, self.second = (nn.ModuleList(Layer() for _ in range(2)) for _ in range(2))
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
-        embedding = self.embedding.expand_as(x)
+        embedding = self.make(self, x)
 
         def stack(x: Tensor, layers: nn.ModuleList, start: int) -> Tensor:
             for i, layer in enumerate(layers, start):
@@ -26,6 +28,10 @@ class Embedded(Ends):
             return x
 
         return stack(x, self.first, 0) * stack(x, self.second, 2)
+
+
+def embedded(name: str, make: Callable[[Embedded, Tensor], Tensor]) -> Case:
+    return Case(name, lambda: Embedded(make), (*numbered("first", 2), *numbered("second", 2)))
 
 
 class WaveNet(nn.Module):
@@ -92,7 +98,9 @@ class Wrapped(nn.Module):
 
 STACKS = (
     Case("bare_in_a_wrapper", Wrapped, numbered("net.layers", 3)),
-    Case("embedded", Embedded, (*numbered("first", 2), *numbered("second", 2))),
+    embedded("embedded", lambda net, x: net.offset.expand_as(x)),
+    embedded("embedded_by_the_first_token", lambda net, x: torch.tanh(net.embed(x[:, :1])).expand_as(x)),
+    embedded("embedded_by_each_token", lambda net, x: torch.tanh(net.embed(x))),
     Case("one_wavenet_of_two_layers", lambda: WaveNets(1), steps(1)),
     Case("two_wavenets_of_two_layers", lambda: WaveNets(2), steps(2)),
 )
