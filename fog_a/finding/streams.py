@@ -141,7 +141,9 @@ def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
         others = [w for w in pieces if w != v]
         common = {w: c for w in others if (c := flow.any[w] & flow.trunk[v])}
         if not common and (len(whole) == 1 or not union(flow.inputs, others)):
-            return _carry(flow, out, [v], _ALL)
+            _carry(flow, out, [v], _ALL)
+            flow.bypass[out] &= flow.trunk[out] | ~union(flow.paths[MIXING], others)  # no longer linear: gated by its own input
+            return None
         if common and len(whole) == 1:  # x · rsqrt(mean x²): a norm
             mixed = flow.paths[2]
             if not any(mixed[w] & flow.forks[flow.latest(c)] for w, c in common.items()):
