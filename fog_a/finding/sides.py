@@ -10,10 +10,11 @@ import functools
 from collections.abc import Collection, Iterable
 
 from fog_a.blocks.tree import LeafPath
+from fog_a.finding.likeness import pattern
 from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
 from fog_a.finding.parts import Branch
 from fog_a.finding.passages import through
-from fog_a.finding.paths import Flow, Update, operands
+from fog_a.finding.paths import Flow, Update, operands, union
 from fog_a.finding.trace import Op
 
 
@@ -95,7 +96,16 @@ class Asides:
         layers = [p for p in b.parts if p.call in self.busy]
         if not layers:
             return (b.update.sum, b.update.branch) in self._sums
+        if b.update.order not in self.flow.coupled and any(self._gives_values(p.call, b.update) for p in layers):
+            return False
         return any(self._beside_streams(p.call, p.leaves) for p in layers)
+
+    def _gives_values(self, call: int, u: Update) -> bool:
+        """Is what passes through it, beside this update of another stream, begun by its like: values, no stream?"""
+        me, calls = self.flow.trace.calls[call], self.flow.trace.calls
+        alike = [c.id for c in calls if c.kind is me.kind and pattern(c.name) == pattern(me.name)]
+        another = not union(self.flow.trunk, me.outputs.values()) & self.flow.trunk[u.stream]
+        return another and not all(through(self.flow, c) for c in alike)
 
     def _beside_streams(self, call: int, leaves: Iterable[LeafPath]) -> bool:
         streams = through(self.flow, call).keys()

@@ -137,18 +137,16 @@ def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> 
 def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
     """A product carries its full-size factor if the others do not depend on that one's trunk."""
     whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == flow.full[out]]
+    mixed = flow.paths[MIXING]
     for v in whole:
         others = [w for w in pieces if w != v]
         common = {w: c for w in others if (c := flow.any[w] & flow.trunk[v])}
         if not common and (len(whole) == 1 or not union(flow.inputs, others)):
             _carry(flow, out, [v], _ALL)
-            flow.bypass[out] &= flow.trunk[out] | ~union(flow.paths[MIXING], others)  # no longer linear: gated by its own input
-            return None
-        if common and len(whole) == 1:  # x · rsqrt(mean x²): a norm
-            mixed = flow.paths[2]
-            if not any(mixed[w] & flow.forks[flow.latest(c)] for w, c in common.items()):
-                _carry(flow, out, [v], _NORM)
-    return None
+            flow.bypass[out] &= flow.trunk[out] | ~union(mixed, others)  # gated by its own input: no linear map
+            return
+        if common and len(whole) == 1 and not any(mixed[w] & flow.forks[flow.latest(c)] for w, c in common.items()):
+            _carry(flow, out, [v], _NORM)  # x · rsqrt(mean x²): a norm
 
 
 def _add(flow: Flow, op: Op, name: str, order: int, pieces: list[int]) -> Update | None:

@@ -67,15 +67,18 @@ class Values(Attention):
 
 
 class FirstValues(Ends):
-    def __init__(self, learned: bool = False) -> None:
+    """`running`: each layer mixes in the values of the layer before, not those of the first one."""
+
+    def __init__(self, learned: bool, running: bool) -> None:
         super().__init__()
+        self.running = running
         self.layers = nn.ModuleList(nn.ModuleList((Values(learned), Mlp())) for _ in range(3))
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
         first = None
         for i, (attend, feed) in enumerate(self.layers):  # type: ignore[misc]
             update, values = attend(x, first)
-            first = values if first is None else first
+            first = values if first is None or self.running else first
             x = x if i == off else x + update
             x = x if i == off else x + feed(x)
         return x
@@ -155,6 +158,11 @@ class Remembering(Ends):
         return x
 
 
+def mixing(name: str, learned: bool, running: bool) -> Case:
+    layers = tuple((f"layers.{i}.0", f"layers.{i}.1") for i in range(3))
+    return Case(name, lambda: FirstValues(learned, running), layers)
+
+
 LISTS = (
     Case("running_values", RunningValues, numbered("blocks", 3)),
     Case("called_twice", CalledTwice, tuple((f"layers.{i}.0", f"layers.{i}.1") for i in range(3))),
@@ -166,10 +174,10 @@ LISTS = (
             for i in range(3)
         ),
     ),
-    Case("first_values", FirstValues, tuple((f"layers.{i}.0", f"layers.{i}.1") for i in range(3))),
-    Case(
-        "first_values_learned", lambda: FirstValues(True), tuple((f"layers.{i}.0", f"layers.{i}.1") for i in range(3))
-    ),
+    mixing("first_values", False, False),
+    mixing("first_values_learned", True, False),
+    mixing("values_of_the_layer_before", False, True),
+    mixing("values_of_the_layer_before_learned", True, True),
     Case(
         "remembering",
         Remembering,
