@@ -42,9 +42,7 @@ class Groups:
         return [
             self._layer(g)
             for g in groups
-            if len({p for b in g for p in b.parts}) > 1
-            or kinds[self._kinds(g)] > 1
-            or lists[pattern(self._name(g))] > 1
+            if len({b.parts for b in g}) > 1 or kinds[self._kinds(g)] > 1 or lists[pattern(self._name(g))] > 1
         ]
 
     def by_item(self, call: int, layers: Sequence[Layer], units: Sequence[Layer]) -> list[Layer]:
