@@ -5,6 +5,8 @@
     python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/gate --clips 50
     python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/again --clips 10 \
         --steps 600 --arms base,base-again,base-again2    # how much one draw of clips and noise moves a run
+    python examples/alignment_gate.py search  --whisper out/whisper --data ../shared/audio --out out/few --clips 4 \
+        --codes 1 --frames --own-clips                    # no tokens; each token against Whisper's frame, as in REPA
 
 docs/experiments/PLAN.md says what is looked for and what counts as no. A killed run goes on. The endpoint is the
 held-out flow loss of averaged weights at 32 stratified flow times, the same noise for every arm and seed.
@@ -39,11 +41,17 @@ SEEDS = {"search": 0, "confirm": 100}
 COLORS = {False: "#6b7280", True: "#D55E00"}
 
 
-def gate_task(data: Path | None, whisper: Path, clips: int | None) -> Task:
-    """Speech alone; held out are the first frames of each test clip, as many as a training crop has."""
-    recipe, config = Recipe(size=BATCH, frames=FRAMES), DiTConfig.tiny(layers=6, dim=48)
+def gate_task(
+    data: Path | None, whisper: Path, clips: int | None, codes: int = DiTConfig.vocab, data_seed: int = 0
+) -> Task:
+    """Speech alone; held out are the first frames of each test clip, as many as a training crop has.
+
+    `codes`: how many the tokens tell apart; 1: they tell nothing. `data_seed` draws the clips.
+    """
+    recipe = Recipe(size=min(BATCH, clips or BATCH), frames=FRAMES)
+    config = DiTConfig.tiny(layers=6, dim=48, vocab=codes)
     options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
-    task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, **options)
+    task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, data_seed=data_seed, **options)
     batches = [cropped(batch, FRAMES) for batch in task.held_out]
     return replace(
         task, held_out=batches, distance=None, probe=[task.batch(-1, i) for i in range(PROBED)],
@@ -73,8 +81,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
     parser.add_argument("--out", type=Path, default=Path("out/gate"))
     parser.add_argument("--clips", type=int, help="training clips; default: all")
+    parser.add_argument("--codes", type=int, default=DiTConfig.vocab, help="of the tokens; 1: they tell nothing")
+    parser.add_argument("--own-clips", action="store_true", help="each seed draws its training and test clips")
+    parser.add_argument("--frames", action="store_true", help="align each token with Whisper's frame, not their means")
     parser.add_argument("--total", type=float, default=0.5, help="the weight λ")
     parser.add_argument("--steps", type=int, default=PLAN.steps, help="after the branch")
+    parser.add_argument("--first", type=int, help="the first seed; default: the stage's own")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", help="with commas, in place of the stage's own")
     args = parser.parse_args()
@@ -86,13 +98,15 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
-    first = SEEDS[args.stage]
+    first = SEEDS[args.stage] if args.first is None else args.first
     plan = replace(PLAN, arms=arms, seeds=tuple(range(first, first + args.seeds)), total=args.total)
-    plan = replace(plan, steps=args.steps)
+    plan = replace(plan, steps=args.steps, frames=args.frames)
     name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}" + f"-{args.steps}" * (args.steps != PLAN.steps)
+    name += f"-{args.codes}codes" * (args.codes != DiTConfig.vocab) + "-frames" * args.frames + "-own" * args.own_clips
     try:
-        task = gate_task(args.data, args.whisper, args.clips)
-        report = compare(task, plan, args.out / name)
+        for seed in plan.seeds if args.own_clips else ():
+            compare(task_of(args, seed), replace(plan, seeds=(seed,)), args.out / name)
+        report = compare(task_of(args, 0), plan, args.out / name)
     except FogError as error:
         parser.exit(1, f"{error}\n")
     kept = small(report)
@@ -100,6 +114,11 @@ def main() -> None:
     print((args.out / name / "compare.md").read_text(encoding="utf-8"))
     for seed, sd in kept["scatter"].items():
         print(f"seed {seed}: base and its replicates scatter by {sd:.4f}")
+
+
+def task_of(args: argparse.Namespace, seed: int) -> Task:
+    """The task whose clips this seed draws."""
+    return gate_task(args.data, args.whisper, args.clips, args.codes, seed)
 
 
 def small(report: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from fog_a.aligning.alignment import AGREPA
+from fog_a.aligning.heads import mlp
 from fog_a.blocks.untouched import rng
 from fog_a.errors import Unsupported
 from fog_a.files import write, write_json
@@ -147,7 +149,8 @@ class _Seed:
         if chosen is not None:
             with rng(self.seed):
                 first = self.task.batch(self.seed, p.warmup)
-                more = {"k": p.k, "total": p.total, "center": p.center, **options(arm, p.steps)}
+                head = partial(mlp, pool=not p.frames)
+                more = {"head": head, "k": p.k, "total": p.total, "center": p.center, **options(arm, p.steps)}
                 taught = teachers_of(arm, self.task.teachers)
                 reg = AGREPA(leg.flow, taught, chosen, batch=first, seed=self.seed + REPLICATE * again, **more)
         if path.exists():

@@ -58,6 +58,8 @@ class Plan:
         reprobe: measure FoG-A again at every look of the base arm: does the choice hold (Table 7)?
         average: decay of an exponential average of the weights, on which the held-out loss is measured; 0: the last
             weights.
+        frames: compare each token with the teacher's frame, as REPA does, not their means; arms that name a head of
+            their own keep it.
         center: take the teachers' mean features away, in alignment and in LASP.
         fixed: layer names for the arm "fixed"; None: the one a third of the way.
     """
@@ -77,5 +79,6 @@ class Plan:
     precision: Literal["no", "bf16"] = "no"
     reprobe: bool = False
     average: float = 0.0
+    frames: bool = False
     center: bool = False
     fixed: tuple[str, ...] | None = None

@@ -57,8 +57,9 @@ def bundled_task(
     Raises:
         Unsupported: another teacher. NoWeights: see `whisper_folder.teacher_from`. BadManifest: see `load_corpus`.
     """
-    corpus = load_corpus(data, seed=data_seed, audio=True, held_out=held_out, per_domain=clips, domains=domains)
     given = config or DiTConfig.tiny(layers=8)
+    some: dict[str, Any] = {"held_out": held_out, "per_domain": clips, "domains": domains}
+    corpus = load_corpus(data, vocab=given.vocab, seed=data_seed, audio=True, **some)
     sizes = DiTConfig.from_dict({**given.to_dict(), "domains": corpus.domains, "token_dim": given.dim})
     r = recipe or Recipe()
     batches = corpus.held_out()
