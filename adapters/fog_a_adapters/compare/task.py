@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fog_a.errors import Unsupported
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare.arms import ARMS
 
@@ -43,6 +44,8 @@ class Task:
 @dataclass(frozen=True)
 class Plan:
     """How they are compared; what an `out` folder was begun with, it must go on with.
+
+    Raises Unsupported for numbers with which nothing is trained or compared.
 
     Attributes:
         arms: "base" and others; `fog_a_adapters.compare.arms` lists them.
@@ -82,3 +85,9 @@ class Plan:
     frames: bool = False
     center: bool = False
     fixed: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        least = {"seeds": (len(self.seeds), 1), "warmup": (self.warmup, 0), "steps": (self.steps, 1), "k": (self.k, 1)}
+        for name, (number, least_number) in least.items():
+            if number < least_number:
+                raise Unsupported(f"{name} is at least {least_number}, got {number}: type --{name} with another number")

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -183,18 +184,31 @@ def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
     how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {folder if folder.name else 'out/whisper'}"
     if not folder.name or not (folder / "config.json").is_file():
         raise NoWeights(f"there is no Whisper folder at {str(folder)!r}. {how}, then --teacher whisper:FOLDER")
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sizes = _config(folder)
     size = tuple(sizes.get(key) for key in ("model_type", "d_model", "encoder_layers", "vocab_size"))
     if size != ("whisper", WIDTH, LAYERS, WORDS):
         raise NoWeights(
             f"{folder} holds another model: expected Whisper tiny.en (width {WIDTH}, {LAYERS} layers, {WORDS} words), "
-            f"got {size[0]} of width {size[1]}, {size[2]} layers, {size[3]} words. {how}. Any other Whisper is a "
-            "teacher of your own Task: WhisperTeacher(folder)"
+            f"got {size[0]} of width {size[1]}, {size[2]} layers, {size[3]} words. Make one in another folder: "
+            "python -m fog_a_adapters.dit.audio.whisper_folder out/whisper. Any other Whisper is a teacher of your own "
+            "Task: WhisperTeacher(folder)"
         )
-    digest = digest_of(load_file(folder / "model.safetensors"))
+    try:
+        digest = digest_of(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise NoWeights(f"{folder / 'model.safetensors'} cannot be read ({error}). {how}") from error
     if digest != STATE_SHA256:
         raise NoWeights(f"the weights in {folder} have hash {digest[:12]}…, expected {STATE_SHA256[:12]}…. {how}")
     return WhisperTeacher(folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder; empty where it is no JSON object."""
+    try:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
