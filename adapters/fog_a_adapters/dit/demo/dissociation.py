@@ -200,6 +200,7 @@ def _endpoints(run: Mapping[str, Any], domain: str, k: int) -> dict[str, float]:
         **{f"floor of {kind}": floor for kind, floor in floors.items()},
         DEPTH: spearman(foga, np.arange(len(foga), dtype=float)),
         FIRST_IS_TOP: float(foga.argmax() == 0),
+        "FoG-A of the first layer / mean of the others": float(foga[0] / foga[1:].mean()),
     }
     if "explained" in run[looks[-1]]:
         made["explained by the ridge head"] = run[looks[-1]]["explained"][domain]
