@@ -18,10 +18,10 @@ from fog_a.finding.deaf import Work
 from fog_a.finding.gates import Gates
 from fog_a.finding.inputs import model_inputs
 from fog_a.finding.levels import Levels
-from fog_a.finding.likeness import pattern
 from fog_a.finding.owners import own
 from fog_a.finding.parts import Branch, Layer, Part, begun
 from fog_a.finding.paths import union
+from fog_a.finding.places import pattern
 from fog_a.finding.streams import analyse
 from fog_a.finding.taps import Taps
 from fog_a.finding.trace import Trace
