@@ -90,12 +90,16 @@ class Levels:
         return self.like.repeated.isdisjoint(below) and bool(through(self.flow, call))
 
     def _is_made_of(self, call: int, kids: list[Place]) -> bool:
-        """Are its children sub-layers of it: parts of one branch each, not blocks of several; all on one way through
-        the call, not levels of a U-Net?"""
+        """Are its children sub-layers of it: none adds to a stream twice, as a block of several does; all on one way
+        through the call, not levels of a U-Net?"""
         if len(kids) < 2:
             return bool(through(self.flow, call))
-        single = all(k.call is not None and len(self.inner(k.call)) < 2 for k in kids)
+        single = all(k.call is not None and not self._adds_in_a_row(k.call) for k in kids)
         return single and len(self.inner(call)) >= len(kids)
+
+    def _adds_in_a_row(self, call: int) -> bool:
+        updates = [b.update for b in self.inner(call)]
+        return any(self.flow.on_way(later.stream, u.sum) for u in updates for later in updates)
 
     def _is_stage(self, call: int) -> bool:
         """Does it hold a list that repeats, several lists, or a single item? A list of what one generic class does to

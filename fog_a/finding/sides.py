@@ -10,11 +10,11 @@ import functools
 from collections.abc import Collection, Iterable
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.likeness import pattern
 from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
 from fog_a.finding.parts import Branch
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update, operands, union
+from fog_a.finding.places import pattern
 from fog_a.finding.trace import Op
 
 
