@@ -1,7 +1,8 @@
 """Finding the residual blocks of any model from one forward: no names, no registry.
 
 One recorded forward (trace) says how tensors were made; streams finds the additions that update a stream, owners whose
-they are and what made them, levels which calls and list items are layers, passages how each stream passes through its layer.
+they are and what made them, levels which calls and list items are layers, passages how each stream passes through its
+layer.
 """
 
 from __future__ import annotations
