@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,24 +310,28 @@ def test_domains_and_masks_of_pairs_and_removal() -> None:
     np.testing.assert_allclose(what.curve[1], single.mean().min(), rtol=1e-5)
 
 
-def test_pairs_take_no_more_than_their_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
+@pytest.mark.parametrize("chosen", [range(6), (1, 3, 4)])
+@pytest.mark.parametrize("way", ["prefix", "fanout", "loop"])
+def test_pairs_take_no_more_than_their_suffixes(
+    way: str, chosen: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of k blocks alone, and each pair, takes what comes after its last block: k(k + 1)/2 suffixes, by prefix
+    beside one clean run, by fan-out beside the clean rows of k + 1 forwards and what compares the case's first ones
+    with the definition. A loop shares nothing: it runs k(k + 1)/2 forwards beside the clean one and its checks."""
     net, x = Net(depth=6), tokens(samples=2)
-    blocks = fog_a.find_blocks(net, x)
+    blocks, k = fog_a.find_blocks(net, x).named([f"blocks.{i}" for i in chosen]), len(chosen)
     once = rows(lambda: net(x), [[*net.blocks]])[0] // 6
-    suffixes = [5 - i for i in range(6)]  # blocks after block i
-    most = 6 + sum((i + 1) * n for i, n in enumerate(suffixes))  # the clean run; alone, and with each block before it
-    assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] == once * most
-
-
-def test_pairs_of_small_blocks_share_a_forward() -> None:
-    """All that follow a closed block are rows of one forward, and one of them is compared with the definition."""
-    net, x = Net(depth=12), tokens(samples=2)
-    blocks, runs = fog_a.find_blocks(net, x), list[int]()
-    fog_a.interactions(net, x, blocks)  # where the rows are is known from now on
-    net.blocks[0].register_forward_hook(lambda m, args, out: runs.append(len(out)))
-    fog_a.interactions(net, x, blocks)
-    assert len(runs) <= 2 * 12 + 4
+    suffixes = sum((place + 1) * (5 - i) for place, i in enumerate(chosen))  # alone, and with each block before it
+    if way == "loop":
+        monkeypatch.setattr("fog_a.attributing.variants._order", lambda *case: ["loop"])
+        suffixes, clean = k * (k + 1) // 2 * 6, 6 + 6 * (k + 1)  # each closed block runs, and each round checks its v
+    elif way == "prefix":
+        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)
+        clean = 6
+    else:
+        fog_a.interactions(net, x, blocks)  # the layout is known from now on
+        clean = 6 * (k + 1)
+    assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] <= once * (suffixes + clean)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -351,13 +355,14 @@ def test_what_can_go_is_greedy(shared: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_can_go_costs_half_of_single_ablations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run without the block that goes is the clean run of the next round."""
     monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)
     net, x = Net(depth=24), tokens(samples=2)
     blocks = fog_a.find_blocks(net, x)
     once = rows(lambda: net(x), [[*net.blocks]])[0] // 24
     counted = rows(lambda: fog_a.remove(net, x, keep=12, blocks=blocks), [[*net.blocks]])[0] / once
-    loop = sum(n * (n - 1) + n for n in range(13, 25))  # each round: a clean run and n ablations, the closed left out
-    assert counted <= 0.55 * loop
+    loop = sum(n * (n - 1) for n in range(13, 25))  # each round n ablations, the closed left out
+    assert counted <= 24 + loop / 2
 
 
 def test_over_several_batches_and_times() -> None:

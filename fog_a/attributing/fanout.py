@@ -138,12 +138,13 @@ class FanOut:
         return mixed(y, shut, value)
 
 
-def fanout(case: Case, blocks: Blocks, layout: Layout, value: float, size: int) -> Iterator[Tensor]:
-    """The base velocity first, then each block's with its gate at `value`; at most `size` variants in a forward."""
+def fanout(case: Case, blocks: Blocks, shared: Blocks, layout: Layout, value: float, size: int) -> Iterator[Tensor]:
+    """The base velocity first, then each block's with its gate at `value`; at most `size` variants in a forward. The
+    calls of all that are `shared`, these blocks among them, run on the rows that differ."""
     ablated: dict[str, Tensor] = {}
     base = None
     for i in range(0, len(blocks), size):
-        v, velocities = FanOut(case, blocks, layout, blocks[i : i + size], value).run()
+        v, velocities = FanOut(case, shared, layout, blocks[i : i + size], value).run()
         ablated.update(velocities)
         base = v if base is None else base
     assert base is not None

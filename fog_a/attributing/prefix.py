@@ -8,7 +8,7 @@ are the loop's to the last bit, and the memory is one output per block.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,12 +16,22 @@ from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, named_modules
 from fog_a.blocks.gate import check_acted, closed, kept_inputs
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.clean import Clean
+from fog_a.finding.clean import Clean, Kept
 from fog_a.flows.case import Case
+
+
+class Run(NamedTuple):
+    """A variant's run: the block that was closed, what the calls after it gave out, and v."""
+
+    block: str
+    outputs: dict[Key, Kept]
+    v: Tensor
 
 
 class Prefix:
     """The clean run, and the variants that start from it.
+
+    While `holding`, the `last` run's outputs are kept: set `held` to it, and `closing` its block need not run again.
 
     Args:
         clean: the clean run where it was made already, with its velocity v.
@@ -34,6 +44,9 @@ class Prefix:
         self.modules = named_modules(case.module)
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
         self.clean = clean or Clean(case.closed)
+        self.holding = False
+        self.last: Run | None = None
+        self.held: Run | None = None
         self.v = self.base() if clean is None or v is None else v
 
     def base(self, start: int = -1) -> Tensor:
@@ -57,7 +70,7 @@ class Prefix:
 
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
-        self.clean = Clean(self.case.closed, copies=True)
+        self.clean, self.held = Clean(self.case.closed, copies=True), None
         return self.base()
 
     def _known(self, start: int) -> set[Key]:
@@ -68,7 +81,10 @@ class Prefix:
         """The same with this block closed for good: what comes before it is shared, what comes after it runs once."""
         left = Blocks([b for b in self.blocks if b.name != block.name], self.blocks.model)
         case = self.case.closing(Blocks([block], self.blocks.model))
-        twin = Prefix(case, left, self.clean.closing(block), self.v)
+        clean, run = self.clean.closing(block), self.held
+        if run is not None and run.block == block.name and clean.renew(run.outputs):
+            return Prefix(case, left, clean, run.v)
+        twin = Prefix(case, left, clean, self.v)
         twin.v = twin.base(self.first[block.name])
         return twin
 
@@ -82,17 +98,18 @@ class Prefix:
 
     def variant(self, block: ResidualBlock, value: float) -> Tensor:
         """v with this block's gate at `value`."""
-        v, acted = self._run(block, value)
+        self.last, acted = self._run(block, value)
         if self.clean.overwritten:
             self._with_copies()
-            v, acted = self._run(block, value)
+            self.last, acted = self._run(block, value)
         check_acted(block, acted)
-        return v
+        return self.last.v
 
-    def _run(self, block: ResidualBlock, value: float) -> tuple[Tensor, int]:
-        """v, and how often the gate acted."""
+    def _run(self, block: ResidualBlock, value: float) -> tuple[Run, int]:
+        """The run, and how often the gate acted."""
         clean, points, acted = self.clean, gate_points([block]), 0  # another block may have its gate at the same call
         inputs: dict[Key, dict[LeafPath, Tensor]] = {}
+        outputs: dict[Key, Kept] = {}
         known = self._known(self.first[block.name])
         if value == 0:  # a later gate of the block (another branch) that gives nothing but zeros
             known |= {k for k, p in points.items() if clean.whole(p) and all(s is None for s in p.give.values())}
@@ -104,6 +121,8 @@ class Prefix:
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
             nonlocal acted
+            if self.holding and key not in known:
+                outputs[key] = clean.keeping(out)
             out = clean.resume(key) if key in known else clean.leave(key, out)
             if key not in points:
                 return out
@@ -112,4 +131,4 @@ class Prefix:
 
         with clean, at_calls(self.modules, self.calls, before, after):
             v = self.run()
-        return v, acted
+        return Run(block.name, outputs, v), acted

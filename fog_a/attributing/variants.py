@@ -10,6 +10,7 @@ Where a way cannot be gone, the next one is, and a note says why.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.steady import check_steady
 from fog_a.attributing.ways import How, Shared
-from fog_a.blocks.block import Blocks
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import gate_points, is_sharded
 from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
@@ -65,10 +66,12 @@ def variants(
     how: How | Literal["prefix"] = "auto",
     discovery: Discovery | None = None,
     prefix: Prefix | None = None,
+    others: Sequence[ResidualBlock] = (),
 ) -> Variants:
     """Run the base and every ablation of one case, with the gates of what the case has closed at 0 throughout.
 
     Args:
+        others: blocks that are not ablated; their calls are shared too where they can be.
         discovery: the forward of this case in which blocks were found.
         prefix: the clean run of this case, made already.
 
@@ -77,20 +80,28 @@ def variants(
     """
     budget = how if isinstance(how, Shared) else Shared()
     notes: list[str] = []
-    for strategy in _order(case, blocks, how):
+    wider = _joined(blocks, others, case.closed or ())
+    for strategy, shared in itertools.product(_order(case, blocks, how), [wider, blocks][len(wider) == len(blocks) :]):
         try:
             if strategy == "fanout":
-                run = _fanned(case, blocks, value, budget, discovery)
+                run = _fanned(case, blocks, value, budget, discovery, shared)
             elif strategy == "prefix":
-                run = _prefixed(prefix or _begun(case, blocks, discovery), blocks, value, budget)
+                run = _prefixed(prefix or _begun(case, shared, discovery), blocks, value, budget)
             else:
                 run = _looped(case, blocks, value)
         except Unshared as problem:
-            notes += [f"{strategy} cannot be used: {problem}"] if str(problem) else []
+            notes += [f"{strategy} cannot be used: {problem}"] if str(problem) and shared is blocks else []
             continue
         run.notes = notes
         return run
     raise Unsupported(f"{'; '.join(notes)}. Use how='auto' or 'loop', or give smaller batches")
+
+
+def _joined(blocks: Blocks, others: Sequence[ResidualBlock], closed: Sequence[ResidualBlock]) -> Blocks:
+    """The blocks, and those others that have their gates at calls of their own."""
+    calls = gate_points([*blocks, *closed]).keys()
+    apart = [b for b in others if not b.alone and calls.isdisjoint(gate_points([b]))]
+    return Blocks([*blocks, *apart], blocks.model)
 
 
 def _looped(case: Case, blocks: Blocks, value: float) -> Variants:
@@ -160,10 +171,12 @@ def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
     return run if run.faithful() else Prefix(case, blocks)
 
 
-def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None) -> Variants:
+def _fanned(
+    case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None, shared: Blocks
+) -> Variants:
     if budget.rows is not None and budget.rows < 2 * case.rows:
         raise Unshared("")  # room for the batch alone: no need to know where its samples are
-    gated = Blocks([*blocks, *(case.closed or ())], blocks.model)
+    gated = Blocks([*shared, *(case.closed or ())], blocks.model)
     if len(gate_points(gated)) < sum(len(b.gate_points) for b in gated):
         raise Unshared("two blocks have their gates at one call, on two of its outputs")
     keep_memory()
@@ -173,7 +186,7 @@ def _fanned(case: Case, blocks: Blocks, value: float, budget: Shared, discovery:
     if budget.bytes is not None and layout.bytes is None:
         weigh(layout, case, blocks)
     try:
-        v, *ablated = fanout(case, blocks, layout, value, _size(layout, len(blocks), budget))
+        v, *ablated = fanout(case, blocks, shared, layout, value, _size(layout, len(blocks), budget))
     except FAILURES as error:  # plain forwards run
         reason = f"the model does not take a larger batch ({type(error).__name__}: {str(error)[:120]})"
         raise Unshared(reason) from error

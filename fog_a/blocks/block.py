@@ -136,13 +136,20 @@ class Blocks(Sequence[ResidualBlock]):
 
     Index by number, by slice (→ `Blocks`) or by name; `blocks.main` are those whose update depends on the attributed
     input, `blocks.stacks` groups them by stack. `blocks.coverage` says what became of every residual update of the
-    forward in which they were found; a part of them (a slice, `main`) keeps it.
+    forward in which they were found; a part of them (a slice, `main`) keeps it, and knows all as `among`.
     """
 
-    def __init__(self, blocks: Sequence[ResidualBlock], model: nn.Module, coverage: Coverage | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[ResidualBlock],
+        model: nn.Module,
+        coverage: Coverage | None = None,
+        among: Sequence[ResidualBlock] = (),
+    ) -> None:
         self._blocks = tuple(blocks)
         self._model = weakref.ref(model)
         self.coverage = Coverage() if coverage is None else coverage
+        self.among = tuple(among) or self._blocks
 
     @property
     def model(self) -> nn.Module:
@@ -153,7 +160,7 @@ class Blocks(Sequence[ResidualBlock]):
         return model
 
     def _part(self, blocks: Sequence[ResidualBlock]) -> Blocks:
-        return Blocks(blocks, self.model, self.coverage)
+        return Blocks(blocks, self.model, self.coverage, self.among)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -23,6 +23,10 @@ WORTH = 32768
 _MISFITS = (Diverged, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
+Kept = tuple[Any, list[int]]
+"""What a call gave out, and the versions of its tensors: another one later on says that the model wrote into it."""
+
+
 class Clean:
     """Open it around the clean run, with `begin` and `end` at the calls, and around runs with `skip` and `resume` at
     those that are known, `enter` and `leave` at the others.
@@ -79,23 +83,41 @@ class Clean:
         return record
 
     def begin(self, key: Key, args: Any, kwargs: Any) -> None:
-        """A call begins, whose operations are written down."""
+        """A call begins, whose operations are written down, unless an earlier run has shown that all stays inside."""
         self.enter(key, args, kwargs)
-        self._modes.enter_context(self.open(key, args, kwargs))
+        if key not in self._sealed:
+            self._modes.enter_context(self.open(key, args, kwargs))
 
     def end(self, key: Key, out: Any) -> Any:
         """The call has given this out: it is kept. What the model is to get instead, or None."""
+        if key not in self._sealed:
+            self._noted(key, out)
+        self.kept[key], self._versions[key] = self.keeping(out)
+        return self.leave(key, out)
+
+    def keeping(self, out: Any) -> Kept:
+        """What is kept of an output."""
+        out = self._copied(out)
+        return out, _versions(out)
+
+    def renew(self, outputs: Mapping[Key, Kept]) -> bool:
+        """Keep what these calls gave out in a run with more closed; whether that will do without another run."""
+        for key, (out, versions) in outputs.items():
+            self.kept[key], self._versions[key] = out, versions
+        return outputs.keys() <= self._sealed and not self.overwritten
+
+    def _copied(self, out: Any) -> Any:
+        return replaced(out, {path: x.clone() for path, x in leaves(out)}) if self.copies else out
+
+    def _noted(self, key: Key, out: Any) -> None:
         _, record, state, given = self._running.pop()
         self._modes.pop_all().close()
         record.escape(out)
         self._answers[key] = record.answers
         self._outside(key, record, given)
         self.random = self.random or (key[0] if state != rng_state() else None)
-        self.kept[key] = _copied(out) if self.copies else out
-        self._versions[key] = _versions(self.kept[key])
         if record.sealed:
             self._sealed.add(key)
-        return self.leave(key, out)
 
     @property
     def running(self) -> Key | None:
@@ -140,7 +162,7 @@ class Clean:
         self._modes.pop_all().close()
         for place, x in self._writing.pop(key):
             place.copy_(x)
-        return self.leave(key, _copied(self.kept[key]) if self.copies else self.kept[key])
+        return self.leave(key, self._copied(self.kept[key]))
 
     # ---- closed blocks
 
@@ -220,10 +242,6 @@ class Clean:
 def worth_keeping(args: Any, kwargs: Any) -> bool:
     """Whether a call with these arguments takes longer to run than to skip."""
     return any(x.numel() >= WORTH and x.device.type == "cpu" for _, x in leaves((args, kwargs)))
-
-
-def _copied(out: Any) -> Any:
-    return replaced(out, {path: x.clone() for path, x in leaves(out)})
 
 
 def _versions(out: Any) -> list[int]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from fog_a.blocks.tree import LeafPath, leaves, replaced
 from fog_a.finding.operations import Watching, has_schema, written
 
-Answer = tuple[Any, Tensor | Callable[[Any, Any], Any]]
-"""An operation, and what is given back for it: a tensor, or made of its arguments."""
+Answer = tuple[Any, Tensor | tuple[Tensor, ...] | list[Tensor] | Callable[[Any, Any], Any]]
+"""An operation, and what is given back for it: tensors, or what is made of its arguments."""
 
 
 class Diverged(Exception):
@@ -46,7 +46,7 @@ class Held:
 
     def __call__(self, args: Any, kwargs: Any) -> Any:
         held = {path: x.detach() for path, x in self.held.items()}  # on the same memory
-        return held[()] if () in held else replaced(self.answer(args, kwargs), held)
+        return held[()] if () in held else replaced(_fresh(self.answer, args, kwargs), held)
 
 
 class Record(Watching):
@@ -103,6 +103,8 @@ class Record(Watching):
                 path = given[id(out)]
                 return lambda args, kwargs: _at({"args": args, "kwargs": kwargs}, path)
             return self.scratch.like(out)
+        if type(out) in (tuple, list) and out and all(isinstance(x, Tensor) for x in out):
+            return type(out)(self.scratch.like(x) for x in out)
         made = {path: self.scratch.like(x) for path, x in leaves(out)}
         if not made:
             return Numbers(out)
@@ -126,6 +128,15 @@ class Scratch:
         return torch.empty(0, dtype=x.dtype, device=x.device).set_(memory, 0, x.shape, x.stride())  # pyright: ignore
 
 
+def _fresh(answer: Any, args: Any, kwargs: Any) -> Any:
+    """What is given back this time. New tensor objects: torch writes into those that it is given back."""
+    if isinstance(answer, Tensor):
+        return answer.detach()
+    if isinstance(answer, (tuple, list)):
+        return type(answer)([x.detach() for x in answer])
+    return answer(args, kwargs)
+
+
 def _at(tree: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         tree = tree[key]
@@ -145,8 +156,7 @@ class Skip(Watching):
         expected, answer = next(self.answers, (None, None))
         if expected is not func or answer is None:
             raise Diverged(f"{func} where the clean run had {expected}")
-        # a new tensor object each time: torch writes into the one that it is given back
-        out = answer.detach() if isinstance(answer, Tensor) else answer(args, kwargs or {})
+        out = _fresh(answer, args, kwargs or {})
         if self.made is not None and not isinstance(answer, Held):
             given = {id(x) for _, x in leaves((args, kwargs))}
             self.made += [weakref.ref(x) for _, x in leaves(out) if id(x) not in given]

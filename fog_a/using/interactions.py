@@ -151,7 +151,7 @@ def interactions(
 
 def _pairs(trial: Trial, case: Case) -> tuple[Float[Array, "B k"], Float[Array, "B P"]]:
     """The change without each block, and without each pair: the first in order is closed, then each that follows."""
-    singles, pairs, clean = list[Array](), list[Array](), Closing(case, trial.metric)
+    singles, pairs, clean = list[Array](), list[Array](), Closing(case, trial)
     with preserved(*case.modules):
         clean.changes(trial.blocks)
         for i, block in enumerate(trial.blocks):

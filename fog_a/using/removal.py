@@ -128,7 +128,7 @@ def remove(
             f"got {keep!r}"
         )
     kind = "removal" if metric is None else metric_kind(metric)
-    cases = [Closing(case, metric) for case in trial.cases]
+    cases = [Closing(case, trial) for case in trial.cases]
     left, removed, rounds, curves = trial.blocks, list[str](), list[dict[str, float]](), list[list[Array]]()
     with preserved(*cases[0].case.modules):
         while len(left) > keep:

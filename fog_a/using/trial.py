@@ -44,7 +44,7 @@ class Trial:
             cases, self._grid = cases_of(flow, part, times, seed + 7919 * number)
             self._batches.append((cases, part))
         found = chosen(self._batches[0][0][0], blocks, level).blocks
-        self.blocks = Blocks(sorted(found, key=lambda b: min(p.order for p in b.gate_points)), found.model)
+        self.blocks = found.named([b.name for b in sorted(found, key=lambda b: min(p.order for p in b.gate_points))])
 
     @property
     def cases(self) -> Iterator[Case]:
@@ -74,18 +74,20 @@ class Closing:
     """v as it is by now, from the first `changes` on."""
     measure: Measure
 
-    def __init__(self, case: Case, metric: Metric) -> None:
-        self.case = case
-        self.metric: Metric = metric
+    def __init__(self, case: Case, trial: Trial) -> None:
+        self.case, self.others = case, [b for b in trial.blocks.among if b.main]
+        self.metric: Metric = trial.metric
         self._prefix: Prefix | None = None
 
     def changes(self, blocks: Blocks) -> Iterator[Float[np.ndarray, " B"]]:
-        """How far v is from where nothing was closed, once each of these blocks has gone too; runs as it is asked."""
-        run = variants(self.case, blocks, prefix=self._prefix)
+        """How far v is from where nothing was closed, once each of these blocks has gone too; runs as it is asked.
+        The run of least change is kept: closing its block for good takes no other."""
+        run = variants(self.case, blocks, prefix=self._prefix, others=self.others)
         if not hasattr(self, "measure"):
             self.measure = yardstick(self.metric, self.case, run.base)
         self._prefix, self.base = run.prefix, run.base
-        return (self.measure(v, block.name) for v, block in zip(run.ablated, blocks, strict=True))
+        changes = (self.measure(v, block.name) for v, block in zip(run.ablated, blocks, strict=True))
+        return changes if run.prefix is None else _holding(run.prefix, changes)
 
     def without(self, block: ResidualBlock) -> Closing:
         """The same with this block closed for good; what comes before it is shared."""
@@ -96,3 +98,11 @@ class Closing:
             twin._prefix = self._prefix.closing(block)
             twin.case = twin._prefix.case
         return twin
+
+
+def _holding(prefix: Prefix, changes: Iterator[Float[np.ndarray, " B"]]) -> Iterator[Float[np.ndarray, " B"]]:
+    prefix.holding, least = True, np.inf
+    for change in changes:
+        if change.mean() < least:
+            least, prefix.held = change.mean(), prefix.last
+        yield change
