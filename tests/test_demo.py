@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_whisper_folder import random_whisper
 
 import fog_a
 from fog_a.errors import BadManifest, Unsupported
-from fog_a.flows.samples import Samples
 from fog_a_adapters.dit import DiTConfig, FlowMatching, demo
 from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
-from fog_a_adapters.dit.demo import bundled_task
+from fog_a_adapters.dit.audio.whisper_folder import teacher_from
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses, mean_frame_loss, new_model, train
 
 
@@ -117,20 +117,15 @@ def test_another_seed_trains_otherwise(made: demo.Demo, few: Path) -> None:
 
 
 def test_the_whisper_that_a_variable_names_is_the_teacher_of_speech(
-    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, small: demo.Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Heard:
-        name, dim = "whisper:folder", 3
-
-        def frames(self, samples: Samples) -> list[torch.Tensor]:
-            assert set(samples.domains) == {"speech"} and samples.audio is not None
-            return [wave[: 160 * 40].reshape(40, -1)[:, :3] for wave in samples.audio]
-
-    monkeypatch.setenv("FOG_A_WHISPER", str(tmp_path))
-    monkeypatch.setattr(bundled_task, "teacher_from", lambda folder: Heard())
+    monkeypatch.setenv("FOG_A_WHISPER", str(random_whisper(tmp_path / "heard")))
     made = demo.run(few, tmp_path / "demo", steps=1, layers=1, dim=16)
-    assert "speech: whisper:folder, sound: log-mel-statistics" in made.files["index.html"].read_text()
-    assert len([*tmp_path.glob("frames/*/*")]) >= 3 and np.isfinite(made.storage.mean("speech")).all()
+    said = re.search(r"speech: (\S+), sound: log-mel-statistics", made.files["index.html"].read_text())
+    assert said is not None and said[1] == teacher_from().name and said[1].startswith("whisper:heard@")
+    assert len([*tmp_path.glob("heard/frames/*/*")]) >= 3 and np.isfinite(made.storage.mean("speech")).all()
+    np.testing.assert_allclose(made.storage.mean("sound"), small.storage.mean("sound"))
+    assert not np.allclose(made.storage.mean("speech"), small.storage.mean("speech"))
 
 
 def test_nothing_is_written_when_the_data_cannot_be_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_unified_data import captioned, librispeech
+from test_whisper_folder import random_whisper
 
 from fog_a.errors import BadArgument, NoWeights, Unsupported
 from fog_a_adapters.compare.arms import KNOWN, OPTIONS, choose, options, teachers_of
@@ -42,6 +44,16 @@ def _paper(out: Path, scale: Scale | None = None, **options: Any) -> Paper:
     corpus = from_manifest().some(4).some(2, "test")
     options = {"arms": ("base", "foga"), "seeds": 2, "cpu": True, **options}
     return Paper(out, corpus, scale=scale or Scale.tiny(), **options)
+
+
+def _few(folder: Path) -> Path:
+    """Some of the packaged clips, as a folder."""
+    folder.mkdir()
+    rows = ["path,domain,text,event,split"]
+    for clip in from_manifest().some(4).some(2, "test").clips:
+        rows.append(f"{Path(shutil.copy(clip.path, folder)).name},{clip.domain},{clip.text},noise,{clip.split}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    return folder
 
 
 def test_everything_is_written(done):
@@ -142,6 +154,16 @@ def test_librispeech_and_captioned_sounds_go_through_all_stages(tmp_path):
     state.AcceleratorState._reset_state(reset_partial_state=True)
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "speech: NORTHANGER ABBEY" in page and "sound: sound" in page and "on a corpus" in page
+
+
+def test_the_whisper_that_a_variable_names_teaches_speech(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOG_A_WHISPER", str(random_whisper(tmp_path / "heard")))
+    small = ["--scale", "tiny", "--arms", "base,foga", "--seeds", "1", "--cpu", "--alone"]
+    main(["--out", str(tmp_path / "out"), "--data", str(_few(tmp_path / "few")), *small])
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    facts = json.loads((tmp_path / "out" / "compare" / "compare.json").read_text())["facts"]
+    assert facts["teachers"].startswith("speech: whisper:heard, sound: log-mel")
+    assert facts["second embedder"].startswith("whisper:heard on")
 
 
 def test_the_gpu_configuration_is_the_papers():

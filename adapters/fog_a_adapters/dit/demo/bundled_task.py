@@ -1,8 +1,8 @@
 """The comparison's default task: the bundled DiT on a folder of audio, with a teacher that needs no weights.
 
 `run` is what `fog-a compare` calls. The default teacher is the clip's log-mel statistics (SpectralTeacher): it knows
-timbre and loudness, neither words nor events, so a comparison with it is about the machinery. "whisper:FOLDER" is
-Whisper tiny.en for speech (`fog_a_adapters.dit.audio.whisper_folder` makes the folder); others are given as
+timbre and loudness, neither words nor events, so a comparison with it is about the machinery. "whisper:FOLDER" is a
+Whisper for speech (`fog_a_adapters.dit.audio.whisper_folder` makes a folder of tiny.en); others are given as
 `teachers=`; any other flow as a `Task` of its own: `fog-a compare --task my_module:my_task`.
 """
 
