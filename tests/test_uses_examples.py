@@ -118,4 +118,7 @@ def test_f5_tts_with_fewer_layers(example: Any) -> None:
     a = argparse.Namespace(depth=4, keep=2, steps=3, tune=2, clips=2)
     run = pruning.measure(0, a)
     assert {len(x) for x in run.values()} == {4} and all(np.isfinite(x).all() for x in run.values())
-    pruning.picture([run])
+    made = pruning.numbers(run)
+    assert made["changes"].keys() == {f"{arm}, {when}" for arm in pruning.ARMS for when in ("at once", "tuned")}
+    figure = pruning.picture([made, made])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["seed 0", "seed 1"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,18 +112,26 @@ def interval(x: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def picture(runs: Sequence[dict[str, np.ndarray]]) -> Figure:
+def numbers(losses: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The whole model's loss, and by arm the change against it, as long fine-tuned, with its interval."""
+    changes = {}
+    for name in (f"{arm}, {when}" for when in ("at once", "tuned") for arm in ARMS):
+        change = losses[name] - losses["whole, tuned" if "tuned" in name else "whole"]
+        changes[name] = [float(change.mean()), *interval(change)]
+    return {"whole": float(losses["whole"].mean()), "changes": changes}
+
+
+def picture(runs: Sequence[dict[str, Any]]) -> Figure:
     """The change of the loss against the whole model, by arm; a mark for each seed with its interval over clips."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, when in zip(axes, ("at once", "tuned"), strict=True):
-        for j, arm in enumerate(ARMS):
-            for s, run in enumerate(runs):
-                change = run[f"{arm}, {when}"] - run["whole" if when == "at once" else "whole, tuned"]
-                low, high = interval(change)
-                x = j + 0.15 * (s - len(runs) // 2)
-                ax.errorbar(x, change.mean(), [[change.mean() - low], [high - change.mean()]], fmt="o", color=f"C{s}")
+        for s, run in enumerate(runs):
+            change, low, high = np.array([run["changes"][f"{arm}, {when}"] for arm in ARMS]).T
+            x = np.arange(len(ARMS)) + 0.15 * (s - len(runs) // 2)
+            ax.errorbar(x, change, [change - low, high - change], fmt="o", color=f"C{s}", label=f"seed {s}")
         ax.set(xticks=range(len(ARMS)), xticklabels=ARMS, title=when, ylabel="held-out flow loss − the whole model's")
         ax.axhline(0, color="0.6", lw=1)
+    axes[0].legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -130,19 +139,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, value in dict(seeds=3, depth=11, keep=7, steps=400, tune=100, clips=16).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--numbers", type=Path, help="draw these, written by an earlier run")
     parser.add_argument("--out", type=Path, default=Path("out"))
     a = parser.parse_args()
-    runs = [measure(seed, a) for seed in range(a.seeds)]
-    for name in runs[0]:
-        against = "whole, tuned" if "tuned" in name else "whole"
-        cells = []
-        for run in runs:
-            low, high = interval(run[name] - run[against])
-            cells.append(
-                f"{run[name].mean():.3f} ({(run[name] - run[against]).mean():+.3f}, {low:+.3f} to {high:+.3f})"
-            )
-        print(f"{name:28s} " + "  ".join(cells))
     a.out.mkdir(parents=True, exist_ok=True)
+    if a.numbers:
+        runs = json.loads(a.numbers.read_text())
+    else:
+        runs = [numbers(measure(seed, a)) for seed in range(a.seeds)]
+        (a.out / "prune_f5_tts.json").write_text(json.dumps(runs, indent=1))
+    print(f"{'the whole model':28s} " + "  ".join(f"{run['whole']:.3f}" for run in runs))
+    for name in runs[0]["changes"]:
+        cells = [f"{change:+.3f} [{low:.3f}, {high:.3f}]" for change, low, high in (r["changes"][name] for r in runs)]
+        print(f"{name:28s} " + "  ".join(cells))
     picture(runs).savefig(a.out / "prune_f5_tts.png", dpi=110)
 
 
