@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.flows.samples import Samples
 from fog_a.teachers import LatentTeacher
 
 
@@ -196,3 +197,42 @@ def test_what_depends_on_lists_alone_is_said() -> None:
     assert scores.layers == ("blocks.0", "blocks.1", "blocks.2")
     said = "2 blocks of text depend on no tensor that the model is given: left out"
     assert any(said in note for note in scores.info["notes"])
+
+
+class Adapter(fog_a.Flow):
+    """The defaults of an adapter, with a mask of whichever axes."""
+
+    def __init__(self, before: int, mask: Tensor) -> None:
+        super().__init__(Prefixed(before))
+        self.mask = mask
+
+    def velocity(self, batch: Tensor, t: float | Tensor, seed: int = 0) -> Tensor:
+        return self.module(batch, torch.full((len(batch),), 0.5))
+
+    def samples(self, batch: Tensor) -> Samples:
+        names = tuple(map(str, range(len(batch))))
+        return Samples(names, ("all",) * len(names), lambda index: batch[list(index)], mask=self.mask)
+
+
+REAL = torch.arange(9) < torch.tensor([[9], [5]])
+
+
+@pytest.mark.parametrize(
+    "mask", [REAL, REAL[..., None], REAL[:, None], REAL[..., None].expand(-1, -1, 4)], ids=["BT", "BT1", "B1T", "BTD"]
+)
+def test_a_mask_is_never_stretched_over_more_tokens_than_frames(mask: Tensor) -> None:
+    blocks = fog_a.find_blocks(Prefixed(1), fog_a.Inputs(torch.randn(2, 9, 4), torch.ones(2)))
+    plain, longer = Adapter(0, mask), Adapter(3, mask)
+    tokens, real = plain.tokens(torch.randn(2, 9, 6), blocks[0], plain.samples(torch.randn(2, 9, 4)))
+    assert tokens.shape == (2, 9, 6) and real is not None and torch.equal(real, REAL)
+    with pytest.raises(ShapeMismatch, match=r"a mask of 9 says nothing of 12 tokens.*leave them out by fog_a.wrap"):
+        fog_a.lasp(longer, torch.randn(2, 9, 4), features=torch.randn(2, 5), blocks=blocks.names, times=[0.5])
+
+
+def test_a_mask_of_pixels_is_laid_over_patches_in_adapters_too() -> None:
+    mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    mask[:, :, :2, 3] = True
+    flow = Adapter(0, mask)
+    block = fog_a.find_blocks(Prefixed(1), fog_a.Inputs(torch.randn(2, 9, 4), torch.ones(2)))[0]
+    _, real = flow.tokens(torch.randn(2, 4, 6), block, flow.samples(torch.randn(2, 9, 4)))
+    assert real is not None and real.tolist() == [[False, True, False, False]] * 2

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from fog_a.errors import BadBatch, ShapeMismatch
@@ -50,30 +50,34 @@ def as_tokens(h: Tensor, stream: str = "BTD") -> Float[Tensor, "B T D"]:
 
 
 def token_mask(mask: Bool[Tensor, "B ..."] | None, h: Float[Tensor, "B T D"]) -> Bool[Tensor, "B T"] | None:
-    """The mask of v at the length of h: of every second or n-th frame where the network works at a lower rate."""
+    """The mask of v at the length of h: of every second or n-th frame where the network works at a lower rate, of
+    patches of an image.
+
+    Raises:
+        ShapeMismatch: h has more tokens than there are frames, or as many as no rate and no patches give.
+    """
     if mask is None:
         return None
-    frames = mask.reshape(mask.shape[0], -1).to(h.device)
-    size = frames.shape[1]
-    if size in (1, h.shape[1]):
-        return frames.expand(-1, h.shape[1])
-    step = -(-size // h.shape[1])
-    if -(-size // step) == h.shape[1]:
-        return frames[:, ::step]
-    return frames[:, torch.arange(h.shape[1], device=h.device) * size // h.shape[1]]
+    channels = "first" if mask.ndim == 3 and mask.shape[1] == 1 else "last"
+    size = mask.shape[1:] if mask.ndim == 2 else _frames(mask, channels)
+    if list(size) != [1] and not _at_a_rate(h.shape[1], size):
+        raise ShapeMismatch(
+            f"a mask of {' × '.join(map(str, size))} says nothing of {h.shape[1]} tokens, which are no patches of it "
+            "and no lower rate. Where tokens of the time, the class or the text stand among a block's, leave them out "
+            "by fog_a.wrap(..., tokens=), or in the adapter's tokens(); give an interface at the data's length"
+        )
+    return patch_mask(mask, h, h, channels)
 
 
 def patch_mask(
     mask: Bool[Tensor, "B ..."] | None, h: Tensor, tokens: Float[Tensor, "B T D"], channels: str
 ) -> Bool[Tensor, "B T"] | None:
-    """Which tokens are real, of a block's output h and of the same as tokens.
-
-    As `token_mask`; a token of an image is real if a pixel of its patch is.
-    """
+    """Which tokens are real, of a block's output h and of the same as tokens: every n-th frame's mask, however many
+    there are; a token of an image is real if a pixel of its patch is."""
     if mask is not None and mask.ndim > 2:
         mask = mask.any(_channel_axis(mask.ndim, channels))
     if mask is None or mask.ndim < 3:
-        return token_mask(mask, tokens)
+        return None if mask is None else _every_nth(mask, tokens)
     size = mask.shape[1:]
     grid = h.shape[2:] if h.ndim == mask.ndim + 1 else _grid(size, tokens.shape[1])
     if grid is None or any(n % g for n, g in zip(size, grid, strict=True)):
@@ -84,6 +88,16 @@ def patch_mask(
     split = [part for n, g in zip(size, grid, strict=True) for part in (g, n // g)]
     patches = mask.reshape(len(mask), *split)
     return patches.amax(tuple(range(2, patches.ndim, 2))).flatten(1)
+
+
+def _every_nth(mask: Bool[Tensor, "B T"], h: Float[Tensor, "B N D"]) -> Bool[Tensor, "B N"]:
+    frames, size = mask.reshape(mask.shape[0], -1).to(h.device), mask[0].numel()
+    if size in (1, h.shape[1]):
+        return frames.expand(-1, h.shape[1])
+    step = -(-size // h.shape[1])
+    if -(-size // step) == h.shape[1]:
+        return frames[:, ::step]
+    return frames[:, torch.arange(h.shape[1], device=h.device) * size // h.shape[1]]
 
 
 def _grid(size: torch.Size, count: int) -> list[int] | None:
@@ -121,8 +135,8 @@ def data_tokens(
     return tokens
 
 
-def _frames(x1: Float[Tensor, "B ..."], channels: str) -> list[int]:
-    """How many frames, or pixels along each axis, the data has."""
+def _frames(x1: Shaped[Tensor, "B ..."], channels: str) -> list[int]:
+    """How many frames, or pixels along each axis, the data or its mask has."""
     axis = _channel_axis(x1.ndim, channels)
     return [n for i, n in enumerate(x1.shape) if i not in (0, axis)]
 
