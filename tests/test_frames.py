@@ -118,28 +118,30 @@ def test_samples_on_another_axis_are_named() -> None:
         flow.tokens(torch.zeros(4, 8, 6), None, samples)  # pyright: ignore[reportArgumentType]
 
 
-class Halved(nn.Module):
-    """(T, B, D), at half the rate."""
+class TimeFirst(nn.Module):
+    """(T, B, D), at half the rate or (`every` = 1) at the data's."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 2) -> None:
         super().__init__()
+        self.every = every
         self.inp, self.out = nn.Linear(4, 6), nn.Linear(6, 4)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(2))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        h = (self.inp(x_t) + t[:, None, None]).transpose(0, 1)[::2]
+        h = (self.inp(x_t) + t[:, None, None]).transpose(0, 1)[:: self.every]
         for block in self.blocks:
             h = h + block(h)
-        return self.out(h.repeat_interleave(2, 0).transpose(0, 1))
+        return self.out(h.repeat_interleave(self.every, 0).transpose(0, 1))
 
 
 @pytest.mark.filterwarnings("ignore:the head of")  # too few samples to fit a head, and none is asked for
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("stream", [None, "BTD"])
-def test_as_many_samples_as_frames_on_another_axis(stream: str | None) -> None:
-    flow = fog_a.wrap(Halved(), x="x_t", t="t", stream=stream)
+def test_as_many_samples_as_frames_on_another_axis(stream: str | None, every: int) -> None:
+    flow = fog_a.wrap(TimeFirst(every), x="x_t", t="t", stream=stream)
     with pytest.raises(ShapeMismatch, match=r'type fog_a.wrap\(..., stream="TBD"\)'):
         fog_a.lasp(flow, {"x1": torch.randn(8, 8, 4)}, LatentTeacher(4), times=1)
-    declared = fog_a.wrap(Halved(), x="x_t", t="t", stream="TBD")
+    declared = fog_a.wrap(TimeFirst(every), x="x_t", t="t", stream="TBD")
     assert fog_a.lasp(declared, {"x1": torch.randn(8, 8, 4)}, LatentTeacher(4), times=1).layers
 
 
@@ -197,6 +199,12 @@ def test_what_depends_on_lists_alone_is_said() -> None:
     assert scores.layers == ("blocks.0", "blocks.1", "blocks.2")
     said = "2 blocks of text depend on no tensor that the model is given: left out"
     assert any(said in note for note in scores.info["notes"])
+
+
+def test_rows_that_are_no_samples_are_told_of_a_bare_module_too() -> None:
+    forward = TimeFirst(1)
+    with pytest.raises(ShapeMismatch, match=r"'blocks.0' gave 8 rows for 7 samples: if its axes are \(T, B, D\)"):
+        fog_a.lasp(forward, fog_a.Inputs(torch.randn(8, 8, 4), torch.ones(8)), features=torch.randn(8, 4))
 
 
 class Adapter(fog_a.Flow):

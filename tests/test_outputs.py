@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -61,11 +61,38 @@ def test_time_first_is_asked_for() -> None:
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)
     batch = torch.randn(40, 2, 16)
     with pytest.raises(
-        BadOutput, match=r"got time: layers.0.* a batch of 2 samples gives \(40, 2, 16\).*transpose\(0, 1\)"
+        BadOutput, match=r"got time: of \(40, 2, 16\) a row of the first axis depends.*transpose\(0, 1\)"
     ):
         fog_a.attribute(net, batch)
     turned = fog_a.attribute(net, batch, forward=lambda m, b: m(b).transpose(0, 1), progress=False)
     assert turned.values.shape == (2, 1, 2)
+
+
+class Mixing(nn.Module):
+    """Each frame of (T, B, D) reads the mean of all frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(3))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for layer in self.layers:
+            h = h + layer(h + h.mean(0))
+        return h
+
+
+@pytest.mark.parametrize("how", ["auto", "loop"])
+@pytest.mark.parametrize("frames", [2, 5])
+def test_time_first_is_measured(frames: int, how: Literal["auto", "loop"]) -> None:
+    """Of any network, also with as many frames as samples."""
+    net, batch = Mixing().eval(), torch.randn(frames, 2, 16)
+    with pytest.raises(BadOutput, match=rf"got time: of \({frames}, 2, 16\) a row of the first axis depends"):
+        fog_a.attribute(net, batch, how=how)
+    with pytest.raises(BadOutput, match=r"got time"):
+        fog_a.remove(net, batch, keep=1)
+    assert fog_a.attribute(net, batch, forward=lambda m, b: m(b), progress=False).values.shape == (frames, 1, 3)
+    turned = fog_a.attribute(net, batch, forward=lambda m, b: m(b).transpose(0, 1), progress=False)
+    assert turned.values.shape == (2, 1, 3)
 
 
 def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fog_a.blocks.block import Blocks, ResidualBlock
-from fog_a.errors import BadArgument, BadOutput, UnknownBlock
+from fog_a.errors import BadArgument, UnknownBlock
 from fog_a.finding.blocks import ROOM, Discovery, discover
 from fog_a.flows.case import Case
 
@@ -65,13 +65,10 @@ def chosen(
     Raises:
         UnknownBlock: blocks of another model, a name that is no block's, or none.
         BadArgument: a block that is to be scored is closed throughout, or all are.
-        BadOutput: the first axis of v is time.
     """
     objects = (Blocks, ResidualBlock)
     needed = not isinstance(wanted, objects) or not (closed is None or isinstance(closed, objects))
     discovery = discover(case, level, room=ROOM if room is None else min(room, ROOM)) if needed else None
-    if discovery is not None and case.flow.override.forward is None:
-        _check_samples_first(discovery)
     blocks = _named(case, wanted, discovery, "blocks")
     shut = None if closed is None else _named(case, closed, discovery, "closed")
     if shut is not None:
@@ -84,21 +81,6 @@ def chosen(
     rest = [b for b in blocks if not b.main]
     network = getattr(case.flow.override.forward, "name", None)
     return Choice(blocks.main, Blocks(rest, blocks.model) if rest else None, discovery, network, shut)
-
-
-def _check_samples_first(discovery: Discovery) -> None:
-    """Raises BadOutput where one of torch's own layers takes time first, and v has its first two axes."""
-    trace, first = discovery.trace, tuple(discovery.v.shape[:2])
-    for call in trace.calls:
-        if not getattr(trace.modules.get(call.name), "batch_first", True):
-            shapes = [trace.values[v].shape for v in call.inputs.values()]
-            if any(len(shape) == 3 and tuple(shape[:2]) == first != first[::-1] for shape in shapes):
-                raise BadOutput(
-                    f"expected the samples on the first axis of the output, got time: {call.name} has "
-                    f"batch_first=False, so a batch of {first[1]} samples gives {tuple(discovery.v.shape)}. Pass "
-                    "forward=lambda model, batch: model(batch).transpose(0, 1); if the samples do come first, build it "
-                    "with batch_first=True"
-                )
 
 
 def _named(case: Case, wanted: Wanted, discovery: Discovery | None, keyword: str) -> Blocks:

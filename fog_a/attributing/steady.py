@@ -1,4 +1,6 @@
-"""The base twice: run first and last it gives the same bits, or some module keeps state between runs, and is named."""
+"""What the base shows: run first and last it gives the same bits, or some module keeps state and is named; samples are
+on the axis along which a row alone gives what it gives among the others.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from torch import Tensor
 
 from fog_a.attributing.axes import alike
 from fog_a.blocks.calls import watch
-from fog_a.errors import Unsupported
-from fog_a.flows.case import Case, fingerprint, same_bits
+from fog_a.errors import BadOutput, Unsupported
+from fog_a.flows.case import Case, fingerprint, narrowed, same_bits
 
 
 def check_steady(case: Case, v: Tensor) -> None:
@@ -40,3 +42,24 @@ def _calls(case: Case) -> list[tuple[str, str, str]]:
     ):
         case.run()
     return calls
+
+
+def check_samples_first(case: Case, v: Tensor) -> None:
+    """Raises BadOutput where a bare module's rows depend on each other along the first axis of batch and output, and do
+    not along the second: time comes first, then."""
+    bare = case.flow.timeless is not None and case.flow.override.forward is None
+    if bare and v.ndim > 2 and 1 not in v.shape[:2] and _alone(case, v, 0) is False and _alone(case, v, 1):
+        raise BadOutput(
+            f"expected the samples on the first axis of the output, got time: of {tuple(v.shape)} a row of the first "
+            "axis depends on the others, and one of the second axis does not. Pass forward=lambda model, batch: "
+            "model(batch).transpose(0, 1); if the samples do come first, forward=lambda model, batch: model(batch)"
+        )
+
+
+def _alone(case: Case, v: Tensor, axis: int) -> bool | None:
+    """Whether the first row gives the same alone; None: the model does not take it alone."""
+    try:
+        one = Case(case.flow, narrowed(case.batch, axis, v.shape[axis]), case.t, case.seed, closed=case.closed).run()
+    except Exception:
+        return None
+    return alike(one, v.narrow(axis, 0, 1))

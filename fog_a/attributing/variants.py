@@ -23,7 +23,7 @@ from fog_a.attributing.axes import alike
 from fog_a.attributing.fanout import fanout
 from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.steady import check_steady
+from fog_a.attributing.steady import check_samples_first, check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import gate_points, is_sharded
@@ -77,6 +77,7 @@ def variants(
 
     Raises:
         Unsupported: sharing was asked for, and this model, batch and budget allow none.
+        BadOutput: the first axis of v is time.
     """
     budget = how if isinstance(how, Shared) else Shared()
     notes: list[str] = []
@@ -93,6 +94,8 @@ def variants(
             notes += [f"{strategy} cannot be used: {problem}"] if str(problem) and shared is blocks else []
             continue
         run.notes = notes
+        if prefix is None and strategy != "fanout":  # which has shown that rows do not depend on each other
+            check_samples_first(case, run.base)
         return run
     raise Unsupported(f"{'; '.join(notes)}. Use how='auto' or 'loop', or give smaller batches")
 

@@ -19,7 +19,7 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import unwrapped, watch
 from fog_a.blocks.gate import gate
 from fog_a.blocks.state import State, strided_parts
-from fog_a.blocks.tree import leaves
+from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import check_tensors, check_weights, model_tensors, velocity_of
@@ -179,6 +179,12 @@ def _remembered(*roots: Any) -> State:
     """Their state; the measuring modes that are open around a first run do not see the copies."""
     with torch._C._DisableTorchDispatch():
         return State(*roots)
+
+
+def narrowed(batch: Any, axis: int, size: int, rows: int = 1) -> Any:
+    """A batch with the first rows of all that is `size` long along an axis."""
+    long = {path: x for path, x in leaves(batch) if x.ndim > axis and x.shape[axis] == size}
+    return replaced(batch, {path: x.narrow(axis, 0, rows) for path, x in long.items()})
 
 
 def fingerprint(batch: Any, most: int | None = None) -> str:

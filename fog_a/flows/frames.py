@@ -64,9 +64,17 @@ def token_mask(mask: Bool[Tensor, "B ..."] | None, h: Float[Tensor, "B T D"]) ->
         raise ShapeMismatch(
             f"a mask of {' × '.join(map(str, size))} says nothing of {h.shape[1]} tokens, which are no patches of it "
             "and no lower rate. Where tokens of the time, the class or the text stand among a block's, leave them out "
-            "by fog_a.wrap(..., tokens=), or in the adapter's tokens(); give an interface at the data's length"
+            "by fog_a.wrap(..., tokens=), or in the adapter's tokens()"
         )
     return patch_mask(mask, h, h, channels)
+
+
+def interface_mask(mask: Bool[Tensor, "B ..."] | None, c: Float[Tensor, "B T D"]) -> Bool[Tensor, "B T"] | None:
+    """The same of an interface; None, all tokens count, of one at a length of its own: text has no frames."""
+    try:
+        return token_mask(mask, c)
+    except ShapeMismatch:
+        return None
 
 
 def patch_mask(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import ShapeMismatch, Unsupported
-from fog_a.flows.frames import token_mask
+from fog_a.flows.frames import interface_mask
 from fog_a.flows.wrapping import wrap
 from fog_a.probing.similarity import cosine
 from fog_a.ranks import Group, shared, total, world
@@ -102,7 +102,7 @@ class BiTC(nn.Module):
         """
         samples = self.flow.samples(batch)
         c = self._interface(batch)
-        z = self.describe(c, token_mask(samples.mask, c))
+        z = self.describe(c, interface_mask(samples.mask, c))
         if z.shape[-1] != self.width:
             raise ShapeMismatch(f"the interface is {z.shape[-1]} wide, BiTC's heads were built for {self.width}")
         weights = {name: cast(nn.Linear, head).weight for name, head in self.heads.items()}

@@ -9,7 +9,7 @@ time, in eval mode and without gradient; the model is left as it was.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.blocks.block import Blocks
+from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.tap import check_readable, tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import each
-from fog_a.flows.case import Case
+from fog_a.flows.case import Case, narrowed
 from fog_a.flows.flow import Flow
-from fog_a.flows.frames import token_mask
+from fog_a.flows.frames import interface_mask
 from fog_a.flows.provenance import provenance
 from fog_a.flows.samples import Samples
 from fog_a.teachers.descriptors import descriptor
@@ -138,13 +138,33 @@ def _batch(
             layers = [reading.describe(*flow.tokens(h[b.name], b, samples)) for b in blocks]
             _one_row_each(layers, blocks, len(samples))
             columns.append(_one_width(layers, blocks))
+            if not start and case is cases[0]:
+                _check_square(case, blocks, h)
         z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
         c = flow.interface(batch)
-        interface = None if c is None else reading.describe(c, token_mask(samples.mask, c)).cpu()
+        interface = None if c is None else reading.describe(c, interface_mask(samples.mask, c)).cpu()
     return samples, z, interface
 
 
-def _one_row_each(layers: list[Tensor], blocks: Blocks, count: int) -> None:
+def _check_square(case: Case, blocks: Blocks, h: tap) -> None:
+    """Where as many samples as tokens do not tell their axes apart, one sample less does."""
+    n, flow = len(case.samples), case.flow
+    square = [b for b in blocks if n > 1 and h[b.name].ndim == 3 and h[b.name].shape[:2] == (n, n)]
+    if not square:
+        return
+    batch = narrowed(case.batch, 0, n, n - 1) if flow.timeless else case.samples.rows(range(n - 1))
+    fewer, rows = Case(flow, batch, case.t, case.seed, case.start), list[Tensor]()
+    with tap(Blocks(square, blocks.model)) as outputs:
+        fewer.run()
+    for b in square:
+        try:
+            rows.append(flow.tokens(outputs[b.name], b, fewer.samples)[0])
+        except ShapeMismatch:
+            rows.append(outputs[b.name])
+    _one_row_each(rows, square, n - 1)
+
+
+def _one_row_each(layers: list[Tensor], blocks: Iterable[ResidualBlock], count: int) -> None:
     for z, block in zip(layers, blocks, strict=True):
         if len(z) != count:
             raise ShapeMismatch(
