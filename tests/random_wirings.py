@@ -93,6 +93,8 @@ def wiring(seed: int) -> Wiring:
     """The combination of this seed."""
     r = random.Random(seed)
     cases, around = tuple(r.choices(FITTING, k=r.choice((1, 1, 2)))), r.choice(AROUND)
+    if {case.name for case in cases} == {"bare_in_a_wrapper"}:
+        cases = cases[:1]  # two of them in one list are HiFi-GAN's layers, each made of parts
     torch.manual_seed(seed)
     combined = Combined(cases, around).eval()
     model: nn.Module = Wrapped(combined) if around == "wrapped" else combined
