@@ -82,6 +82,26 @@ def test_what_no_gate_reaches_is_named_open() -> None:
     assert found(net).coverage.summary == "7 updates: 6 closed by 3 blocks · 1 open"
 
 
+class Leaky(Chain):
+    """A state drifts towards a function of itself before the layers: its steps are updates, and no layers."""
+
+    def __init__(self) -> None:
+        super().__init__(Layer, 2)
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.tanh(x @ self.weight)
+        for _ in range(3):
+            state = state + 0.5 * (torch.tanh(state @ self.weight + x) - state)
+        return super().forward(x + state)
+
+
+def test_only_what_holds_blocks_is_called_a_long_skip() -> None:
+    reasons = {row.reason for row in found(Leaky()).coverage.open}
+    assert "no module gives the update" in reasons
+    assert not any("long skip" in reason for reason in reasons)
+
+
 class Anew(nn.Module):
     """Begins a stream of its own, and leaves the old one."""
 

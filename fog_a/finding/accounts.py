@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
-from fog_a.finding.parts import Part, begun, parts
+from fog_a.finding.parts import Part, begun
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import left_open, summed
 
@@ -93,7 +93,7 @@ def _row(
     elif block is None:
         block = next((m.block for m in made if _inside(flow, u, m)), None)
         state = "inside" if block is not None else "open" if reaches else "apart"
-        reason = _reason(flow, levels, u) if state == "open" else ""
+        reason = _reason(flow, levels, u, made) if state == "open" else ""
     return CoverageRow(place, state, "" if block is None else block.name, reason)
 
 
@@ -118,13 +118,14 @@ def _replaced(flow: Flow, m: Made, zeros: bool = False) -> set[int]:
     return {call.outputs[path] for call, path, source in given if not (zeros and source)}
 
 
-def _reason(flow: Flow, levels: Levels, u: Update) -> str:
+def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     """Why no block closes an update that leads to the output."""
-    if u.owner < 0 or not any(b.update is u for b in levels.owned.get(u.owner, [])):
+    branch = next((b for b in levels.owned.get(u.owner, ()) if b.update is u), None)
+    if branch is None:
         return "added inside a branch, or to what no later layer goes on from"
-    if levels.is_long(u):
+    if any(_within(flow, o, u) for m in made for o in m.updates):
         return "taken for a long skip: its branch holds layers"
-    if not parts(flow, u):
+    if not branch.parts:
         shortcut = ", its shortcut is not the identity" if u.projection else ""
         return f"no module gives the update{shortcut}"
     return "belongs to no repeated unit"

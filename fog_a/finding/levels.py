@@ -70,7 +70,7 @@ class Levels:
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""
-        return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others if o is not u)
+        return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others)
 
     # ---- is this call a layer?
 
@@ -171,12 +171,6 @@ class Levels:
     def _lists(self, b: Branch) -> set[str]:
         names = (self.calls[p.call].name for p in b.parts)
         return {pattern(name) for name in names if name[-1].isdigit()}
-
-    def is_long(self, u: Update) -> bool:
-        """Is this update a long skip, in the call that owns it, or around a whole network?"""
-        inside = (o for o in self.flow.updates if self.flow.any[u.branch] & self.flow.forks[o.sum])
-        whole = any(not self.flow.any[u.stream] & self.flow.forks[o.sum] for o in inside)
-        return whole or any(self._is_long(b) for b in self.owned[u.owner] if b.update is u)
 
     def _is_long(self, b: Branch) -> bool:
         """Is the branch around a layer that its own parts do not make (a U-Net's, whose stream was scaled down by a

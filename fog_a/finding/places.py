@@ -8,16 +8,11 @@ layer is can be asked alike of both.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fog_a.finding.parts import Branch, in_order
 from fog_a.finding.trace import Trace
-
-Step = tuple[str, int | None]
-"""A place on the way to an update: its name and its call, None for an item that is none."""
-Way = tuple[list[Step], Branch]
 
 
 @dataclass(eq=False)
@@ -33,6 +28,16 @@ class Place:
     call: int | None
     added: list[Branch] = field(default_factory=list)
     below: list[Place] = field(default_factory=list)
+    _last: dict[int | str, Place] = field(default_factory=dict)
+    """The calls below, and of each list below the last item."""
+
+    def enter(self, name: str, call: int | None) -> Place:
+        """A call in this place, or its item of this name: a new one, if another of its list came between."""
+        key = pattern(name) if call is None else call
+        if key not in self._last or self._last[key].name != name:
+            self._last[key] = Place(name, call)
+            self.below.append(self._last[key])
+        return self._last[key]
 
     @property
     def numbered(self) -> bool:
@@ -65,53 +70,43 @@ class Place:
 
 def grow(trace: Trace, branches: Sequence[Branch], busy: Collection[int]) -> Place:
     """The tree of places of these updates. `busy`: calls that hold updates."""
-    return _grow(trace, Place("", 0), [(_steps(trace, b, busy), b) for b in branches])
+    root = Place("", 0)
+    for b in branches:
+        place = root
+        for name, call in _way(trace, b, busy):
+            place = place.enter(name, call)
+        place.added.append(b)
+    for place in root.all():
+        place.below = [run for p in place.below for run in ([p] if p.call is not None else _runs(trace, p))]
+    return root
 
 
-def _steps(trace: Trace, b: Branch, busy: Collection[int]) -> list[Step]:
-    """The calls around an update, and the items on the way to them and to the module that does the work of its first
-    part, or to that part where the module holds updates itself."""
+def _way(trace: Trace, b: Branch, busy: Collection[int]) -> list[tuple[str, int | None]]:
+    """The calls around an update (name and call), and the items (None) on the way to them and to the module that does
+    the work of its first part, or to that part where the module holds updates itself."""
     around = [c for c in trace.ancestors(b.update.owner) if trace.calls[c].name][::-1]
-    steps: list[Step] = []
+    way: list[tuple[str, int | None]] = []
     for call in [*around, *(p.call if p.reader in busy else p.reader for p in b.parts[:1])]:
         name = trace.calls[call].name
-        home = item(name, steps[-1][0] if steps else "")
+        home = item(name, way[-1][0] if way else "")
         if home is not None and (home != name or call not in around):
-            steps.append((home, None))
+            way.append((home, None))
         if call in around:
-            steps.append((name, call))
-    return steps
+            way.append((name, call))
+    return way
 
 
-def _grow(trace: Trace, place: Place, ways: Sequence[Way]) -> Place:
-    runs: list[tuple[Step, list[Way]]] = []
-    last: dict[int | str, tuple[Step, list[Way]]] = {}
-    for steps, b in ways:
-        if not steps:
-            place.added.append(b)
-            continue
-        step, *rest = steps
-        name, call = step
-        key = pattern(name) if call is None else call
-        if key not in last or last[key][0] != step:
-            last[key] = step, []
-            runs.append(last[key])
-        last[key][1].append((rest, b))
-    for (name, call), run in runs:
-        for ways in _runs(trace, run) if call is None else [run]:
-            place.below.append(_grow(trace, Place(name, call), ways))
-    return place
-
-
-def _runs(trace: Trace, visit: Sequence[Way]) -> list[list[Way]]:
-    """One group for each time that an item runs, in a row without another item of its list."""
-    workers = [b.parts[0].reader if b.parts else b.update.owner for _, b in visit]
-    calls = sorted(set(workers))
+def _runs(trace: Trace, visit: Place) -> list[Place]:
+    """One place for each time that an item runs, in a row without another item of its list."""
+    added, below = [b.parts[0].reader for b in visit.added], [p.call or 0 for p in visit.below]
+    calls = sorted({*added, *below})
     length = period([trace.calls[c].name for c in calls])
-    runs: dict[int, list[Way]] = defaultdict(list)
-    for way, worker in zip(visit, workers, strict=True):
-        runs[calls.index(worker) // length].append(way)
-    return list(runs.values())
+    runs = [Place(visit.name, None) for _ in range(0, len(calls), length)]
+    for call, b in zip(added, visit.added, strict=True):
+        runs[calls.index(call) // length].added.append(b)
+    for call, p in zip(below, visit.below, strict=True):
+        runs[calls.index(call) // length].below.append(p)
+    return runs
 
 
 # ---- names
