@@ -23,7 +23,6 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadArgument, BadBatch, BadScores, FogError
 from fog_a.files import write
 from fog_a.flows.case import Case, fingerprint
@@ -197,7 +196,7 @@ class Story:
 def _provenance(cell: Cell, base: Tensor | None = None) -> dict[str, Any]:
     """What a cell is measured from: its samples, and the mark of its base velocity, which is run where it is None."""
     if base is None:
-        with preserved(*cell.case.modules):
+        with cell.case.opened():
             base = cell.case.run()
     return {"ids": list(cell.case.samples.ids), "velocity": fingerprint(base)}
 

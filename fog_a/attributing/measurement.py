@@ -22,7 +22,6 @@ from fog_a.attributing.ways import FirstOrder, How, Shared
 from fog_a.attributing.yardstick import EPS, Metric, metric_kind, metric_name, relative, yardstick
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
-from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, BadOutput, Interrupted, Unsupported, Untrained
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
@@ -130,7 +129,7 @@ class Measurement:
 
     def _measuring(self, case: Case) -> Callable[[], tuple[Values, Tensor | None]]:
         def measure() -> tuple[Values, Tensor | None]:
-            with preserved(*case.modules):
+            with case.opened():
                 values, v = self._estimated(case) if isinstance(self.how, FirstOrder) else self._ablated(case)
             case.close()
             self.bar.update()

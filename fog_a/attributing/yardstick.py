@@ -56,7 +56,7 @@ def yardstick(metric: Metric, case: Case, v: Tensor) -> Measure:
     """
     keep = case.keep(v)
     if metric is None:
-        return lambda v_k, name: ratio(v_k, v, keep)
+        return _relative(v, keep)
     if metric == "loss":
         return _loss(case, v, keep)
 
@@ -114,17 +114,21 @@ def _numbers(given: Any, count: int, name: str) -> Float[np.ndarray, " B"]:
     return values.numpy()
 
 
-def ratio(v_k: Tensor, v: Tensor, keep: Tensor | None) -> Float[np.ndarray, " B"]:
-    """‖v_k − v‖ / (‖v‖ + ε) over the entries that count; NaN where it is not finite, or v is zero there.
+def _relative(v: Tensor, keep: Tensor | None) -> Measure:
+    """‖v_k − v‖ / (‖v‖ + ε) over the entries that count; NaN where it is not finite, or v is zero there. It raises
+    ShapeMismatch where the ablation changed the velocity's shape."""
 
-    Raises:
-        ShapeMismatch: the ablation changed the velocity's shape.
-    """
-    check_shape(v_k, v)
-    change, base = per_sample(v_k) - per_sample(v), per_sample(v)
-    if keep is not None:
-        change, base = (torch.where(keep, x, torch.zeros_like(x)) for x in (change, base))
-    return relative(norm(change), norm(base))
+    def counted(x: Tensor) -> Tensor:
+        return x if keep is None else torch.where(keep, x, torch.zeros_like(x))
+
+    plain = per_sample(v)
+    base = norm(counted(plain))
+
+    def measure(v_k: Tensor, name: str) -> Float[np.ndarray, " B"]:
+        check_shape(v_k, v)
+        return relative(norm(counted(per_sample(v_k) - plain)), base)
+
+    return measure
 
 
 def check_shape(v_k: Tensor, v: Tensor) -> None:

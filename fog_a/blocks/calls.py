@@ -72,11 +72,15 @@ def hooked(
 ) -> Iterator[None]:
     """`before(args, kwargs)` may give new (args, kwargs), `after(args, kwargs, out)` a new output; None: as it was."""
     with contextlib.ExitStack() as stack:
-        if before is not None:
-            stack.enter_context(module.register_forward_pre_hook(Hook(module, before), with_kwargs=True))
-        if after is not None:
-            stack.enter_context(module.register_forward_hook(Hook(module, after), with_kwargs=True))
+        _hook(stack, module, before, after)
         yield
+
+
+def _hook(stack: contextlib.ExitStack, module: nn.Module, before: Any, after: Any) -> None:
+    if before is not None:
+        stack.enter_context(module.register_forward_pre_hook(Hook(module, before), with_kwargs=True))
+    if after is not None:
+        stack.enter_context(module.register_forward_hook(Hook(module, after), with_kwargs=True))
 
 
 def before_loading(optimizer: torch.optim.Optimizer, change: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> None:
@@ -114,7 +118,7 @@ def watch(
             def after(args: Any, kwargs: Any, out: Any, name: str = name, m: nn.Module = module) -> None:
                 leave(name, m, out)
 
-            stack.enter_context(hooked(module, before=functools.partial(enter, name, module), after=after))
+            _hook(stack, module, functools.partial(enter, name, module), after)
         yield
 
 
@@ -164,10 +168,9 @@ def at_calls(
 
     with contextlib.ExitStack() as stack:
         if any(isinstance(point, GatePoint) and point.once and point.times > 1 for point in calls.values()):
-            stack.enter_context(hooked(modules[""], before=restart))
+            _hook(stack, modules[""], restart, None)
         for name in counts:
-            around = functools.partial(enter, name), functools.partial(leave, name)
-            stack.enter_context(hooked(modules[name], before=around[0], after=around[1]))
+            _hook(stack, modules[name], functools.partial(enter, name), functools.partial(leave, name))
         yield
 
 

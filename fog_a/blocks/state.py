@@ -6,6 +6,7 @@ hold no tensors, lists or dicts of their own: a configuration or a tokenizer sta
 
 from __future__ import annotations
 
+import operator
 import types
 from collections import deque
 from collections.abc import Callable, Collection
@@ -125,10 +126,9 @@ def _generator(x: torch.Generator) -> Callable[[], None]:
 def _members(x: Any) -> tuple[Callable[[], None], list[Any]]:
     """How to refill a list, a deque or a set, and what it holds."""
     content = list(x)
-    before = [*map(id, content)]
 
     def undo() -> None:
-        if [*map(id, x)] != before:
+        if not _same(x, content):
             x.clear()
             (x.update if isinstance(x, set) else x.extend)(content)
 
@@ -137,13 +137,18 @@ def _members(x: Any) -> tuple[Callable[[], None], list[Any]]:
 
 def _mapping(x: dict[Any, Any], skip: Collection[str] = ()) -> tuple[Callable[[], None], list[Any]]:
     """How to refill a dict, but for the keys that are not its own to give back, and what it holds."""
-    content = {key: value for key, value in x.items() if key not in skip}
-    before = [*map(id, x)], [*map(id, x.values())]
+    keys, values = list(x), list(x.values())
 
     def undo() -> None:
-        if ([*map(id, x)], [*map(id, x.values())]) != before:  # nearly never
+        if not (_same(x, keys) and _same(x.values(), values)):  # nearly never
+            content = {key: value for key, value in zip(keys, values, strict=True) if key not in skip}
             for key in [k for k in x if k not in content and k not in skip]:
                 del x[key]
             x.update(content)
 
-    return undo, [*content.values()]
+    return undo, [value for key, value in zip(keys, values, strict=True) if key not in skip]
+
+
+def _same(now: Collection[Any], before: list[Any]) -> bool:
+    """Whether these are the same objects in the same order."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))

@@ -81,16 +81,19 @@ def _seed_torch(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def preserved(*modules: nn.Module, grad: bool = False, seed: int | None = None) -> Iterator[None]:
+def preserved(
+    *modules: nn.Module, grad: bool = False, seed: int | None = None, state: State | None = None
+) -> Iterator[None]:
     """A probe's room: eval mode, no grad (unless `grad`), compiled code off; afterwards everything is as before.
 
-    Eval is set flag by flag: a model's own `train()` may do more than that (merge LoRA weights, say).
+    Eval is set flag by flag: a model's own `train()` may do more than that (merge LoRA weights, say). `state`: of these
+    modules, where it is remembered already.
     """
     with alone():
         parts = [m for module in modules for m in module.modules()]
         flags = [(m, m.training) for m in parts]
         params = [(p, p.requires_grad, p.grad) for m in parts for p in m._parameters.values() if p is not None]
-        state = State(*modules)
+        state = state or State(*modules)
         try:
             with rng(seed), torch.set_grad_enabled(grad), eager():
                 for m, training in flags:

@@ -18,7 +18,7 @@ from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import gate_points, named_modules
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.interrupts import unbroken
-from fog_a.blocks.untouched import keep_memory, preserved
+from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadBatch, NoBlocksFound
 from fog_a.finding.accounts import account
 from fog_a.finding.clean import Clean
@@ -96,7 +96,7 @@ def discover(
     if level not in ("layer", "branch"):
         raise BadBatch(f"expected level='layer' or 'branch', got {level!r}")
     keep_memory()
-    with preserved(*case.modules), uncollected(), warnings.catch_warnings():
+    with case.opened(), uncollected(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing without grad, nested tensors: of no concern here
         trace, clean = record(case.module, case.run, room)
         v = trace.result.clone()

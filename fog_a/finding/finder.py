@@ -43,9 +43,11 @@ class Finder:
         """The blocks in order of execution, each with the updates that it closes."""
         layers = self._with_beginnings(self.levels.layers())
         made = [m for layer in layers if (m := self.layer(layer))]
+        if include is None and level == "layer":
+            return self._placed(made)
         fine = [m for layer in layers for m in self.branches(layer)]
         if include is None:
-            return self._placed(made if level == "layer" else fine)
+            return self._placed(fine)
         globs = [include] if isinstance(include, str) else list(include)
         named = [*self._placed(made), *self._placed(fine), *self._elsewhere(layers)]
         every = {m.block.name: m for m in reversed(named)}

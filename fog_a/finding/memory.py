@@ -7,20 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fog_a.finding.trace import Op, Trace
 
-
-class _Layout(NamedTuple):
-    """How a tensor looks at its storage."""
-
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: object
-
-
+_Layout = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""How a tensor looks at its storage: offset, shape, stride, type."""
 _Place = tuple[int, _Layout] | None
 
 
@@ -98,8 +91,8 @@ class Memory:
     def make(self, t: Tensor, op: Op, arguments: Iterable[Tensor]) -> int:
         """`op` returned this tensor: a view of one of its arguments, or new memory."""
         place = _place(t)
-        if place is not None and all(_address(x) != place[0] for x in arguments):
-            self._storages.pop(place[0], None)  # whatever was known of this address is gone
+        if place is not None and place[0] in self._storages and all(_address(x) != place[0] for x in arguments):
+            del self._storages[place[0]]  # whatever was known of this address is gone
         return self._hold(t, op, place)
 
     def write(self, t: Tensor, op: Op) -> int:
@@ -132,9 +125,9 @@ class Memory:
             self._without_storage[id(t)] = (weakref.ref(t), value)
             return value
         address, layout = place
-        storage = self._storages.setdefault(address, _Storage())
-        if op is None and not storage.alive:
-            self._storages[address] = storage = _Storage()
+        storage = self._storages.get(address)
+        if storage is None or (op is None and not storage.alive):
+            storage = self._storages[address] = _Storage()
         storage.hold(t, layout, value)
         return value
 
@@ -144,7 +137,7 @@ def _place(t: Tensor) -> _Place:
     address = _address(t)
     if address is None:
         return None
-    return address, _Layout(int(t.storage_offset()), tuple(t.shape), t.stride(), t.dtype)
+    return address, (int(t.storage_offset()), tuple(t.shape), t.stride(), t.dtype)
 
 
 def _address(t: Tensor) -> int | None:

@@ -114,6 +114,8 @@ def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         schema = func._schema.arguments if has_schema(func) else ()
         marked = [(i, a.name) for i, a in enumerate(schema) if a.alias_info is not None and a.alias_info.is_write]
         places = _WRITES[func] = tuple(marked)
+    if not places:
+        return []
     found = []
     for i, name in places:
         arg = kwargs[name] if name in kwargs else args[i] if i < len(args) else None

@@ -54,6 +54,8 @@ class Recorder(Watching):
         trace.calls.append(call)
         trace.calls[call.parent].children.append(call.id)
         trace.running.append(call.id)
+        if name and name not in self.units:
+            return
         with torch._C._DisableTorchDispatch():  # what is done here is no operation of the model
             if not name:
                 self._states.append(rng_state())

@@ -6,10 +6,11 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import unwrapped, watch
 from fog_a.blocks.gate import gate
+from fog_a.blocks.interrupts import alone
 from fog_a.blocks.state import State, strided_parts
 from fog_a.blocks.tree import leaves, replaced
-from fog_a.blocks.untouched import rng, rng_state
+from fog_a.blocks.untouched import preserved, rng, rng_state
 from fog_a.errors import BadBatch, BadOutput, ZeroVelocity
 from fog_a.flows.batches import check_tensors, check_weights, model_tensors, velocity_of
 from fog_a.flows.flow import Flow
@@ -29,7 +31,7 @@ from fog_a.flows.samples import Inputs, Samples
 
 
 class Case:
-    """One batch at one time: `run()` gives v (B, …). Run it under `preserved(*case.modules)`.
+    """One batch at one time: `run()` gives v (B, …). Run it under `opened()`, or `preserved(*case.modules)`.
 
     Args:
         flow: from `flow_of`.
@@ -69,6 +71,14 @@ class Case:
         self.shape: tuple[int, ...] | None = None
         self._one_number = False
         self._state: State | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Room for its runs, as `preserved` gives it, by the one state that every run is given back."""
+        with alone():
+            self._state = self._state or _remembered(self.batch, *self.modules)
+            with preserved(*self.modules, state=self._state):
+                yield
 
     def run(self, closing: bool = True) -> Tensor:
         """v (B, …); a model that gives one number is one sample, (1,). The batch and the
