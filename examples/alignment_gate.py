@@ -154,7 +154,9 @@ def plot(runs: Mapping[str, Any]) -> Figure:
     ax.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("held-out flow loss, arm − base (right: worse than no alignment)")
-    ax.set_title("Filled: fresh seeds; hollow: search seeds. Names: clips, λ, steps if not 200", loc="left", fontsize=9)
+    ax.set_title(
+        "Filled: fresh seeds; hollow: search seeds. Names: clips, λ, steps if not 200, …", loc="left", fontsize=9
+    )
     return fig
 
 
