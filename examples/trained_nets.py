@@ -20,6 +20,7 @@ import json
 import os
 import re
 import string
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +163,9 @@ def measured(net: Net, most: int, level: Any) -> dict[str, Any]:
     @functools.cache  # the curves share sets of layers
     def without(names: frozenset[str]) -> float:
         with fog_a.gate(blocks.named(sorted(names)), 0):
-            return net.error()
+            error = net.error()
+        print(f"without {', '.join(sorted(names)) or 'none'}: {error:.1f}", file=sys.stderr, flush=True)
+        return error
 
     alone = [without(frozenset([name])) for name in scores.layers]
     rho, agree = stability(scores)

@@ -391,7 +391,10 @@ def test_keep_out_of_range(keep: Any) -> None:
 def test_pictures() -> None:
     pytest.importorskip("matplotlib")
     net, x = Net(), tokens()
-    assert fog_a.interactions(net, x).plot().axes and fog_a.remove(net, x, keep=1).plot().axes
+    pairs, gone = fog_a.interactions(net, x, ["blocks.0", "blocks.2"]).plot(), fog_a.remove(net, x, keep=1).plot()
+    for axis in (pairs.axes[0].xaxis, pairs.axes[0].yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["blocks.0", "blocks.2"]
+    assert all(float(tick).is_integer() for tick in gone.axes[0].get_xticks())
 
 
 @pytest.mark.parametrize("way", ["auto", "loop", fog_a.Shared(rows=4)])

@@ -33,7 +33,7 @@ UNIT = {
     "gradnorm": "‖∂L/∂θ‖₂",
     "loss": "change of the flow loss",
     "interaction": "both closed, beyond each alone",
-    "drift": "change of the update since the step before",
+    "drift": "change of update, a step",
 }
 
 STYLE: dict[Any, Any] = {

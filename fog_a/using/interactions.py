@@ -76,15 +76,16 @@ class Interactions:
         mean = self._square(self.beyond.mean(domain))
         interval = self._square(self.beyond.interval(level, domain, warn=False))
         size, count = float(np.nanmax(np.abs(mean))) or 1.0, len(self.blocks)
-        fig, ((ax,),) = canvas.panels(1.6 + 0.34 * count, 1.2 + 0.34 * count)
+        name, side = 0.06 * max(map(len, self.blocks)), 0.34 * count
+        fig, ((ax,),) = canvas.panels(name + max(side + 1.3, 2.9), name + max(side + 0.9, 1.7))
         ax.grid(False)
         mesh = ax.imshow(mean, cmap="RdBu_r", vmin=-size, vmax=size)
         sure = (interval[..., 0] > 0) | (interval[..., 1] < 0)
         ax.scatter(*np.nonzero(sure)[::-1], s=9, color=canvas.INK)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_ticks(range(count), [f"L{i + 1}" for i in range(count)], fontsize=7)
-        canvas.title(ax, "both, beyond unrelated ones")
-        canvas.colorbar(mesh, "change of v, relative", ax)
+        ax.set_yticks(range(count), self.blocks, fontsize=7)
+        ax.set_xticks(range(count), self.blocks, fontsize=7, rotation=90)
+        canvas.title(ax, "interactions")
+        canvas.colorbar(mesh, "joint − sum" if "metric" in self.beyond.info else "joint − √(j² + k²)", ax)
         return fig
 
     def _square(self, values: Float[Array, "P *rest"]) -> Float[Array, "k k *rest"]:

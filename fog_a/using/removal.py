@@ -78,6 +78,7 @@ class Removal:
         fig, ((ax,),) = canvas.panels(5.2, 3.2)
         canvas.band(ax, self.left, self.curve, self.interval(level, warn=False))
         canvas.title(ax, "what can go", f"n = {len(self.scores.ids)}")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlim=(max(self.left), min(self.left)), xlabel="blocks left", ylabel=canvas.unit(self.scores.kind))
         return fig
 
