@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from small_nets import Net, tokens
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.errors import BadBatch, BadOutput, FogError, NoBlocksFound, ShapeMismatch, UnknownBlock
+from fog_a.errors import BadBatch, BadOutput, FogError, NoBlocksFound, ShapeMismatch, UnknownBlock, Unsupported
 
 
 @pytest.fixture
@@ -94,6 +96,34 @@ def test_a_batch_the_model_cannot_take(net: Net, batch: Any, theirs: str) -> Non
         with pytest.raises((FogError, RuntimeError, TypeError)) as raised:
             probe(net, batch)
         assert any(re.search(theirs, str(e)) for e in chain(raised.value)), raised.value
+
+
+class Timed(Net):
+    def forward(self, x: Tensor, *, t: Tensor) -> Tensor:
+        return super().forward(x + t[:, None, None])
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ([tokens(), torch.ones(3)], r"missing .*'t'.*a tuple, \(x, t\), or a dict by name; a list is several batches"),
+        ((tokens(), torch.ones(3)), r"too many positional arguments.*fog_a\.Inputs\(\*args, \*\*kwargs\)"),
+        ({"x": tokens(), "time": torch.ones(3)}, r"missing .*'t'.*fog_a\.Inputs"),
+    ],
+)
+def test_a_batch_that_is_not_the_arguments_of_the_forward(batch: Any, told: str) -> None:
+    with pytest.raises(BadBatch, match=rf"Timed cannot be called on this batch: {told}"):
+        fog_a.attribute(Timed(), batch)
+    right = fog_a.attribute(Timed(), fog_a.Inputs(tokens(), t=torch.ones(3)))
+    assert len(right.layers) == 3
+
+
+def test_blocks_are_not_pickled(net: Net) -> None:
+    blocks = fog_a.find_blocks(net, tokens())
+    with pytest.raises(Unsupported, match=r"Blocks cannot be pickled.*find_blocks\(model, batch\)\.named\(names\)"):
+        pickle.dumps(blocks)
+    assert copy.deepcopy(blocks).model is net
+    assert fog_a.find_blocks(net, tokens()).named(pickle.loads(pickle.dumps(blocks.names))) == blocks
 
 
 class TheirOwn(RuntimeError):

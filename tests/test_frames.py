@@ -61,7 +61,9 @@ def test_only_the_data_s_tokens_are_aligned(before: int, channels: str) -> None:
     tokens, _ = wrap(tokens="first").tokens(h, block, samples)
     assert torch.equal(tokens, taps[block.name][:, :9])
     what = rf"give {9 + before} tokens for data of 9 frames"
-    advice = rf'{what}.*tokens=\): "last" or "first".*slice\({before}, None\) without the first {before}'
+    advice = (
+        rf'{what}.*tokens=\): "last" or "first".*slice\({before}, None\) without the first {before}.*channels="first"'
+    )
     with pytest.raises(ShapeMismatch, match=advice):
         wrap().tokens(h, block, samples)
     with pytest.raises(ShapeMismatch, match=advice):

@@ -149,6 +149,10 @@ def test_what_does_not_fit_is_named() -> None:
     samples = samples_of({"x1": torch.randn(2, 1, 4, 4)})
     with pytest.raises(BadBatch, match=r"reads the batch's 'image', which it lacks \(it has x1\). Type input="):
         ModuleTeacher(net, "image")(samples)
+    with pytest.raises(
+        BadBatch, match=r"does not take \(2, 4, 3\), which input= gives it: mat1 and mat2.*input=lambda"
+    ):
+        ModuleTeacher(nn.Linear(4, 6), "x1")(samples_of({"x1": torch.randn(2, 4, 3)}))
     with pytest.raises(BadFeatures, match=r"gave \(2, 6\) for 2 samples, expected width 3. Type dim=6"):
         ModuleTeacher(net, "x1", layer="1", dim=3)(samples)
 

@@ -220,8 +220,9 @@ class Measurement:
             self._warned(f"without {names} the velocity is NaN or inf for some samples: not averaged in")
         if not np.nanmax(np.abs(values)) > self.story.floor and self.gate != 1:
             raise Untrained(
-                "all scores are zero: no block changes the velocity. The model is untrained: its gates or output "
-                "projections are still at their zero initialisation, so every block is the identity. Train it first"
+                "all scores are zero: no block changes the velocity. Mostly the model is untrained: gates or output "
+                "projections are at their zero initialisation, so train it first. If it is trained, look at what comes "
+                "after the blocks: it gives the same whatever it gets, as a norm over one channel does"
             )
 
     def _warned(self, text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.tree import LeafPath
-from fog_a.errors import NotResidual, UnknownBlock, near
+from fog_a.errors import NotResidual, UnknownBlock, Unsupported, near
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,15 @@ class Blocks(Sequence[ResidualBlock]):
 
     def __hash__(self) -> int:
         return hash(self._blocks)
+
+    def __deepcopy__(self, memo: Any) -> Blocks:
+        return self  # read-only, and of the same model
+
+    def __reduce__(self) -> Any:
+        raise Unsupported(
+            "Blocks cannot be pickled: they are of the model in this process. Keep blocks.names, and type "
+            "find_blocks(model, batch).named(names) where the model is loaded"
+        )
 
     def __repr__(self) -> str:
         return f"Blocks({', '.join(self.names)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
 from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
-from fog_a.flows.batches import call, model_tensors, velocity_of
+from fog_a.flows.batches import arguments, call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow
 from fog_a.flows.noise import row_marks
 from fog_a.flows.override import Forward, Override, reference
@@ -90,16 +91,30 @@ class BareFlow(Flow):
         )
 
     def _called(self, batch: Any) -> Any:
-        """The module's output; where it cannot be called and an adapter knows it, the error says so."""
+        """The module's output. Raises BadBatch where an adapter reads the model, or the batch is not its arguments."""
         try:
             return call(self.module, batch)
         except TypeError as error:
-            if not knows(self.model):
+            misfit = _misfit(self.module, batch)
+            if knows(self.model):
+                misfit, advice = str(error), "An adapter reads it: type fog_a.wrap(model)"
+            elif isinstance(batch, Tensor):
+                advice = "Of several arguments type a tuple, (x, t), or a dict by name; a list is several batches"
+            else:
+                advice = "Type fog_a.Inputs(*args, **kwargs) with the arguments of its forward"
+            if misfit is None:
                 raise
-            raise BadBatch(
-                f"{type(self.model).__name__} cannot be called on the batch itself ({error}). An adapter reads it: "
-                "type fog_a.wrap(model)"
-            ) from error
+            raise BadBatch(f"{type(self.model).__name__} cannot be called on this batch: {misfit}. {advice}") from error
+
+
+def _misfit(module: nn.Module, batch: Any) -> str | None:
+    """Why the batch cannot be the arguments of the module's forward, or None."""
+    try:
+        inputs = arguments(batch)
+        inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _measured(output: Any, batch: Any) -> Tensor:

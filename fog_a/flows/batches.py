@@ -23,14 +23,18 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     """
     if forward is not None:
         return forward(model, batch)
+    inputs = arguments(batch)
+    return model(*inputs.args, **inputs.kwargs)
+
+
+def arguments(batch: Any) -> Inputs:
+    """The arguments that a batch is for a model. Raises BadBatch."""
     if isinstance(batch, Inputs):
-        return model(*batch.args, **batch.kwargs)
+        return batch
     if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple):
-        return model(*batch)
-    if isinstance(batch, Tensor):
-        return model(batch)
+        return Inputs(**batch)
+    if isinstance(batch, tuple | Tensor):
+        return Inputs(*batch) if isinstance(batch, tuple) else Inputs(batch)
     raise BadBatch(
         f"expected a Tensor, a tuple, a mapping or fog_a.Inputs as a batch, got {type(batch).__name__}. "
         "For anything else pass forward=lambda model, batch: ..."

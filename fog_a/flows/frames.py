@@ -134,11 +134,12 @@ def data_tokens(
         more = next((k for k in range(1, n) if _at_a_rate(n - k, size)), 1)
         count = " × ".join(map(str, size)) + (" frames" if len(size) == 1 else " pixels")
         words = '"last" or "first", as many as frames; ' if n > math.prod(size) else ""
+        frames = '. Of data (B, D, T): channels="first"' if x1.ndim == 3 and channels == "last" else ""
         raise ShapeMismatch(
             f"the blocks give {n} tokens for data of {count}, which are no patches of it and no lower rate: do tokens "
             "of the time, the class or the text stand among them? Say which are the data's, by fog_a.wrap(..., tokens="
             f"): {words}a slice, such as tokens=slice({more}, None) without the first {more}; tokens=slice(None) "
-            "where all are"
+            f"where all are{frames}"
         )
     return tokens
 

@@ -96,7 +96,14 @@ class ModuleTeacher:
         outputs: list[Any] = []
         hook = hooked(named_modules(self.module)[self.layer], after=lambda args, kwargs, out: outputs.append(out))
         with frozen(self.module, device) as net, hook:
-            net(**value) if isinstance(value, Mapping) else net(value)
+            try:
+                net(**value) if isinstance(value, Mapping) else net(value)
+            except (RuntimeError, TypeError, ValueError) as error:
+                shapes = ", ".join(str(tuple(x.shape)) for _, x in leaves(value)) or type(value).__name__
+                raise BadBatch(
+                    f"teacher {self.name!r} does not take {shapes}, which input= gives it: {error}. Type a function "
+                    "of the batch, such as input=lambda batch: batch['x1'].transpose(1, 2)"
+                ) from error
         features = next((x for _, x in leaves(outputs[-1:]) if x.is_floating_point()), None)
         if features is None:
             raise BadOutput(
