@@ -210,12 +210,24 @@ def picture(result: dict[str, Any]) -> Figure:
     short = [re.sub(r"^(model|net)\.|[._]layers", "", name) for name in result["layers"]]
     left.errorbar(range(len(mean)), mean, [mean - interval[:, 0], interval[:, 1] - mean], fmt="o", capsize=3)
     left.set(xticks=range(len(mean)), ylabel="contribution, 95 % interval", ylim=(0, None))
-    left.set_xticklabels(short, rotation=30, ha="right")
+    many = len(mean) > 10
+    left.set_xticklabels(
+        short, rotation=90 if many else 30, ha="center" if many else "right", fontsize=7 if many else 9
+    )
     middle.plot(mean, result["without one layer"], "o")
-    for place, i in enumerate(np.argsort(mean)):  # neighbors above and below their points
+    named = np.argsort(result["without one layer"])[[0, 1, 2, -4, -3, -2, -1]] if many else range(len(mean))
+    for place, i in enumerate(named if many else np.argsort(mean)):  # neighbors above and below their points
         at = (mean[i], result["without one layer"][i])
-        middle.annotate(short[i], at, fontsize=7, xytext=(3, -9 if place % 2 else 3), textcoords="offset points")
-    middle.set(xlabel="contribution", ylabel="error without the layer, %")
+        middle.annotate(
+            short[i],
+            at,
+            fontsize=7,
+            xytext=(3, (-9, 3)[place > 0 if many else place % 2 == 0]),
+            textcoords="offset points",
+        )
+    middle.set(xlabel="contribution", ylabel="error without it, %")
+    if many:
+        middle.set_yscale("symlog", linthresh=10)
     middle.margins(x=0.25, y=0.1)
     middle.locator_params(axis="x", nbins=6)
     for ax in right:
