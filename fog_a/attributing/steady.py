@@ -8,8 +8,13 @@ from torch import Tensor
 
 from fog_a.attributing.axes import alike
 from fog_a.blocks.calls import watch
-from fog_a.errors import BadOutput, Unsupported
+from fog_a.errors import BadOutput, NotResidual, Unsupported
 from fog_a.flows.case import Case, fingerprint, narrowed, same_bits
+
+FAILURES = (
+    RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, AssertionError, NotResidual,
+)  # fmt: skip
+"""What a model may raise on a batch of another size than its own; any other exception is the user's."""
 
 
 def check_steady(case: Case, v: Tensor) -> None:
@@ -60,6 +65,6 @@ def _alone(case: Case, v: Tensor, axis: int) -> bool | None:
     """Whether the first row gives the same alone; None: the model does not take it alone."""
     try:
         one = Case(case.flow, narrowed(case.batch, axis, v.shape[axis]), case.t, case.seed, closed=case.closed).run()
-    except Exception:
+    except FAILURES:
         return None
     return alike(one, v.narrow(axis, 0, 1))

@@ -23,13 +23,13 @@ from fog_a.attributing.axes import alike
 from fog_a.attributing.fanout import fanout
 from fog_a.attributing.layout import Layout, layout_of, weigh
 from fog_a.attributing.prefix import Prefix
-from fog_a.attributing.steady import check_samples_first, check_steady
+from fog_a.attributing.steady import FAILURES, check_samples_first, check_steady
 from fog_a.attributing.ways import How, Shared
 from fog_a.blocks.block import Blocks, ResidualBlock
 from fog_a.blocks.calls import gate_points, is_sharded
 from fog_a.blocks.gate import check_acted, gate
 from fog_a.blocks.untouched import keep_memory
-from fog_a.errors import BadArgument, NotResidual, Unsupported
+from fog_a.errors import BadArgument, Unsupported
 from fog_a.finding.blocks import Discovery
 from fog_a.flows.case import Case, fingerprint, per_sample
 
@@ -37,8 +37,6 @@ LAUNCH_BOUND = 32768
 """On a CPU, blocks whose outputs have fewer elements than this spend their time in launches."""
 DEEP = 40, 65536
 """With so many blocks below this size, a fan-out saves more than the few forwards that check it cost."""
-FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, NotResidual)
-"""What a model may raise on a larger batch than its own."""
 
 
 class Unshared(Exception):
