@@ -52,8 +52,8 @@ POOL = _names("""
 """)
 """Pooling, interpolation, padding: a shortcut may pass through them."""
 LINEAR = _names("""
-    _convolution _mkldnn_linear addbmm addmm addmv baddbmm bmm conv1d conv2d conv3d conv_transpose1d convolution dot
-    einsum linear matmul mkldnn_convolution mkldnn_linear mm mv
+    _convolution _mkldnn_linear addbmm addmm addmv baddbmm bmm conv1d conv2d conv3d conv_transpose1d convolution cumsum
+    dot einsum linear matmul mkldnn_convolution mkldnn_linear mm mv
 """)
 """Linear maps of one operand, products of two."""
 POINTWISE = _names("""

@@ -98,17 +98,17 @@ def _kept_inside(flow: Flow, u: Update) -> bool:
 
 
 def _leading(flow: Flow, updates: Sequence[Update]) -> list[Update]:
-    """Those whose stream comes into the owner or goes on from another of these, or whose sum leads on. A sum of two
-    linear maps, or one within a gate (a GRU's `w(y) + u(r·x)`), leads to no stream; nor does, of several on one value,
-    the step of a recurrence (`w[:, t] + u(h)`)."""
+    """Those whose stream goes on from another of these, or comes into the owner, or whose sum leads on. A sum of two
+    linear maps, or one within a gate (a GRU's `w(y) + u(r·x)`), leads to no stream; nor does, of several on one value
+    that came in, the step of a recurrence (`w[:, t] + u(h)`)."""
     forks = Counter(u.fork for u in updates)
     sums = union(flow.forks, (u.sum for u in updates))
 
-    def lives(u: Update) -> bool:
+    def comes_in(u: Update) -> bool:
         inputs = flow.trace.calls[u.owner].inputs.values()
-        return bool(flow.bypass[u.stream] & sums or flow.trunk[u.stream] & union(flow.trunk, inputs))
+        return forks[u.fork] == 1 and bool(flow.trunk[u.stream] & union(flow.trunk, inputs))
 
-    return [u for u in updates if (forks[u.fork] == 1 and lives(u)) or _leads_on(flow, u)]
+    return [u for u in updates if flow.bypass[u.stream] & sums or comes_in(u) or _leads_on(flow, u)]
 
 
 def _leads_on(flow: Flow, u: Update) -> bool:

@@ -135,8 +135,9 @@ def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> 
 
 
 def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
-    """A product carries its full-size factor if the others do not depend on that one's trunk."""
+    """A product carries its full-size factor (of two, the updated one) if the others do not depend on its trunk."""
     whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == flow.full[out]]
+    whole = [v for v in whole if len(whole) == 1 or flow.trunk[v] & union(flow.forks, flow.by_sum)] or whole
     mixed = flow.paths[MIXING]
     for v in whole:
         others = [w for w in pieces if w != v]
@@ -204,12 +205,11 @@ def _projected(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
     common = flow.bypass[s] & flow.any[b] & ~flow.bypass[b]
     if not common or flow.trunk[s] & flow.any[b]:
         return None
-    fork = flow.latest(common)
-    bit = flow.forks[fork]
+    bit = flow.forks[fork := flow.latest(common)]
     if any(flow.trunk[s] & flow.forks[u.sum] for u in flow.updates if u.sum > fork):
         return None  # it is another stream
-    if any(flow.level[b] & flow.forks[u.sum] and not flow.any[u.stream] & bit for u in flow.updates):
-        return None  # b is another stream, normed: two lanes meet, nothing is updated
+    if any(flow.forks[u.sum] & (flow.trunk[b] | flow.level[b] * (not flow.any[u.stream] & bit)) for u in flow.updates):
+        return None  # b is the stream, or another one, normed: two lanes meet, nothing is updated
     return (fork, bit) if flow.paths[3][b] & bit else None
 
 
@@ -244,7 +244,7 @@ def _chained(flow: Flow, u: Update) -> bool:
     """Does the coupled stream go on from another update of it, made of another value, or to one, or meet one in a sum
     (totals of several stages)?"""
     mine, others = flow.forks[u.sum], [o for o in flow.updates if o.fork != u.fork]
-    if any(flow.trunk[u.stream] & flow.forks[o.sum] or flow.trunk[o.stream] & mine for o in others):
+    if any(flow.bypass[u.stream] & flow.forks[o.sum] or flow.bypass[o.stream] & mine for o in others):
         return True
     sums = union(flow.forks, (o.sum for o in others))
     return any(trunk & mine and trunk & sums for trunk in flow.trunk)

@@ -6,6 +6,7 @@ removed, by hand. `CASES` are the models with layers, `NEGATIVES` those without 
 
 from own_zoo.adders import ADDERS
 from own_zoo.anew import ANEW
+from own_zoo.carried import CARRIED
 from own_zoo.case import Case
 from own_zoo.executions import EXECUTIONS
 from own_zoo.groups import GROUPS
@@ -25,7 +26,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS,
+    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS, *CARRIED,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
