@@ -49,13 +49,13 @@ def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tu
 
 def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
     """What a block's stream begins with, where that is made inside the block: an update of nothing, closed with it or
-    (unless it is a linear map, a shortcut) left open."""
+    (unless it is a linear map, a shortcut, or the gate gives the block's input back) left open."""
     closed, mine = {u.branch for u in m.updates if u.branch == u.sum}, [u for u in m.updates if u.branch != u.sum]
     for b in begun(flow, m.call, mine) if m.call is not None else ():
         name, v = flow.trace.calls[b.parts[-1].call].name, b.update.branch
         if v in closed:
             yield CoverageRow(name, "closed", m.block.name)
-        elif not flow.bypass[v] & b.update.roots:
+        elif m.block.definition != "identity" and not flow.bypass[v] & b.update.roots:
             reason = f"begins the stream that {m.block.name} adds to: it stays when the block is closed"
             yield CoverageRow(name, "open", "", reason)
 
