@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fog_a
 from fog_a.attributing.sighting import Decisions
 from fog_a.attributing.yardstick import norm
-from fog_a.errors import BadOutput, BadScores, Unsupported
+from fog_a.errors import BadScores, Unsupported
 from fog_a.flows.bare import flow_of
 from fog_a.flows.case import Case
 
@@ -80,15 +80,9 @@ class Switch(Net):
 
 def test_a_behaviour_that_was_switched_is_seen() -> None:
     net, x = Switch(), tokens()
-
-    def samples_first(m: Any, b: Any) -> Tensor:  # said, since rows of tokens do not depend on each other
-        return m(b)
-
-    assert fog_a.attribute(net, x, forward=samples_first, progress=False).info["strategy"] == "fanout"
+    assert fog_a.attribute(net, x, progress=False).info["strategy"] == "fanout"
     net.mix = True
-    with pytest.raises(BadOutput, match="expected the samples on the first axis of the output, got time"):
-        fog_a.attribute(net, x, how="loop", progress=False)
-    scores, loop = both(net, x, forward=samples_first)
+    scores, loop = both(net, x)
     np.testing.assert_allclose(scores.values, loop, **CLOSE)
     assert any("rows come out otherwise" in note for note in scores.info["notes"])
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fog_a.attributing.axes import alike
+from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import watch
+from fog_a.blocks.tap import tap
 from fog_a.errors import BadOutput, NotResidual, Unsupported
 from fog_a.flows.case import Case, fingerprint, narrowed, same_bits
 
@@ -49,11 +51,13 @@ def _calls(case: Case) -> list[tuple[str, str, str]]:
     return calls
 
 
-def check_samples_first(case: Case, v: Tensor) -> None:
-    """Raises BadOutput where a bare module's rows depend on each other along the first axis of batch and output, and do
-    not along the second: time comes first, then."""
+def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
+    """Raises BadOutput where time comes first: rows of a bare module depend on each other along the first axis of batch
+    and output, and not along the second. Where its blocks do not mix them, it is statistics of the batch instead."""
     bare = case.flow.timeless is not None and case.flow.override.forward is None
-    if bare and v.ndim > 2 and 1 not in v.shape[:2] and _alone(case, v, 0) is False and _alone(case, v, 1):
+    if not bare or v.ndim < 3 or 1 in v.shape[:2] or _alone(case, v, 0) is not False or not _alone(case, v, 1):
+        return
+    if _mixing(case, blocks, len(v)):
         raise BadOutput(
             f"expected the samples on the first axis of the output, got time: of {tuple(v.shape)} a row of the first "
             "axis depends on the others, and one of the second axis does not. Pass forward=lambda model, batch: "
@@ -64,7 +68,25 @@ def check_samples_first(case: Case, v: Tensor) -> None:
 def _alone(case: Case, v: Tensor, axis: int) -> bool | None:
     """Whether the first row gives the same alone; None: the model does not take it alone."""
     try:
-        one = Case(case.flow, narrowed(case.batch, axis, v.shape[axis]), case.t, case.seed, closed=case.closed).run()
+        return _same_row(_first_row(case, axis, v.shape[axis]).run(), v, axis)
     except FAILURES:
         return None
-    return alike(one.nan_to_num(), v.narrow(axis, 0, 1).nan_to_num())
+
+
+def _mixing(case: Case, blocks: Blocks, size: int) -> bool:
+    """Whether what a block gives out for the first row depends on the other rows, or a block cannot be read."""
+    outputs = []
+    for part in (_first_row(case, 0, size), case):
+        with tap(blocks) as h:
+            part.run()
+        outputs.append({b.name: h[b.name] for b in blocks if b.outputs})
+    row, whole = outputs
+    return len(row) < len(blocks) or not all(_same_row(h, whole[name], 0) for name, h in row.items())
+
+
+def _first_row(case: Case, axis: int, size: int) -> Case:
+    return Case(case.flow, narrowed(case.batch, axis, size), case.t, case.seed, closed=case.closed)
+
+
+def _same_row(row: Tensor, whole: Tensor, axis: int) -> bool:
+    return alike(row.nan_to_num(), whole.narrow(axis, 0, 1).nan_to_num())

@@ -80,7 +80,8 @@ def variants(
     budget = how if isinstance(how, Shared) else Shared()
     notes: list[str] = []
     wider = _joined(blocks, others, case.closed or ())
-    for strategy, shared in itertools.product(_order(case, blocks, how), [wider, blocks][len(wider) == len(blocks) :]):
+    sharing = [wider, blocks] if len(wider) > len(blocks) else [blocks]
+    for strategy, shared in itertools.product(_order(case, blocks, how), sharing):
         try:
             if strategy == "fanout":
                 run = _fanned(case, blocks, value, budget, discovery, shared)
@@ -93,7 +94,7 @@ def variants(
             continue
         run.notes = notes
         if how == "loop" or any(TALK in note for note in notes):
-            check_samples_first(case, run.base)
+            check_samples_first(case, blocks, run.base)
         return run
     raise Unsupported(f"{'; '.join(notes)}. Use how='auto' or 'loop', or give smaller batches")
 
