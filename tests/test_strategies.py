@@ -35,35 +35,28 @@ def attribute(module: nn.Module, batch: Any, strategy: str, **options: Any) -> f
     return fog_a.attribute(module, batch, how=way, progress=False, **options)
 
 
-def scored(spec: Spec) -> tuple[Net, fog_a.Scores]:
-    """A net whose scores are not all nearly zero, and the loop's."""
+def moving(spec: Spec) -> Net:
+    """A net whose scores are not all nearly zero."""
     net = build(spec)
     v = net.v()
     assume(max(score(net.v({k: 0}), v).max() for k in net.main) > 0.01)
-    return net, attribute(net.module, net.batch, "loop")
+    return net
 
 
 @random_nets
 @given(nets(dtypes=("float32", "float64", "bfloat16")))
 def test_prefix_is_bit_equal_to_one_at_a_time(spec: Spec) -> None:
-    net, loop = scored(spec)
-    prefix = attribute(net.module, net.batch, "prefix")
-    assert prefix.info["strategy"] == "prefix" and prefix.layers == loop.layers
-    np.testing.assert_array_equal(prefix.values, loop.values)
-
-
-@random_nets
-@given(nets())
-def test_what_finding_showed_is_not_run_again(spec: Spec) -> None:
-    """With the forward that blocks are found in as the clean run: the same coverage, the loop's bits."""
-    net, loop = scored(spec)
+    """With a clean run of its own, and with the forward that blocks are found in, which then covers the same."""
+    net = moving(spec)
+    loop, prefix = (attribute(net.module, net.batch, way) for way in ("loop", "prefix"))
     plain = fog_a.find_blocks(net.module, net.batch).coverage
     with mock.patch.object(clean, "WORTH", 0):  # else nets of this size are simply run
         kept = fog_a.find_blocks(net.module, net.batch).coverage
-        prefix = attribute(net.module, net.batch, "prefix")
+        shown = attribute(net.module, net.batch, "prefix")
     assert kept.passing == plain.passing and kept.rows == plain.rows
-    assert prefix.info["strategy"] == "prefix"
-    np.testing.assert_array_equal(prefix.values, loop.values)
+    for scores in (prefix, shown):
+        assert scores.info["strategy"] == "prefix" and scores.layers == loop.layers
+        np.testing.assert_array_equal(scores.values, loop.values)
 
 
 @pytest.mark.parametrize("samples", [3, 2000])
@@ -78,7 +71,8 @@ def test_a_first_call_runs_no_block_oftener_than_it_must(samples: int) -> None:
 @random_nets
 @given(nets())
 def test_fan_out_agrees_with_one_at_a_time(spec: Spec) -> None:
-    net, loop = scored(spec)
+    net = moving(spec)
+    loop = attribute(net.module, net.batch, "loop")
     fan = attribute(net.module, net.batch, "fanout")
     assert fan.info["strategy"] == "fanout" and fan.layers == loop.layers
     np.testing.assert_allclose(fan.values, loop.values, rtol=ROUNDING, atol=ROUNDING / 10)
@@ -88,7 +82,7 @@ def test_fan_out_agrees_with_one_at_a_time(spec: Spec) -> None:
 @given(nets(topologies=("stack", "stages", "tied", "lists", "dual")))
 def test_blocks_run_no_oftener_than_they_must(spec: Spec) -> None:
     """Block k in the clean run and in the k variants before it: L(L+1)/2 in all, counted at its weights."""
-    net, _ = scored(spec)
+    net = moving(spec)
     blocks = fog_a.find_blocks(net.module, net.batch).main
     modules = dict(net.module.named_modules())
     tied = spec.sizes[0] if spec.topology == "tied" else len(blocks)  # calls of one module are counted together
