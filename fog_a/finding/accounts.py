@@ -9,7 +9,7 @@ from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
 from fog_a.finding.parts import Part, begun
-from fog_a.finding.paths import Flow, Update
+from fog_a.finding.paths import Flow, Update, walk
 from fog_a.finding.sides import left_open, summed
 
 
@@ -62,24 +62,19 @@ def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
 
 def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bool]) -> bool:
     """Does the branch come from what gates close, by steps outside all blocks (`a x - b net(x)`)?"""
-    todo, seen, found = [u.branch], set[int](), False
     blocks = [c for m in made for c in (m.call, *(p.reader for p in m.parts)) if c is not None]
-    while todo:
-        v = todo.pop()
+
+    def back(v: int) -> list[int]:
         op = flow.trace.values[v].op
-        if v in seen or v == u.fork or op is None or not flow.any[v] & flow.forks[u.fork]:
-            continue
-        seen.add(v)
-        if not closed.get(v, True) or any(flow.trace.inside(op.call, c) for c in blocks if v not in closed):
-            return False
-        found = found or v in closed
-        todo += () if v in closed else op.reads
-    return found
+        before = () if op is None or v in closed else op.reads
+        return [w for w in before if w != u.fork and flow.trace.values[w].op and flow.any[w] & flow.forks[u.fork]]
 
+    def is_outside(v: int) -> bool:
+        op = flow.trace.values[v].op
+        return op is None or not any(flow.trace.inside(op.call, c) for c in blocks)
 
-def _within(flow: Flow, o: Update, u: Update) -> bool:
-    """Does `o` lie between the fork and the branch of `u`?"""
-    return u.fork < o.sum <= u.branch and bool(flow.any[u.branch] & flow.forks[o.sum])
+    way = list(walk([u.branch], back))
+    return any(v in closed for v in way) and all(closed[v] if v in closed else is_outside(v) for v in way)
 
 
 def _row(
@@ -101,7 +96,7 @@ def _inside(flow: Flow, u: Update, m: Made) -> bool:
     """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
     if any(flow.trace.inside(u.op.call, c) for c in (m.call, *(p.reader for p in m.parts)) if c is not None):
         return True
-    return any(_within(flow, u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
+    return any(flow.in_branch(u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
 
 
 def _given(flow: Flow, m: Made) -> list[tuple[int, int]]:
@@ -123,7 +118,7 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     branch = next((b for b in levels.owned.get(u.owner, ()) if b.update is u), None)
     if branch is None:
         return "added inside a branch, or to what no later layer goes on from"
-    if any(_within(flow, o, u) for m in made for o in m.updates):
+    if any(flow.in_branch(o, u) for m in made for o in m.updates):
         return "taken for a long skip: its branch holds layers"
     if not branch.parts:
         shortcut = ", its shortcut is not the identity" if u.projection else ""

@@ -60,8 +60,7 @@ class Finder:
     def _with_beginnings(self, layers: Sequence[Layer]) -> list[Layer]:
         """A layer's stream may begin inside it, with what its like adds (attention over the sums of groups of layers):
         that is a part of its update."""
-        names = {p: [self.trace.calls[c].name for c in (p.call, p.reader)] for x in layers for p in x.parts}
-        work = {pattern(name) for both in names.values() for name in both}
+        work = {pattern(self.trace.calls[c].name) for x in layers for p in x.parts for c in (p.call, p.reader)}
         out = []
         for layer in layers:
             new = [] if layer.call is None else begun(self.flow, layer.call, [b.update for b in layer.branches])
@@ -125,7 +124,8 @@ class Finder:
         for part, group in by_part.items():
             name = self._called(part.reader)
             if twice[name] > 1:  # one module with an update for each of several streams
-                name += "".join(f"[{key}]" for key in part.leaves[0]) or f"[{group[0].update.order}]"
+                order = next(i for i, op in enumerate(self.trace.ops) if op is group[0].update.op)
+                name += "".join(f"[{key}]" for key in part.leaves[0]) or f"[{order}]"
             out.append(
                 self._made(
                     None,

@@ -9,8 +9,8 @@ from typing import Any
 
 from fog_a.blocks.block import GatePoint, Source, TapPoint
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import NONLINEAR, base, effect
-from fog_a.finding.parts import Branch, Layer, giving
+from fog_a.finding.operations import NONLINEAR
+from fog_a.finding.parts import Branch, Layer
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.sides import beginnings, sides
@@ -46,13 +46,12 @@ class Gates:
 
     def _shortcut(self, call: int, u: Update) -> dict[LeafPath, Source]:
         """Where a call gives out `shortcut(x) + update`, and no module gives the update: what the shortcut's gave."""
-        outs, calls = self.trace.calls[call].outputs, self.trace.calls
-        paths = [p for p, v in outs.items() if v == u.sum]
-        given = [c for c in giving(self.flow, u.stream) if c.id != call and self.trace.inside(c.id, call)]
+        paths, given = self.trace.calls[call].leaves(u.sum), self.flow.giving(u.stream, call)
         if not paths or not given:
             return {}
-        leaf = next(p for p, v in given[-1].outputs.items() if v == u.stream)
-        tap = TapPoint(given[-1].name, given[-1].nth, "output", leaf, self.trace.times[calls[given[-1].id].name])
+        shortcut = given[-1]
+        leaf = shortcut.leaves(u.stream)[0]
+        tap = TapPoint(shortcut.name, shortcut.nth, "output", leaf, self.trace.times[shortcut.name])
         return dict.fromkeys(paths, Source((), inside=tap))
 
     def _inside(
@@ -66,10 +65,8 @@ class Gates:
         outs = self.trace.calls[call].outputs
         parts: dict[int, dict[LeafPath, None]] = {}
         for path in [p for p, source in give.items() if source is None]:
-            inner = [c for c in giving(self.flow, outs[path]) if c.id != call and self.trace.inside(c.id, call)]
-            if inner:
-                leaves = {p: None for p, v in inner[-1].outputs.items() if v == outs[path]}
-                parts.setdefault(inner[-1].id, {}).update(leaves)
+            if inner := self.flow.giving(outs[path], call):
+                parts.setdefault(inner[-1].id, {}).update(dict.fromkeys(inner[-1].leaves(outs[path])))
                 del give[path]
         closed = {p: source for p, source in give.items() if source is not None}
         others = [b for b in branches if b not in open_ones and self._carried(b.update, call, closed)]
@@ -104,10 +101,10 @@ class Gates:
     def _bent(self, v: int, u: Update) -> bool:
         """Is something nonlinear done to this value before the sum?"""
         while v not in self.flow.forks:
-            ops = [op for op in self.flow.readers.get(v, ()) if op.makes]
+            ops = self.flow.readers[v]
             if len(ops) != 1 or len(ops[0].makes) != 1:
                 return False
-            if effect(base(ops[0].name)) & NONLINEAR:
+            if ops[0].kind.does & NONLINEAR:
                 return True
             v = ops[0].makes[0]
         return v != u.branch and bool(self.flow.bent[u.branch] & self.flow.forks[v])

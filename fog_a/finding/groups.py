@@ -7,10 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from fog_a.finding.likeness import Likeness
 from fog_a.finding.parts import Branch, Layer, in_order
 from fog_a.finding.paths import Flow, Update
-from fog_a.finding.places import Place, pattern, period
+from fog_a.finding.places import Place, content, pattern, period
 
 Group = tuple[Place | None, Layer]
 """A layer that a parent adds, and the list item that it is all in."""
@@ -19,10 +18,9 @@ Group = tuple[Place | None, Layer]
 class Groups:
     """Groups the updates that one call adds."""
 
-    def __init__(self, flow: Flow, like: Likeness) -> None:
+    def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.calls = flow.trace.calls
-        self.like = like
 
     def of(self, place: Place, steps: Collection[Branch]) -> list[Group]:
         """These updates of a call by item, or by what gives them; single ones only if another like them is added."""
@@ -34,14 +32,12 @@ class Groups:
         loose = [b for b in place.added if b in steps and self._is_stream(b)]
         for parts in dict.fromkeys(b.parts for b in loose):
             groups.append((None, self._layer([b for b in loose if b.parts == parts])))
-        work = Counter(self.like.work(x.branches) for _, x in groups)
+        work = Counter(self._work(x) for _, x in groups)
         lists = Counter(pattern(x.name) for _, x in groups)
         return [
             (p, x)
             for p, x in groups
-            if len({b.parts for b in x.branches}) > 1
-            or work[self.like.work(x.branches)] > 1
-            or lists[pattern(x.name)] > 1
+            if len({b.parts for b in x.branches}) > 1 or work[self._work(x)] > 1 or lists[pattern(x.name)] > 1
         ]
 
     def in_item(self, place: Place, added: Sequence[Layer], units: Sequence[Layer]) -> list[Layer]:
@@ -52,10 +48,14 @@ class Groups:
             return [_joined([*added, *units], added[0].name)]
         if len(added) == 1 and not units:
             return [replace(added[0], name=place.name)]
-        words = {self.like.word(p) for p in place.below}
-        if not added and len(place.below) == len(units) and len(words) > 1 == len({kind for kind, _ in words}):
+        words = {p.word for p in place.below}
+        if not added and len(place.below) == len(units) and len(words) > 1 == len({cls for cls, _ in words}):
             return [_joined(units, place.name)]
         return [*added, *units]
+
+    def _work(self, layer: Layer) -> tuple[str, ...]:
+        """What the modules of its branches do."""
+        return tuple(content(self.flow.trace, p.reader) for p in layer.parts)
 
     def _layer(self, branches: Sequence[Branch]) -> Layer:
         start = min(self.calls[p.call].start for b in branches for p in b.parts)
@@ -87,7 +87,7 @@ class Groups:
 
     def _periods(self, groups: list[Group]) -> list[Group]:
         """Where each item holds one update: those of one period are a layer (attention, feed-forward)."""
-        n, p = len(groups), period([self.like.work(x.branches) for _, x in groups])
+        n, p = len(groups), period([self._work(x) for _, x in groups])
         if p in (1, n):
             return groups
         return [(None, self._layer([b for _, x in groups[i : i + p] for b in x.branches])) for i in range(0, n, p)]

@@ -7,8 +7,9 @@ are no calls (Voicebox) is grouped by item.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fog_a.finding.groups import Groups
-from fog_a.finding.likeness import Likeness
 from fog_a.finding.parts import Branch, Layer, in_order, parts
 from fog_a.finding.passages import chain, through
 from fog_a.finding.paths import Flow, Update
@@ -21,14 +22,17 @@ class Levels:
 
     def __init__(self, flow: Flow, owned: dict[int, list[Update]]) -> None:
         self.flow, self.trace, self.calls = flow, flow.trace, flow.trace.calls
-        self.owned = {c: [Branch(u, tuple(parts(flow, u) or ())) for u in updates] for c, updates in owned.items()}
+        self.owned = {c: [Branch(u, parts(flow, u)) for u in updates] for c, updates in owned.items()}
         self.updates = [u for updates in owned.values() for u in updates]
         busy = {a for c in owned for a in self.trace.ancestors(c)}
         asides = Asides(flow, owned, busy)
         root = grow(self.trace, in_order(b for bs in self.owned.values() for b in bs if not asides.is_aside(b)), busy)
         self.places = {p.call: p for p in root.all() if p.call is not None}
-        self.like = Likeness(self.trace, self.owned, root)
-        self.groups = Groups(flow, self.like)
+        self.groups = Groups(flow)
+        items = {(p.list_name, p.word, p.name) for p in root.all() if p.numbered}
+        times = Counter((list_name, word) for list_name, word, _ in items)
+        self.repeated = {word for (_, word), n in times.items() if n > 1}
+        """Words that stand twice in one list."""
         self._layers_in: dict[int, list[Layer]] = {}
 
     # ---- the walk from the top
@@ -70,24 +74,24 @@ class Levels:
 
     def _within(self, u: Update, others: list[Update]) -> bool:
         """Is this a residual inside the branch of another?"""
-        return any(o.fork < u.sum and self.flow.any[o.branch] & self.flow.forks[u.sum] for o in others)
+        return any(self.flow.in_branch(u, o) for o in others)
 
     # ---- is this call a layer?
 
     def _is_layer(self, call: int) -> bool:
         """Is this call one residual unit, rather than a stack of them or a part of one?"""
-        place, kind, adds = self.places[call], self.calls[call].kind, call in self.owned
+        place, cls, adds = self.places[call], self.calls[call].cls, call in self.owned
         if self._is_stage(call) or (adds and self._is_network(call)):
             return False
-        again = len({p.name for c, p in self.places.items() if self.calls[c].kind is kind}) > 1
+        again = len({p.name for c, p in self.places.items() if self.calls[c].cls is cls}) > 1
         if adds:
             return again or self._is_lone_unit(call)
         return (again or place.numbered) and self._is_made_of(call, self._kids(place))
 
     def _is_lone_unit(self, call: int) -> bool:
         """Without its like: does a stream pass through it (a U-Net's middle), and does it hold no stack?"""
-        below = map(self.like.word, self.places[call].all()[1:])
-        return self.like.repeated.isdisjoint(below) and bool(through(self.flow, call))
+        below = (p.word for p in self.places[call].all()[1:])
+        return self.repeated.isdisjoint(below) and bool(through(self.flow, call))
 
     def _is_made_of(self, call: int, kids: list[Place]) -> bool:
         """Are its children sub-layers of it: none adds to a stream twice, as a block of several does; all on one way
@@ -107,13 +111,13 @@ class Levels:
         item that adds more itself, or one update for each of them to what it gives out (HiFi-GAN's dilations)."""
         place = self.places[call]
         kids = self._kids(place)
-        words, lists = [self.like.word(p) for p in kids], {p.list_name for p in kids if p.numbered}
+        words, lists = [p.word for p in kids], {p.list_name for p in kids if p.numbered}
         items = [p for p in kids if p.call is None]
         if not lists or (place.in_list and (place.added or (items and self._gives_out(call, items)))):
             return False
-        if len(kids) > 1 and len({kind for kind, _ in words}) == 1 and period(words) == len(words):
+        if len(kids) > 1 and len({cls for cls, _ in words}) == 1 and period(words) == len(words):
             return False
-        return len(kids) == 1 or len(lists) > 1 or bool(items) or not self.like.repeated.isdisjoint(words)
+        return len(kids) == 1 or len(lists) > 1 or bool(items) or not self.repeated.isdisjoint(words)
 
     def _gives_out(self, call: int, items: list[Place]) -> bool:
         """Does each item add one update to what the call gives out?"""
@@ -147,14 +151,14 @@ class Levels:
         return any(not self._within(b.update, own) for c in rest for b in self.owned[c])
 
     def _of_its_kind(self, call: int) -> list[int]:
-        return [c for c in self.owned if self.calls[c].kind is self.calls[call].kind and c != call]
+        return [c for c in self.owned if self.calls[c].cls is self.calls[call].cls and c != call]
 
     def _has_layers_elsewhere(self, call: int) -> bool:
         """Are there layers like those in it outside all calls of its kind, and outside what adds updates itself?"""
-        held = {self.like.word(self.places[x.call]) for x in self.layers(call) if x.call is not None}
+        held = {self.places[x.call].word for x in self.layers(call) if x.call is not None}
         units = {*self._of_its_kind(call), call, *(c for c in self.owned if self.calls[c].name)}
         return any(
-            self.like.word(place) in held and units.isdisjoint({*self.trace.ancestors(c)} - {c})
+            place.word in held and units.isdisjoint({*self.trace.ancestors(c)} - {c})
             for c, place in self.places.items()
             if c in self.owned
         )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from fog_a.finding.operations import MIXING, base, effect
+from fog_a.finding.operations import MIXING
 from fog_a.finding.parts import zero_if
-from fog_a.finding.paths import Flow, Update, operands, reached, union
+from fog_a.finding.paths import Flow, Update, bends_from, operands, union, walk
 
 
 def own(flow: Flow) -> dict[int, list[Update]]:
@@ -33,7 +33,7 @@ def _contains(flow: Flow, u: Update, call: int) -> bool:
     if u.projection and not _visible(flow, u.fork, call):
         return False
     trunk, inputs = flow.bypass if u.projection else flow.trunk, set(flow.trace.calls[call].inputs.values())
-    if not reached(flow, u.branch, u.starts, call, {v for v in inputs if trunk[v] & u.starts}):
+    if not bends_from(flow, u.branch, u.starts, call, {v for v in inputs if trunk[v] & u.starts}):
         return False
     outside = {v for v in inputs if flow.bends[v] & u.roots and not trunk[v] & u.roots}
     return outside.isdisjoint(_sources(flow, u, call))
@@ -41,14 +41,13 @@ def _contains(flow: Flow, u: Update, call: int) -> bool:
 
 def _sources(flow: Flow, u: Update, call: int) -> set[int]:
     """The values from the branch backwards, inside the call, by its larger factors and its summands."""
-    inputs, todo, seen = set(flow.trace.calls[call].inputs.values()), [u.branch], set[int]()
-    while todo:
-        v = todo.pop()
-        if v not in seen:
-            seen.add(v)
-            every, pieces = (True, []) if v in inputs else zero_if(flow, u, v, call)
-            todo += pieces if every else pieces[:1]
-    return seen
+    inputs = set(flow.trace.calls[call].inputs.values())
+
+    def back(v: int) -> list[int]:
+        every, pieces = (True, []) if v in inputs else zero_if(flow, u, v, call)
+        return pieces if every else pieces[:1]
+
+    return set(walk([u.branch], back))
 
 
 def _visible(flow: Flow, v: int, call: int) -> bool:
@@ -70,31 +69,28 @@ def _goes_on(flow: Flow, u: Update) -> bool:
     outs = [
         [bool(flow.passed[v] & bit) for v in flow.trace.calls[c].outputs.values() if flow.any[v] & bit] for c in inner
     ]
-    further = union(flow.trunk, (w.stream for w in flow.updates)) & bit
-    return all(any(passed) if further else all(passed) for passed in outs if passed)
+    return all(any(passed) if flow.streams & bit else all(passed) for passed in outs if passed)
 
 
 def _kept_inside(flow: Flow, u: Update) -> bool:
     """Is the sum read for the branches of others alone, and does nothing leave the owner but what it was mixed into?
     Then it is no stream. ResFormer's attention needs this: it adds the first layer's values to its own."""
-    further = union(flow.trunk, (o.stream for o in flow.updates))
-    if flow.trunk[u.stream] & flow.sums or further & (flow.forks[u.sum] | flow.trunk[u.branch]):
+    if flow.trunk[u.stream] & flow.sums or flow.streams & (flow.forks[u.sum] | flow.trunk[u.branch]):
         return False  # it goes on from an update, or an update from it or from what gave its branch (WaveNet's skip)
-    todo, seen = [(u.sum, True)], set[tuple[int, bool]]()
-    while todo:
-        step = v, straight = todo.pop()
-        if step in seen:
-            continue
-        seen.add(step)
-        readers = flow.readers.get(v, ())
-        if v == flow.trace.output or (straight and any(not flow.trace.inside(op.call, u.owner) for op in readers)):
-            return False
-        for op in readers:
+
+    def leaves(v: int, straight: bool) -> bool:
+        outside = any(not flow.trace.inside(op.call, u.owner) for op in flow.readers[v])
+        return v == flow.trace.output or (straight and outside)
+
+    def on(step: tuple[int, bool]) -> Iterator[tuple[int, bool]]:
+        v, straight = step
+        for op in flow.readers[v]:
             update = flow.by_sum.get(op.makes[0])
             if update is None or update.stream == v:
-                mixed = effect(base(op.name)) & MIXING and sum(bool(flow.inputs[p]) for p in operands(op, flow)) > 1
-                todo += [(w, update is not None or (straight and not mixed)) for w in op.makes]
-    return True
+                mixed = op.kind.does & MIXING and sum(bool(flow.inputs[p]) for p in operands(op, flow)) > 1
+                yield from ((w, update is not None or (straight and not mixed)) for w in op.makes)
+
+    return not any(leaves(*step) for step in walk([(u.sum, True)], on))
 
 
 def _leading(flow: Flow, updates: Sequence[Update]) -> list[Update]:
@@ -114,5 +110,5 @@ def _leading(flow: Flow, updates: Sequence[Update]) -> list[Update]:
 def _leads_on(flow: Flow, u: Update) -> bool:
     """Is the sum what the owner gives out, or the stream of a further update?"""
     ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates)]
-    ends += [w.fork for w in flow.updates if w.order in flow.coupled]
+    ends += [w.fork for w in flow.updates if w.sum in flow.coupled]
     return any(flow.on_way(v, u.sum) for v in ends)

@@ -6,12 +6,12 @@ sums, to the module calls that gave it: closing their outputs removes the update
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM, base, effect
-from fog_a.finding.paths import Flow, Update, operands, union
+from fog_a.finding.operations import MIXING, MOVE, SCALE, SUM
+from fog_a.finding.paths import Flow, Update, operands, union, walk
 from fog_a.finding.trace import Call, Op
 
 _ZERO_STAYS_ZERO = frozenset(
@@ -53,52 +53,46 @@ class Layer:
 
 
 def in_order(branches: Iterable[Branch]) -> tuple[Branch, ...]:
-    return tuple(sorted(branches, key=lambda b: b.update.order))
+    return tuple(sorted(branches, key=lambda b: b.update.sum))
 
 
-def parts(flow: Flow, u: Update) -> list[Part] | None:
-    """The module calls whose outputs, set to zero, remove this update; None if none do."""
-    closed: dict[int, frozenset[Part] | None] = {}
+def parts(flow: Flow, u: Update) -> tuple[Part, ...]:
+    """The module calls whose outputs, set to zero, remove this update; none where nothing does."""
+    closing: dict[int, frozenset[Part]] = {}
     needs: dict[int, tuple[bool, list[int]]] = {}
-    todo = [u.branch]
-    while todo:
-        v = todo.pop()
-        if v in closed or v in needs:
-            continue
-        calls = [
-            c
-            for c in giving(flow, v)
-            if not flow.trace.inside(u.op.call, c.id) and flow.trace.inside(c.id, u.owner) and c.id != u.owner
-        ]
+
+    def back(v: int) -> list[int]:
+        calls = [c for c in flow.giving(v, u.owner) if not flow.trace.inside(u.op.call, c.id)]
         if v == u.fork or flow.trunk[v] & flow.forks[u.fork]:
-            closed[v] = None  # the stream itself: it must stay
+            closing[v] = frozenset()  # the stream itself: it must stay
         elif calls:
-            closed[v] = frozenset([_part(flow, u, v, calls)])
+            closing[v] = frozenset([_part(flow, u, v, calls)])
         else:
             needs[v] = zero_if(flow, u, v, u.owner)
-            todo += needs[v][1]
-    for v in sorted(needs):  # what a value is made of is older
-        every, pieces = needs[v]
-        found = [closed[p] for p in pieces]
-        able = [c for c in found if c is not None]
-        closed[v] = frozenset[Part]().union(*able[: None if every else 1]) if able else None
-        if every and len(able) < len(found):
-            closed[v] = None
-    best = closed[u.branch]
-    return None if best is None else sorted(best, key=lambda p: p.call)
+            return needs[v][1]
+        return []
+
+    for v in sorted(walk([u.branch], back)):  # what a value is made of is older
+        if v in needs:
+            every, pieces = needs[v]
+            able = [closing[p] for p in pieces if closing[p]]
+            enough = len(able) == len(pieces) if every else bool(able)
+            closing[v] = frozenset[Part]().union(*able[: None if every else 1]) if enough else frozenset()
+    return tuple(sorted(closing[u.branch], key=lambda p: p.call))
 
 
-def begun(flow: Flow, call: int, updates: Iterable[Update]) -> list[Branch]:
+def begun(flow: Flow, call: int, updates: Collection[Update]) -> list[Branch]:
     """What the streams of these updates begin with, where modules inside the call make it anew: updates of nothing."""
-    outside, found = union(flow.trunk, flow.trace.calls[call].inputs.values()), dict[int, Branch]()
-    for u in updates:
-        for w in flow.updates:
-            ways, bent = flow.trunk[w.stream] | flow.passed[w.stream], flow.bends[w.stream] & outside
-            if (w is u or flow.on_way(u.stream, w.sum)) and bent and not w.projection | ways & (outside | flow.sums):
-                v, fork = w.stream, flow.latest(bent)
-                new = replace(w, sum=v, branch=v, fork=fork, owner=call, roots=outside, starts=flow.forks[fork])
-                found[v] = Branch(new, tuple(parts(flow, new) or ()))
-    return [b for b in found.values() if b.parts]
+    outside, beginnings = union(flow.trunk, flow.trace.calls[call].inputs.values()), dict[int, Branch]()
+    for w in flow.updates:
+        v, bent = w.stream, flow.bends[w.stream] & outside
+        if not bent or w.projection or flow.passed[v] & (outside | flow.sums):
+            continue
+        if any(w is u or flow.on_way(u.stream, w.sum) for u in updates):
+            fork = flow.latest(bent)
+            new = replace(w, sum=v, branch=v, fork=fork, owner=call, roots=outside, starts=flow.forks[fork])
+            beginnings[v] = Branch(new, parts(flow, new))
+    return [b for b in beginnings.values() if b.parts]
 
 
 def zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
@@ -106,41 +100,40 @@ def zero_if(flow: Flow, u: Update, v: int, call: int) -> tuple[bool, list[int]]:
     op = flow.trace.values[v].op
     if op is None or not flow.trace.inside(op.call, call):
         return True, []
-    name, fork = base(op.name), flow.forks[u.fork]
+    fork = flow.forks[u.fork]
     pieces = [p for p in operands(op, flow) if flow.any[p] & fork]
-    if "div" in name:
+    if "div" in op.name:
         return False, pieces[:1]
-    if name in SCALE:  # the larger factor is the value, the other one its gate
-        return False, sorted(pieces, key=lambda p: (-flow.full[p], not giving(flow, p)))
-    if name in SUM:
+    if op.kind is SCALE:  # the larger factor is the value, the other one its gate
+        return False, sorted(pieces, key=lambda p: (-flow.full[p], not flow.givers[p]))
+    if op.kind is SUM:
         rest = [p for p in operands(op, flow) if p not in pieces and not _zero(flow, p)]
         return True, [] if rest or _shifts(op) else pieces
-    stays = name in MOVE or name in ("alias", "sum", "mean") or (name in _ZERO_STAYS_ZERO and len(pieces) == 1)
+    stays = op.kind is MOVE or op.name in ("sum", "mean") or (op.name in _ZERO_STAYS_ZERO and len(pieces) == 1)
     return True, pieces if stays else []
 
 
 def _zero(flow: Flow, v: int) -> bool:
     """Was it made as zeros, to gather a sum in?"""
     op = flow.trace.values[v].op
-    return op is not None and base(op.name) in ("zeros", "zeros_like", "new_zeros", "zero")
+    return op is not None and op.name in ("zeros", "zeros_like", "new_zeros", "zero")
 
 
 def _shifts(op: Op) -> bool:
     """Is a number added?"""
-    return base(op.name) in ("add", "sub") and any(isinstance(a, (int, float)) and a != 0 for a in op.args[:2])
-
-
-def giving(flow: Flow, v: int) -> list[Call]:
-    """The calls that have `v` among their outputs, outermost and latest last."""
-    return [flow.trace.calls[c] for c in flow.givers.get(v, ())]
+    return op.name in ("add", "sub") and any(isinstance(a, (int, float)) and a != 0 for a in op.args[:2])
 
 
 def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
     frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
     point = (frame or calls)[-1] if frame else calls[0]
-    leaves = tuple(p for p, w in point.outputs.items() if w == v)
     makers = _makers(flow, u, v) or {point.id}
-    return Part(point.id, leaves, max(makers, key=lambda c: (flow.trace.parameters(c), c)), tuple(sorted(makers)))
+    return Part(
+        point.id,
+        tuple(point.leaves(v)),
+        max(makers, key=lambda c: (flow.trace.parameters(c), c)),
+        tuple(sorted(makers)),
+    )
 
 
 def _makers(flow: Flow, u: Update, v: int) -> set[int]:
@@ -149,22 +142,24 @@ def _makers(flow: Flow, u: Update, v: int) -> set[int]:
     able: set[int] = set()
     for w in _between(flow, u, v):
         op = trace.values[w].op
-        if op is not None and effect(base(op.name)) & MIXING:
-            made_in = [c.id for c in giving(flow, w)] if op.name == "opaque" else [op.call]
+        if op is not None and op.kind.does & MIXING:
+            made_in = [c.id for c in flow.givers[w]] if op.name == "opaque" else [op.call]
             able |= beside & {a for c in made_in for a in trace.ancestors(c)}
     return able - set(trace.ancestors(u.op.call))
 
 
 def _between(flow: Flow, u: Update, v: int) -> Iterator[int]:
     """The values between the fork and the branch operand, but for the smaller ones that scale or shift it."""
-    seen, todo, fork = set[int](), [v], flow.forks[u.fork]
-    while todo:
-        w = todo.pop()
-        if w in seen or flow.forks.get(w, 0) & u.starts or not flow.any[w] & fork:
-            continue
-        seen.add(w)
-        yield w
+    fork = flow.forks[u.fork]
+
+    def inner(values: Iterable[int]) -> list[int]:
+        return [w for w in values if flow.any[w] & fork and not flow.forks.get(w, 0) & u.starts]
+
+    def back(w: int) -> list[int]:
         op = flow.trace.values[w].op
-        if op is not None:
-            whole = [r for r in op.reads if flow.full[r] == flow.full[w] and flow.any[r] & fork]
-            todo.extend(whole if whole and base(op.name) in SCALE | SUM else op.reads)
+        if op is None:
+            return []
+        whole = [r for r in op.reads if flow.full[r] == flow.full[w] and flow.any[r] & fork]
+        return inner(whole if whole and op.kind in (SCALE, SUM) else op.reads)
+
+    return walk(inner([v]), back)

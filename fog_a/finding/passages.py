@@ -8,6 +8,7 @@ if an update came before it in this call (post-norm, relu after the addition).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,8 @@ from torch import Tensor
 from fog_a.blocks.block import Source
 from fog_a.blocks.tree import LeafPath
 from fog_a.finding.numbering import Numbering
-from fog_a.finding.operations import MOVE, NORM, POINTWISE, SCALE, SUM, base
-from fog_a.finding.paths import Flow, Update, operands
+from fog_a.finding.operations import MOVE, SCALE, SUM
+from fog_a.finding.paths import Flow, Update, operands, walk
 from fog_a.finding.trace import Op
 
 _KEEPS = frozenset("clone _to_copy to detach alias contiguous lift_fresh copy".split())
@@ -53,37 +54,22 @@ class Replay:
 
     def passages(self) -> dict[LeafPath, Source]:
         """The outputs that carry an updated stream, and where each of their elements comes from."""
-        found: dict[LeafPath, Source] = {}
-        bent: set[LeafPath] = set()
+        streams: dict[LeafPath, tuple[Source, bool]] = {}
         for path, v in self.flow.trace.calls[self.call].outputs.items():
-            if not self.values[v].floating or v in self.numbering.leaf_of:
-                continue
-            try:
-                carried = self.carried(v)
-            except (_Conflict, RuntimeError):  # torch refuses to replay what is no pure rearrangement
-                continue
-            if carried is not None and carried.updated:
-                source = self._source(carried)
-                if source is not None:
-                    found[path] = source
-                    bent |= {path} if carried.bent else set()
-        pure = {p.sources for path, p in found.items() if path not in bent}
-        return {path: p for path, p in found.items() if path not in bent or p.sources not in pure}  # not a normed copy
+            if self.values[v].floating and v not in self.numbering.leaf_of:
+                with contextlib.suppress(_Conflict, RuntimeError):  # torch replays pure rearrangements alone
+                    c = self.carried(v)
+                    source = self._source(c) if c is not None and c.updated else None
+                    if c is not None and source is not None:
+                        streams[path] = source, c.bent
+        pure = {source.sources for source, bent in streams.values() if not bent}  # a normed copy of one is no stream
+        return {path: source for path, (source, bent) in streams.items() if not bent or source.sources not in pure}
 
     def carried(self, v: int) -> Carried | None:
-        """What value `v` holds of the inputs; values are visited in order of time, so that depth is no limit."""
-        todo = [v]
-        while todo:
-            w = todo[-1]
-            if w in self._known:
-                todo.pop()
-                continue
-            before = [p for p in self._before(w) if p not in self._known]
-            if before:
-                todo += before
-            else:
+        """What value `v` holds of the inputs."""
+        for w in sorted(walk([v], self._before)):  # what a value is made of is older
+            if w not in self._known:
                 self._known[w] = self._follow(w)
-                todo.pop()
         return self._known[v]
 
     def _inside(self, v: int) -> Op | None:
@@ -97,14 +83,13 @@ class Replay:
             return []
         if update is not None:
             return [] if update.projection else [update.stream]
-        name = base(op.name)
-        if name in MOVE or name == "alias":
-            return operands(op, self.flow)
-        if name in SUM or name in SCALE or name in NORM or name in POINTWISE:
-            pieces = operands(op, self.flow)
-            whole = [p for p in pieces if self.flow.full[p] == self.flow.full[v]]
-            return whole if name not in SUM else whole + [p for p in pieces if self._is_total(p) and p not in whole]
-        return []
+        if "passed" not in op.kind.ways:
+            return []
+        pieces = operands(op, self.flow)
+        if op.kind is MOVE:
+            return pieces
+        whole = [p for p in pieces if self.flow.full[p] == self.flow.full[v]]
+        return whole + [p for p in pieces if op.kind is SUM and self._is_total(p) and p not in whole]
 
     def _is_total(self, v: int) -> bool:
         """Is this an input of the call that begins as a parameter? A sum broadcasts it, and is its update."""
@@ -113,30 +98,26 @@ class Replay:
     def _follow(self, v: int) -> Carried | None:
         """What `v` holds, from what its operands hold: one rule for each kind of operation."""
         if v in self.numbering.leaf_of:
-            return Carried(self.numbering.leaf_of[v], None, updated=False, upstream=self._is_stream(v))
+            upstream = bool(self.flow.trunk[v] & self.flow.sums)
+            return Carried(self.numbering.leaf_of[v], None, updated=False, upstream=upstream)
         op = self._inside(v)
         held = {p: c for p in self._before(v) if (c := self._known[p]) is not None}
         if op is None or not held:
             return None
-        name, (p, c) = base(op.name), next(iter(held.items()))
+        p, c = next(iter(held.items()))
         if v in self.flow.by_sum:
             if self._inside(self.flow.by_sum[v].branch) is None:
                 raise _Conflict  # the sum of two inputs: the update is another call's
             return self._filled(self._fit(v, p, replace(c, updated=True)))
-        if name in _KEEPS and self.values[p].shape == self.values[v].shape:
+        if op.name in _KEEPS and self.values[p].shape == self.values[v].shape:
             return c
-        if name in MOVE or name == "alias":
+        if op.kind is MOVE:
             return self._moved(v, op, held)
-        if name in SUM:
+        if op.kind is SUM:
             return self._summed(v, op, held)
-        if name in SCALE:
+        if op.kind is SCALE:
             return self._scaled(v, held)
         return replace(self._fit(v, p, c), bent=True) if c.updated else None  # a norm or an activation
-
-    def _is_stream(self, v: int) -> bool:
-        """Was its trunk updated before it came in?"""
-        sums = (u.sum for u in self.flow.updates if u.sum in self.flow.forks)
-        return any(self.flow.trunk[v] & self.flow.forks[s] for s in sums)
 
     def _moved(self, v: int, op: Op, held: Mapping[int, Carried]) -> Carried | None:
         """A rearrangement, replayed on element numbers."""
@@ -227,7 +208,7 @@ def chain(flow: Flow, call: int) -> list[Update]:
     for v in flow.trace.calls[call].outputs.values():
         bits |= flow.passed[v]
     way: list[Update] = []
-    for u in sorted(flow.updates, key=lambda u: u.sum, reverse=True):
+    for u in reversed([*flow.updates]):
         if flow.forks[u.sum] & bits and flow.trace.inside(u.op.call, call):
             way.append(u)
             bits |= flow.bypass[u.stream]

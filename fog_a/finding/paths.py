@@ -8,18 +8,21 @@ something that mixes elements, or both. They are one recursion over the operatio
 
     paths[need][out] = ∪ paths[need & ~what the operation does][operand]
 
-The *ways* (trunk, level, bypass, passed) are narrower: a stream goes on along them, through operations of some kinds.
+The *ways* (trunk, level, bypass, passed) are narrower: a stream goes on along them, through the kinds of operations
+that the table in `operations` says.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from fog_a.finding.operations import LINEAR, MIXING, NONLINEAR, SCALE, base, effect
-from fog_a.finding.trace import Op, Ref, Trace
+from fog_a.finding.operations import LINEAR, MIXING, NONLINEAR, SCALE, Kind
+from fog_a.finding.trace import Call, Op, Ref, Trace
 
 
 @dataclass(eq=False)
@@ -37,7 +40,6 @@ class Update:
     branch: int
     fork: int
     projection: bool
-    order: int
     roots: int
     starts: int = 0
     owner: int = 0
@@ -50,7 +52,7 @@ class Flow:
     Attributes:
         named: model input → its bit. inputs: bits of the model inputs that a value depends on.
         linear: whether a mixing path alone makes an update.
-        coupled: sums that update a stream from another one's value: order → stream, branch, that value.
+        coupled: sums that update a stream from another one's value: sum → stream, branch, that value.
         forks: value → its bit. values: bit → value.
         full: elements before any expansion.
         trunk: forks that a value is a rearrangement or a multiple of, or a sum with. level: … also through norms and
@@ -68,6 +70,7 @@ class Flow:
             return [0] * len(self.trace.values)
 
         self.inputs, self.trunk, self.level, self.bypass, self.passed, self.wholly = (zeros() for _ in range(6))
+        self.ways = {"trunk": self.trunk, "level": self.level, "bypass": self.bypass, "passed": self.passed}
         self.paths = [zeros() for _ in range(4)]
         self.any, self.bent = self.paths[0], self.paths[NONLINEAR]
         self.bends = self.paths[MIXING if self.linear else NONLINEAR | MIXING]
@@ -75,32 +78,50 @@ class Flow:
         self.full = [math.prod(v.shape) for v in self.trace.values]
         self.forks: dict[int, int] = {}
         self.values: list[int] = []
-        self.updates: list[Update] = []
         self.by_sum: dict[int, Update] = {}
+        self.sums = 0
+        """The forks that are sums of updates: what has one on its trunk carries a stream."""
+
+    def carry(self, v: int, kind: Kind, operands: Collection[int]) -> None:
+        """The streams of these operands go on to `v`, through an operation of this kind."""
+        for way in kind.ways:
+            self.ways[way][v] = union(self.ways[way], operands)
+        if "passed" in kind.ways:
+            others = [self.any[w] & ~self.wholly[w] for w in operands]
+            self.wholly[v] = union(self.wholly, operands) & ~union(others, range(len(others)))
+
+    @property
+    def updates(self) -> Collection[Update]:
+        """All updates, in order of time."""
+        return self.by_sum.values()
+
+    @functools.cached_property
+    def streams(self) -> int:
+        """The forks on the streams of updates."""
+        return union(self.trunk, (u.stream for u in self.updates))
 
     @functools.cached_property
     def readers(self) -> dict[int, list[Op]]:
-        """The operations that read a value."""
-        readers: dict[int, list[Op]] = {}
+        """The operations that read a value and make another."""
+        readers: dict[int, list[Op]] = defaultdict(list)
         for op in self.trace.ops:
-            for v in op.reads:
-                readers.setdefault(v, []).append(op)
+            for v in op.reads if op.makes else ():
+                readers[v].append(op)
         return readers
 
     @functools.cached_property
-    def givers(self) -> dict[int, list[int]]:
+    def givers(self) -> dict[int, list[Call]]:
         """The calls that give a value out, outermost and latest last."""
-        givers: dict[int, list[int]] = {}
+        givers: dict[int, list[Call]] = defaultdict(list)
         for call in self.trace.calls[1:]:
             if call.name or call.parent > 0:
                 for v in dict.fromkeys(call.outputs.values()):
-                    givers.setdefault(v, []).append(call.id)
+                    givers[v].append(call)
         return givers
 
-    @functools.cached_property
-    def sums(self) -> int:
-        """The forks that are sums of updates: what has one on its trunk carries a stream."""
-        return union(self.forks, (u.sum for u in self.updates))
+    def giving(self, v: int, inside: int) -> list[Call]:
+        """The calls below this one that give a value out, outermost and latest last."""
+        return [c for c in self.givers[v] if c.id != inside and self.trace.inside(c.id, inside)]
 
     @functools.cached_property
     def line(self) -> set[int]:
@@ -111,16 +132,18 @@ class Flow:
 
     def made_of(self, values: Iterable[int], whole: bool = True) -> set[int]:
         """All values that these are made of; `whole=False`: without the branches of updates."""
-        todo, seen = list(values), set[int]()
-        while todo:
-            v = todo.pop()
-            if v in seen:
-                continue
-            seen.add(v)
+
+        def before(v: int) -> Sequence[int]:
             op, update = self.trace.values[v].op, None if whole else self.by_sum.get(v)
-            if op is not None:
-                todo += op.reads if update is None or self._is_network(update) else [update.stream]
-        return seen
+            if op is None:
+                return ()
+            return op.reads if update is None or self._is_network(update) else [update.stream]
+
+        return set(walk(values, before))
+
+    def in_branch(self, o: Update, u: Update) -> bool:
+        """Does the update `o` lie in the branch of `u`, since its fork?"""
+        return u.fork < o.sum and bool(self.any[u.branch] & self.forks[o.sum])
 
     def _is_network(self, u: Update) -> bool:
         since = (o for o in self.updates if u.fork < o.sum < u.sum)
@@ -148,45 +171,54 @@ class Flow:
         return self.values[bits.bit_length() - 1]
 
 
+State = TypeVar("State", bound=Hashable)
+
+
+def walk(starts: Iterable[State], onward: Callable[[State], Iterable[State]]) -> Iterator[State]:
+    """All that is reached from these by such steps, each once."""
+    todo, seen = list(starts), set[State]()
+    while todo:
+        state = todo.pop()
+        if state not in seen:
+            seen.add(state)
+            yield state
+            todo += onward(state)
+
+
 def operands(op: Op, flow: Flow) -> list[int]:
     """The floating values an operation moves or combines, in order of its arguments."""
-    name, args = base(op.name), op.args
-    if name in ("copy", "lift_fresh") and len(args) > 1:
+    args = op.args
+    if op.name in ("copy", "lift_fresh") and len(args) > 1:
         args = args[1:]  # what was there before is overwritten
     every = (*args, *op.kwargs.values())
     found = [r.value for a in every for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
     return [v for v in dict.fromkeys(found or op.reads) if flow.trace.values[v].floating]
 
 
-def reached(
-    flow: Flow, start: int, forks: int, call: int | None = None, homes: Iterable[int] = (), carried: Sequence[int] = ()
-) -> int:
-    """The forks (or homes: values that have some of them among `carried`) where the ways back from `start`, inside
-    `call` or inside one stream, come to an end after something nonlinear and something mixing."""
-    trace, found = flow.trace, 0
-    todo, seen = [(start, MIXING if flow.linear else NONLINEAR | MIXING)], set[tuple[int, int]]()
-    while todo:
-        step = v, need = todo.pop()
-        if step in seen or not flow.any[v] & forks:
-            continue
-        seen.add(step)
-        if flow.forks.get(v, 0) & forks or v in homes:
-            found |= 0 if need else ((carried or flow.trunk)[v] | flow.forks.get(v, 0)) & forks
-            continue
-        op = trace.values[v].op
-        if op is None or (v in flow.by_sum if call is None else not trace.inside(op.call, call)):
-            continue  # by_sum: another stream
-        need &= ~effect(base(op.name))
+def bends_from(flow: Flow, start: int, forks: int, call: int | None = None, homes: Collection[int] = ()) -> list[int]:
+    """The values (with these forks, or among `homes`) from which `start` is made, inside `call` or inside one stream,
+    by something nonlinear and something mixing."""
+
+    def is_end(v: int) -> bool:
+        return bool(flow.forks.get(v, 0) & forks) or v in homes
+
+    def back(step: tuple[int, int]) -> list[tuple[int, int]]:
+        v, need = step
+        op = flow.trace.values[v].op
+        if is_end(v) or op is None or (v in flow.by_sum if call is None else not flow.trace.inside(op.call, call)):
+            return []  # by_sum: another stream
+        need &= ~op.kind.does
         if need & NONLINEAR and shared(flow, op) & forks:
             need &= ~NONLINEAR
-        todo += [(r, need) for r in op.reads]
-    return found
+        return [(r, need) for r in op.reads if flow.any[r] & forks]
+
+    needed = MIXING if flow.linear else NONLINEAR | MIXING
+    return [v for v, need in walk([(start, needed)], back) if not need and is_end(v)]
 
 
 def shared(flow: Flow, op: Op) -> int:
     """Forks on which at least two factors of a product depend."""
-    name = base(op.name)
-    if name not in SCALE and name not in LINEAR and name not in ("addcmul", "addcdiv", "lerp"):
+    if op.kind not in (SCALE, LINEAR) and op.name not in ("addcmul", "addcdiv", "lerp"):
         return 0
     seen = twice = 0
     for v in op.reads:
@@ -196,6 +228,7 @@ def shared(flow: Flow, op: Op) -> int:
 
 
 def union(sets: Sequence[int] | dict[int, int], values: Iterable[int]) -> int:
+    """Whatever is in the set of any of these values."""
     out = 0
     for v in values:
         out |= sets[v]

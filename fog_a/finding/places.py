@@ -7,12 +7,18 @@ layer is can be asked alike of both.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from fog_a.finding.parts import Branch, in_order
 from fog_a.finding.trace import Trace
+
+Word = tuple[type | None, frozenset[str]]
+"""The kind of a module and of the work it does: a generic wrapper around attention is not one around an MLP."""
 
 
 @dataclass(eq=False)
@@ -24,6 +30,7 @@ class Place:
         below: the places in it, in order of execution.
     """
 
+    trace: Trace
     name: str
     call: int | None
     added: list[Branch] = field(default_factory=list)
@@ -35,7 +42,7 @@ class Place:
         """A call in this place, or its item of this name: a new one, if another of its list came between."""
         key = pattern(name) if call is None else call
         if key not in self._last or self._last[key].name != name:
-            self._last[key] = Place(name, call)
+            self._last[key] = Place(self.trace, name, call)
             self.below.append(self._last[key])
         return self._last[key]
 
@@ -64,13 +71,23 @@ class Place:
         """All updates in it."""
         return in_order([*self.added, *(b for p in self.below for b in p.branches)])
 
+    @functools.cached_property
+    def word(self) -> Word:
+        """What it is and does: two places of one word are alike."""
+        cls, below = None, [p.call for p in self.below if p.call]
+        if self.call is not None:
+            cls, below = self.trace.calls[self.call].cls, self.trace.calls[self.call].children
+        own = self.added if self.call is None else [b for b in self.branches if b.update.owner == self.call]
+        makers = {c for b in own for p in b.parts for c in p.makers}
+        return cls, frozenset(content(self.trace, c) for c in makers or below)
+
     def all(self) -> list[Place]:
         return [self, *(p for q in self.below for p in q.all())]
 
 
 def grow(trace: Trace, branches: Sequence[Branch], busy: Collection[int]) -> Place:
     """The tree of places of these updates. `busy`: calls that hold updates."""
-    root = Place("", 0)
+    root = Place(trace, "", 0)
     for b in branches:
         place = root
         for name, call in _way(trace, b, busy):
@@ -101,7 +118,7 @@ def _runs(trace: Trace, visit: Place) -> list[Place]:
     added, below = [b.parts[0].reader for b in visit.added], [p.call or 0 for p in visit.below]
     calls = sorted({*added, *below})
     length = period([trace.calls[c].name for c in calls])
-    runs = [Place(visit.name, None) for _ in range(0, len(calls), length)]
+    runs = [Place(trace, visit.name, None) for _ in range(0, len(calls), length)]
     for call, b in zip(added, visit.added, strict=True):
         runs[calls.index(call) // length].added.append(b)
     for call, p in zip(below, visit.below, strict=True):
@@ -110,6 +127,15 @@ def _runs(trace: Trace, visit: Place) -> list[Place]:
 
 
 # ---- names
+
+
+def content(trace: Trace, call: int) -> str:
+    """The class of a module; of a plain sequence, the classes in it; of what calls one module only, that one's."""
+    me, name = trace.calls[call], trace.calls[call].cls.__qualname__
+    if me.cls is nn.Sequential:
+        return f"{name}({'+'.join(trace.calls[c].cls.__qualname__ for c in me.children)})"
+    inner = content(trace, me.children[0]) if len(me.children) == 1 else ""
+    return f"{name}({inner})" if inner else name
 
 
 def pattern(name: str) -> str:

@@ -100,7 +100,7 @@ class Recorder(Watching):
         kwargs = kwargs or {}
         reads, arguments = list[int](), list[Tensor]()
         ordinary = has_schema(func)
-        name = func.overloadpacket.__name__ if ordinary else func.name()
+        name = (func.overloadpacket.__name__ if ordinary else func.name()).rstrip("_")
         writes = written(func, args, kwargs)
         frozen_args = tuple([self._frozen(a, reads, arguments) for a in args])
         frozen_kwargs = {k: self._frozen(a, reads, arguments) for k, a in kwargs.items()}
@@ -110,12 +110,11 @@ class Recorder(Watching):
         if self.clean.record is not None and not self._inside:
             with torch._C._DisableTorchDispatch():
                 self.clean.record.note(func, args, kwargs, writes, out)
-        plain = name.rstrip("_")
-        if plain in _BLANK:
+        if name in _BLANK:
             reads = []
         op = Op(func, name, frozen_args, frozen_kwargs, tuple(dict.fromkeys(reads)), (), self.trace.running[-1])
-        if plain in _FUSED and len(args) > 2 and args[0].numel() == _size(out):
-            op = self._split(op, name, out)
+        if name in _FUSED and isinstance(out, Tensor) and len(args) > 2 and args[0].numel() == out.numel():
+            op = self._split(op, out)
         made = []
         for t in writes:
             self.trace.overwritten |= self.memory.values_of(t)
@@ -148,13 +147,11 @@ class Recorder(Watching):
         finally:
             self._inside -= 1
 
-    def _split(self, op: Op, name: str, out: Tensor) -> Op:
+    def _split(self, op: Op, out: Tensor) -> Op:
         """`addmm(h, x, W)` with a full-size h: a product that no tensor holds, and its addition to h."""
         h, *factors = op.args
         product = self.trace.add(out, None)
-        made = Op(
-            op.func, _FUSED[name.rstrip("_")], tuple(factors), {}, tuple(r.value for r in factors), (product,), op.call
-        )
+        made = Op(op.func, _FUSED[op.name], tuple(factors), {}, tuple(r.value for r in factors), (product,), op.call)
         self.trace.values[product].op = made
         self.trace.write_down(made)
         return Op(op.func, "add", (h, Ref(product)), {}, (h.value, product), (), op.call)
@@ -172,10 +169,6 @@ class Recorder(Watching):
         if isinstance(arg, (list, tuple)):
             return [self._frozen(a, reads, arguments) for a in arg]
         return arg
-
-
-def _size(out: Any) -> int:
-    return out.numel() if isinstance(out, Tensor) else -1
 
 
 def record(model: nn.Module, run: Callable[[], Any], room: int = 0) -> tuple[Trace, Clean | None]:

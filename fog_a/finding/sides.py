@@ -7,28 +7,42 @@ with it. What is read otherwise (values, masks, caches, codes) stays.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM, base
+from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM
 from fog_a.finding.parts import Branch
 from fog_a.finding.passages import through
-from fog_a.finding.paths import Flow, Update, operands, union
+from fog_a.finding.paths import Flow, Update, operands, union, walk
 from fog_a.finding.places import pattern
 from fog_a.finding.trace import Op
 
 
 def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collection[Update]) -> list[LeafPath]:
     """The output leaves of a layer that are closed with it, beside those that carry its streams."""
-    outs, trace = flow.trace.calls[call].outputs, flow.trace
-    main = {outs[p] for p in streams} | {
-        v for v in outs.values() for u in updates if flow.passed[v] & flow.forks[u.sum]
-    }
-    if not main:
-        return []
-    taken = {*main, *trace.calls[call].inputs.values()}
-    fresh = {p: v for p, v in outs.items() if trace.values[v].floating and v not in taken and flow.bent[v]}
-    return [p for p, v in fresh.items() if summed(flow, v, call)]
+    outs = flow.trace.calls[call].outputs
+    main = {outs[p] for p in streams} | _carrying(flow, call, updates)
+    return [p for p, v in _beside(flow, call, main).items() if summed(flow, v, call)] if main else []
+
+
+def left_open(flow: Flow, call: int, closed: Collection[int], updates: Collection[Update]) -> list[LeafPath]:
+    """The output leaves of a layer beside its streams that are read later, and that stay when these values are
+    closed."""
+    beside = _beside(flow, call, {*closed, *_carrying(flow, call, updates)})
+    return [p for p, v in beside.items() if any(not flow.trace.inside(op.call, call) for op in flow.readers[v])]
+
+
+def _carrying(flow: Flow, call: int, updates: Collection[Update]) -> set[int]:
+    """What a call gives out of the streams of these updates."""
+    outs = flow.trace.calls[call].outputs.values()
+    return {v for v in outs for u in updates if flow.passed[v] & flow.forks[u.sum]}
+
+
+def _beside(flow: Flow, call: int, taken: Collection[int]) -> dict[LeafPath, int]:
+    """What a call makes and gives out beside these values."""
+    me, values = flow.trace.calls[call], flow.trace.values
+    others = {p: v for p, v in me.outputs.items() if v not in taken and v not in me.inputs.values()}
+    return {p: v for p, v in others.items() if values[v].floating and flow.bent[v]}
 
 
 def beginnings(flow: Flow, call: int, leaves: Collection[LeafPath]) -> list[LeafPath]:
@@ -42,46 +56,30 @@ def beginnings(flow: Flow, call: int, leaves: Collection[LeafPath]) -> list[Leaf
 def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
     """Where what is made of this value by linear steps, outside the call, ends in a sum on the way to the output:
     (sum, summand)."""
-    found: list[tuple[int, int]] = []
-    todo, seen = [(v, False)], set[int]()
-    while todo:
-        w, joined = todo.pop()
-        if w in seen:
-            continue
-        seen.add(w)
-        for op in flow.readers.get(w, ()):
-            if flow.trace.inside(op.call, call) or not op.makes:
-                continue
-            if _is_sum(flow, op, joined):
-                if op.makes[0] in flow.line:
-                    found.append((op.makes[0], w))
-            elif _linear(flow, op):
-                todo += [(m, joined or base(op.name) in ("stack", "cat")) for m in op.makes]
-    return found
+
+    def readers(w: int) -> list[Op]:
+        return [op for op in flow.readers[w] if not flow.trace.inside(op.call, call)]
+
+    def on(step: tuple[int, bool]) -> Iterator[tuple[int, bool]]:
+        w, joined = step
+        for op in readers(w):
+            if _linear(flow, op) and not _is_sum(flow, op, joined):
+                yield from ((m, joined or op.name in ("stack", "cat")) for m in op.makes)
+
+    ends = ((op, w) for w, joined in walk([(v, False)], on) for op in readers(w) if _is_sum(flow, op, joined))
+    return [(op.makes[0], w) for op, w in ends if op.makes[0] in flow.line]
 
 
 def _is_sum(flow: Flow, op: Op, joined: bool) -> bool:
     """An addition of two, or a sum over what was stacked or joined."""
-    name = base(op.name)
-    return joined if name in ("sum", "mean") else name in SUM and len(operands(op, flow)) > 1
+    return joined if op.name in ("sum", "mean") else op.kind is SUM and len(operands(op, flow)) > 1
 
 
 def _linear(flow: Flow, op: Op) -> bool:
     """Is the result zero where the one operand that depends on the input is?"""
-    name = base(op.name)
-    if name in MOVE or name in POOL or name == "alias" or (name in SUM and len(operands(op, flow)) == 1):
+    if op.kind in (MOVE, POOL) or (op.kind is SUM and len(operands(op, flow)) == 1):
         return True
-    return name in (SCALE | LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
-
-
-def left_open(flow: Flow, call: int, closed: Collection[int], updates: Collection[Update]) -> list[LeafPath]:
-    """The output leaves of a layer that it makes itself, that are read later, and that stay when these values are
-    closed."""
-    me, trace = flow.trace.calls[call], flow.trace
-    streams = {v for v in me.outputs.values() for u in updates if flow.passed[v] & flow.forks[u.sum]}
-    taken = {*me.inputs.values(), *streams, *closed}
-    made = {p: v for p, v in me.outputs.items() if v not in taken and flow.bent[v] and trace.values[v].floating}
-    return [p for p, v in made.items() if any(not trace.inside(op.call, call) for op in flow.readers.get(v, ()))]
+    return op.kind in (SCALE, LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
 
 
 class Asides:
@@ -96,14 +94,14 @@ class Asides:
         layers = [p for p in b.parts if p.call in self.busy]
         if not layers:
             return (b.update.sum, b.update.branch) in self._sums
-        if b.update.order not in self.flow.coupled and any(self._gives_values(p.call, b.update) for p in layers):
+        if b.update.sum not in self.flow.coupled and any(self._gives_values(p.call, b.update) for p in layers):
             return False
         return any(self._beside_streams(p.call, p.leaves) for p in layers)
 
     def _gives_values(self, call: int, u: Update) -> bool:
         """Is what passes through it, beside this update of another stream, begun by its like: values, no stream?"""
         me, calls = self.flow.trace.calls[call], self.flow.trace.calls
-        alike = [c.id for c in calls if c.kind is me.kind and pattern(c.name) == pattern(me.name)]
+        alike = [c.id for c in calls if c.cls is me.cls and pattern(c.name) == pattern(me.name)]
         another = not union(self.flow.trunk, me.outputs.values()) & self.flow.trunk[u.stream]
         return another and not all(through(self.flow, c) for c in alike)
 

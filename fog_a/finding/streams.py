@@ -16,16 +16,9 @@ Their sums are seen once the streams are known. Where two streams meet in a sum,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fog_a.finding.operations import LINEAR, MIXING, MOVE, NONLINEAR, NORM, POINTWISE, POOL, SCALE, SUM, base, effect
-from fog_a.finding.paths import Flow, Update, operands, reached, shared, union
+from fog_a.finding.operations import LINEAR, MIXING, MOVE, NONLINEAR, NORM, OTHER, POINTWISE, REDUCE, SCALE, SUM, Kind
+from fog_a.finding.paths import Flow, Update, bends_from, operands, shared, union
 from fog_a.finding.trace import Op, Trace
-
-_ALL = ("trunk", "level", "bypass", "passed")
-_NORM = ("level", "bypass", "passed")
-_POOL = ("level", "bypass")
-"""The ways on which operations carry a stream. Linear maps of one moving operand: bypass. Activations: passed."""
 
 
 def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) -> Flow:
@@ -34,10 +27,10 @@ def analyse(trace: Trace, model_inputs: dict[int, int], linear: bool = False) ->
     flow = _analyse(Flow(trace, model_inputs, linear))
     if coupled := _coupled_sums(flow):
         flow = _analyse(Flow(trace, model_inputs, linear, coupled))
-        kept = {u.order: coupled[u.order] for u in flow.updates if u.order in coupled and _chained(flow, u)}
+        kept = {u.sum: coupled[u.sum] for u in flow.updates if u.sum in coupled and _chained(flow, u)}
         if kept != coupled:
             flow = _analyse(Flow(trace, model_inputs, linear, kept))
-    streams = _on_streams(flow)
+    streams = flow.sums | flow.streams
     for u in flow.updates:
         newest = flow.any[u.branch] & streams
         u.starts = u.roots | (flow.forks[flow.latest(newest)] & flow.bends[u.branch] if newest else 0)
@@ -50,9 +43,9 @@ def _analyse(flow: Flow) -> Flow:
         if value.op is None:
             flow.inputs[v] = flow.named.get(v, 0)
             _mark(flow, v)
-    for order, op in enumerate(trace.ops):
+    for op in trace.ops:
         if not opaque or opaque.isdisjoint(trace.ancestors(op.call)):
-            _follow(flow, op, order)
+            _follow(flow, op)
     return flow
 
 
@@ -65,9 +58,9 @@ def _mark(flow: Flow, v: int, always: bool = False) -> None:
             sets[v] |= bit
 
 
-def _follow(flow: Flow, op: Op, order: int) -> None:
+def _follow(flow: Flow, op: Op) -> None:
     """What the operation's results depend on, and on which ways they carry a stream."""
-    does, twice, inputs = effect(base(op.name)), shared(flow, op), union(flow.inputs, op.reads)
+    does, twice, inputs = op.kind.does, shared(flow, op), union(flow.inputs, op.reads)
     paths = [union(flow.paths[need & ~does], op.reads) for need in range(4)]
     if twice and not does & NONLINEAR:  # a product of two values that share a fork is nonlinear in it
         for need in (NONLINEAR, NONLINEAR | MIXING):
@@ -78,113 +71,110 @@ def _follow(flow: Flow, op: Op, order: int) -> None:
             for sets, bits in zip(flow.paths, paths, strict=True):
                 sets[v] = bits
     floating = bool(op.makes) and flow.trace.values[op.makes[0]].floating
-    update = _carried(flow, op, order) if floating else None
+    update = _carried(flow, op) if floating else None
     for v in op.makes:
         _mark(flow, v, always=update is not None)
+        flow.sums |= 0 if update is None else flow.forks[v]
         flow.inputs[v] = flow.named.get(v, flow.inputs[v])
 
 
-def _carried(flow: Flow, op: Op, order: int) -> Update | None:
+def _carried(flow: Flow, op: Op) -> Update | None:
     """Carry streams on to what `op` makes; an addition may turn out to be an update."""
-    name, out, pieces = base(op.name), op.makes[0], operands(op, flow)
-    if name in MOVE or name == "alias":
-        for v in op.makes:
-            if name in ("expand", "repeat") and pieces:
-                flow.full[v] = min(flow.full[v], flow.full[pieces[0]])
-            _carry(flow, v, pieces, _ALL)
-    elif name in SUM:
-        return _add(flow, op, name, order, pieces)
-    elif (stacked := _stacked(flow, op, name)) is not None:
-        return _add(flow, op, "add", order, stacked)
-    elif name in SCALE:
-        _scale(flow, name, out, pieces)
-    elif name in NORM:
-        _carry(flow, out, pieces[:1], _NORM)
-    elif name in POOL or (name in ("max", "amax", "mean") and len(op.args) > 1):
-        _carry(flow, out, pieces[:1], _POOL)
-    elif name in LINEAR:
-        moving = [v for v in pieces if flow.inputs[v]]
-        if len(moving) == 1:
-            flow.bypass[out] = flow.bypass[moving[0]]
-        elif len(moving) == 2:  # parallel streams mixed by weights that are computed from them (hyper-connections)
-            flow.bypass[out] = union([flow.trunk[v] & flow.bent[w] for v, w in (moving, moving[::-1])], (0, 1))
-    elif name in POINTWISE and len(pieces) == 1:
-        _carry(flow, out, pieces, ("passed",))
+    pieces = operands(op, flow) if op.kind is SUM else _stacked(flow, op)
+    if pieces:
+        return _add(flow, op, pieces)
+    pieces, out = operands(op, flow), op.makes[0]
+    kind, carriers = _carriers(flow, op, pieces)
+    if op.name in ("expand", "repeat") and pieces:
+        flow.full[out] = min(flow.full[out], flow.full[pieces[0]])
+    for v in op.makes if kind is MOVE else [out]:
+        flow.carry(v, kind, carriers)
+    moving = [v for v in pieces if flow.inputs[v]]
+    if kind is LINEAR and len(moving) == 2:
+        # parallel streams mixed by weights that are computed from them (hyper-connections)
+        flow.bypass[out] = union([flow.trunk[v] & flow.bent[w] for v, w in (moving, moving[::-1])], (0, 1))
+    if kind is SCALE:  # gated by its own input: no linear map
+        others = [v for v in pieces if v not in carriers]
+        flow.bypass[out] &= flow.trunk[out] | ~union(flow.paths[MIXING], others)
     return None
 
 
-def _stacked(flow: Flow, op: Op, name: str) -> list[int] | None:
+def _carriers(flow: Flow, op: Op, pieces: list[int]) -> tuple[Kind, list[int]]:
+    """As which kind of operation it carries streams on, and those of which operands."""
+    kind = op.kind
+    if kind is SCALE:
+        return _factor(flow, op, pieces)
+    if kind is LINEAR:
+        moving = [v for v in pieces if flow.inputs[v]]
+        return kind, moving if len(moving) == 1 else []
+    if kind is POINTWISE:
+        return kind, pieces if len(pieces) == 1 else []
+    if kind is REDUCE:
+        return kind, pieces[:1] if op.name in ("max", "amax", "mean") and len(op.args) > 1 else []
+    return kind, pieces if kind is MOVE else pieces[:1]
+
+
+def _stacked(flow: Flow, op: Op) -> list[int]:
     """`torch.stack([h, f]).sum(0)` is an addition: the two that were stacked, if that is what is summed."""
-    if name != "sum" or not op.reads:
-        return None
+    if op.name != "sum" or not op.reads:
+        return []
     made, dims = flow.trace.values[op.reads[0]], op.args[1] if len(op.args) > 1 else None
-    if made.op is None or base(made.op.name) != "stack" or not isinstance(dims, list) or len(dims) != 1:
-        return None
+    if made.op is None or made.op.name != "stack" or not isinstance(dims, list) or len(dims) != 1:
+        return []
     rank = len(made.shape)
     at = made.op.args[1] if len(made.op.args) > 1 else made.op.kwargs.get("dim", 0)
-    return operands(made.op, flow) if dims[0] % rank == at % rank else None
+    return operands(made.op, flow) if dims[0] % rank == at % rank else []
 
 
-def _carry(flow: Flow, out: int, pieces: Sequence[int], ways: Sequence[str]) -> None:
-    for way in ways:
-        sets: list[int] = getattr(flow, way)
-        sets[out] = union(sets, pieces)
-    if "passed" in ways:
-        beside = union([flow.any[p] & ~flow.wholly[p] for p in pieces], range(len(pieces)))
-        flow.wholly[out] = union(flow.wholly, pieces) & ~beside
-
-
-def _scale(flow: Flow, name: str, out: int, pieces: list[int]) -> None:
+def _factor(flow: Flow, op: Op, pieces: list[int]) -> tuple[Kind, list[int]]:
     """A product carries its full-size factor (of two, the updated one) if the others do not depend on its trunk."""
-    whole = [v for v in (pieces[:1] if "div" in name else pieces) if flow.full[v] == flow.full[out]]
-    whole = [v for v in whole if len(whole) == 1 or flow.trunk[v] & union(flow.forks, flow.by_sum)] or whole
+    size = flow.full[op.makes[0]]
+    whole = [v for v in (pieces[:1] if "div" in op.name else pieces) if flow.full[v] == size]
+    whole = [v for v in whole if len(whole) == 1 or flow.trunk[v] & flow.sums] or whole
     mixed = flow.paths[MIXING]
     for v in whole:
         others = [w for w in pieces if w != v]
         common = {w: c for w in others if (c := flow.any[w] & flow.trunk[v])}
         if not common and (len(whole) == 1 or not union(flow.inputs, others)):
-            _carry(flow, out, [v], _ALL)
-            flow.bypass[out] &= flow.trunk[out] | ~union(mixed, others)  # gated by its own input: no linear map
-            return
+            return SCALE, [v]
         if common and len(whole) == 1 and not any(mixed[w] & flow.forks[flow.latest(c)] for w, c in common.items()):
-            _carry(flow, out, [v], _NORM)  # x · rsqrt(mean x²): a norm
+            return NORM, [v]  # x · rsqrt(mean x²)
+    return OTHER, []
 
 
-def _add(flow: Flow, op: Op, name: str, order: int, pieces: list[int]) -> Update | None:
-    out, shape = op.makes[0], flow.trace.values[op.makes[0]].shape
+def _add(flow: Flow, op: Op, pieces: list[int]) -> Update | None:
+    name, out, shape = op.name, op.makes[0], flow.trace.values[op.makes[0]].shape
     whole = [v for v in pieces if flow.full[v] == flow.full[out]]
     if name in ("addcmul", "addcdiv", "lerp") and pieces:
         whole = pieces[:1] + [v for v in pieces[1:] if flow.full[v] == flow.full[out]][:1]
     if name in ("index_add", "scatter_add"):  # chosen elements only: the update may be smaller than the stream
         whole = pieces
     if len(pieces) == 2 and len(whole) == 1 and flow.any[pieces[1 - pieces.index(whole[0])]] & flow.trunk[whole[0]]:
-        _carry(flow, out, whole, _NORM)  # x - mean x: part of a norm
+        flow.carry(out, NORM, whole)  # x - mean x: part of a norm
         return None
     pair = whole if len(whole) == 2 else [v for v in pieces if flow.trace.values[v].shape == shape]
-    update = _update(flow, op, order, pair, both_ways=name != "sub") if len(pair) == 2 else None
-    if order in flow.coupled:
-        s, b, fork = flow.coupled[order]
-        update = Update(op, out, s, b, fork, False, order, flow.forks[fork])
-    _carry(flow, out, whole if update is None else [] if update.projection else [update.stream], _ALL)
+    update = _update(flow, op, pair, both_ways=name != "sub") if len(pair) == 2 else None
+    if out in flow.coupled:
+        s, b, fork = flow.coupled[out]
+        update = Update(op, out, s, b, fork, False, flow.forks[fork])
+    flow.carry(out, SUM, whole if update is None else [] if update.projection else [update.stream])
     if update is not None:
         flow.passed[out], flow.wholly[out] = union(flow.passed, whole), union(flow.wholly, whole)
-        flow.updates.append(update)
         flow.by_sum[out] = update
     return update
 
 
-def _update(flow: Flow, op: Op, order: int, pair: list[int], both_ways: bool) -> Update | None:
+def _update(flow: Flow, op: Op, pair: list[int], both_ways: bool) -> Update | None:
     """The update that a sum of these two is, if any: of the first by the second or (not a difference) the other way."""
     a, b = pair
     if flow.trunk[a] & flow.trunk[b] & flow.wholly[a] & flow.wholly[b]:
         return None
-    sums = union(flow.forks, flow.by_sum)
     for roots_of, projection in ((_roots, False), (_projected, True)):
         for s, f in ((a, b), (b, a)) if both_ways else ((a, b),):
-            if flow.full[s] < flow.full[f] and flow.passed[f] & sums:
+            if flow.full[s] < flow.full[f] and flow.passed[f] & flow.sums:
                 continue  # an embedding, expanded to the size of a stream
             if found := roots_of(flow, s, f):
-                return Update(op, op.makes[0], s, f, found[0], projection, order, found[1])
+                return Update(op, op.makes[0], s, f, found[0], projection, found[1])
     return None
 
 
@@ -196,7 +186,7 @@ def _roots(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
     fork = flow.latest(common)
     bit = flow.forks[fork]
     # linear in the newest value, perhaps not in an older one (weights made once)
-    roots = bit if flow.bends[b] & bit else reached(flow, b, common)
+    roots = bit if flow.bends[b] & bit else union(flow.trunk, bends_from(flow, b, common)) & common
     return (fork, roots | bit) if roots & ~bit or flow.bends[b] & bit else None
 
 
@@ -208,7 +198,7 @@ def _projected(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
     bit = flow.forks[fork := flow.latest(common)]
     if any(flow.trunk[s] & flow.forks[u.sum] for u in flow.updates if u.sum > fork):
         return None  # it is another stream
-    if any(flow.forks[u.sum] & (flow.trunk[b] | flow.level[b] * (not flow.any[u.stream] & bit)) for u in flow.updates):
+    if any(flow.forks[u.sum] & (flow.trunk if flow.any[u.stream] & bit else flow.level)[b] for u in flow.updates):
         return None  # b is the stream, or another one, normed: two lanes meet, nothing is updated
     return (fork, bit) if flow.paths[3][b] & bit else None
 
@@ -216,27 +206,21 @@ def _projected(flow: Flow, s: int, b: int) -> tuple[int, int] | None:
 # ---- coupled streams
 
 
-def _on_streams(flow: Flow) -> int:
-    """The forks that lie on streams."""
-    return flow.sums | union(flow.trunk, (u.stream for u in flow.updates))
-
-
 def _coupled_sums(flow: Flow) -> dict[int, tuple[int, int, int]]:
-    """Sums of a stream and something made of another stream's newest value: order → (stream, branch, that value)."""
-    streams, found = _on_streams(flow), {}
-    for order, op in enumerate(flow.trace.ops if streams else ()):
-        name = base(op.name)
-        if name not in ("add", "sub") or not op.makes:
+    """Sums of a stream and something made of another stream's newest value: sum → (stream, branch, that value)."""
+    streams, found = flow.sums | flow.streams, {}
+    for op in flow.trace.ops if streams else ():
+        if op.name not in ("add", "sub") or not op.makes:
             continue
         update = flow.by_sum.get(op.makes[0])
         pair = [v for v in operands(op, flow) if flow.full[v] == flow.full[op.makes[0]]]
         if len(pair) != 2 or (update is not None and not update.projection):
             continue
-        for s, b in (pair, pair[::-1]) if name == "add" else (pair,):
+        for s, b in (pair, pair[::-1]) if op.name == "add" else (pair,):
             newest = flow.any[b] & streams
             bit = flow.forks[flow.latest(newest)] if newest else 0
             if flow.bends[b] & bit and not (flow.any[s] | flow.passed[b]) & bit:
-                found[order] = (s, b, flow.latest(newest))
+                found[op.makes[0]] = (s, b, flow.latest(newest))
     return found
 
 

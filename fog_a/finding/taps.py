@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Literal
@@ -13,6 +13,8 @@ from fog_a.blocks.tree import LeafPath
 from fog_a.finding.parts import Branch
 from fog_a.finding.paths import Flow, Update, union
 from fog_a.finding.trace import Call
+
+Side = Literal["input", "output"]
 
 
 class Taps:
@@ -39,21 +41,29 @@ class Taps:
     def _of_sum(self, b: Branch, name: str) -> list[TapPoint]:
         """The first call that gives a sum out or takes it in; if that is a norm of the same layer (post-norm in the
         parent), what it gives out."""
-        calls = [c for c in self.trace.calls[1:] if c.name and not self.trace.inside(b.update.owner, c.id)]
+        v, trace = b.update.sum, self.trace
+        calls = [c for c in trace.calls[1:] if c.name and not trace.inside(b.update.owner, c.id)]
+        spot = self._spot(v, calls, ("output",)) or self._spot(v, calls)
+        if spot is None:
+            around = [trace.calls[c] for c in trace.ancestors(b.update.owner) if c > 0]
+            outs = [self._tap(c, "output", p, v) for c in around for p in c.leaves(v)]
+            return self._addends(b.update) or outs[:1]
+        c, side, _ = spot
+        normed = [(p, w) for p, w in c.outputs.items() if self.flow.level[w] & self.flow.forks[v]]
+        if side == "input" and normed and trace.values[v].readers == 1 and self._of_layer(c, name):
+            return [self._tap(c, "output", *normed[0])]
+        return [self._tap(*spot, v)]
+
+    def _spot(
+        self, v: int, calls: Iterable[Call], sides: Sequence[Side] = ("output", "input")
+    ) -> tuple[Call, Side, LeafPath] | None:
+        """The first call, with side and leaf, at which a value can be read."""
         for c in calls:
-            for path, v in c.outputs.items():
-                if v == b.update.sum:
-                    return [self._tap(c, "output", path, v)]
-        for c in calls:
-            for path, v in c.inputs.items():
-                if v == b.update.sum:
-                    normed = [(p, w) for p, w in c.outputs.items() if self.flow.level[w] & self.flow.forks[v]]
-                    if normed and self.trace.values[v].readers == 1 and self._of_layer(c, name):
-                        return [self._tap(c, "output", *normed[0])]
-                    return [self._tap(c, "input", path, v)]
-        around = [self.trace.calls[c] for c in self.trace.ancestors(b.update.owner) if c > 0]
-        outs = [self._tap(c, "output", p, v) for c in around for p, v in c.outputs.items() if v == b.update.sum]
-        return self._addends(b.update) or outs[:1]
+            for side in sides:
+                for path, w in (c.outputs if side == "output" else c.inputs).items():
+                    if w == v:
+                        return c, side, path
+        return None
 
     def _of_layer(self, norm: Call, name: str) -> bool:
         """Is this the layer's own norm, not the one after all layers? It lies inside it, or beside it in a list whose
@@ -62,22 +72,16 @@ class Taps:
             return True
         sums = {u.sum for u in self.flow.updates if self.trace.values[u.sum].readers == 1}
         home = norm.name.rpartition(".")[0]
-        beside = [c for c in self.trace.calls[1:] if c.name != norm.name and c.kind is norm.kind]
+        beside = [c for c in self.trace.calls[1:] if c.name != norm.name and c.cls is norm.cls]
         return any(v in sums for c in beside if c.name.rpartition(".")[0] == home for v in c.inputs.values())
 
     def _addends(self, u: Update) -> list[TapPoint]:
         """Where the two sides of an addition can be read whose sum no module sees: the last layer's, before a slice."""
-        found: list[TapPoint] = []
         if not u.op.name.startswith("add") or set(u.op.reads) != {u.stream, u.branch} or u.op.kwargs:
             return []  # a difference, a scaled sum
-        for v in (u.stream, u.branch):
-            for c in self.trace.calls[1:]:
-                out = [p for p, w in c.outputs.items() if w == v]
-                given = [p for p, w in c.inputs.items() if w == v]
-                if c.name and (out or given):
-                    found.append(self._tap(c, "output", out[0], v) if out else self._tap(c, "input", given[0], v))
-                    break
-        return [replace(found[0], plus=found[1])] if len(found) == 2 else []
+        calls = [c for c in self.trace.calls[1:] if c.name]
+        stream, branch = (self._tap(*spot, v) if (spot := self._spot(v, calls)) else None for v in (u.stream, u.branch))
+        return [replace(stream, plus=branch)] if stream and branch else []
 
     def _by_main(self, me: Call, passages: Mapping[LeafPath, Source]) -> list[LeafPath]:
         """A call's output streams, the one that begins with x_t first. Streams that are joined and cut again (FLUX's
@@ -109,5 +113,5 @@ class Taps:
             if bool(((passage.index > start) & (passage.index <= end)).any())
         ]
 
-    def _tap(self, c: Call, side: Literal["input", "output"], path: LeafPath, v: int) -> TapPoint:
+    def _tap(self, c: Call, side: Side, path: LeafPath, v: int) -> TapPoint:
         return TapPoint(c.name, c.nth, side, path, self.trace.times[c.name], v in self.trace.overwritten)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fog_a.blocks.tree import LeafPath
+from fog_a.finding.operations import Kind, kind_of
 
 
 class Ref(NamedTuple):
@@ -25,7 +26,11 @@ class Ref(NamedTuple):
 
 @dataclass(slots=True)
 class Op:
-    """One operation: its arguments with `Ref`s for tensors, the values it read and made, and the call it ran in."""
+    """One operation: its arguments with `Ref`s for tensors, the values it read and made, and the call it ran in.
+
+    Attributes:
+        name: without the underscore of the in-place form.
+    """
 
     func: Any
     name: str
@@ -34,6 +39,10 @@ class Op:
     reads: tuple[int, ...]
     makes: tuple[int, ...]
     call: int
+    kind: Kind = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kind = kind_of(self.name)
 
 
 @dataclass(slots=True)
@@ -56,7 +65,7 @@ class Call:
 
     id: int
     name: str
-    kind: type
+    cls: type
     parent: int
     nth: int
     start: int = 0
@@ -66,6 +75,10 @@ class Call:
     outputs: dict[LeafPath, int] = field(default_factory=dict)
     children: list[int] = field(default_factory=list)
     opaque: bool = False
+
+    def leaves(self, v: int) -> list[LeafPath]:
+        """The output leaves that are this value."""
+        return [path for path, w in self.outputs.items() if w == v]
 
 
 @dataclass
