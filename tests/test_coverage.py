@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.errors import NoActivations, NotResidual
-from fog_a.finding import clean
+from fog_a.finding import recording
 from fog_a.teachers import LatentTeacher
 
 
@@ -152,9 +152,9 @@ class Behind(Chain):
         return super().run(x, off) * (1 + self.blocks[1].last.mean().sigmoid())
 
 
-@pytest.mark.parametrize("worth", [0, clean.WORTH])
+@pytest.mark.parametrize("worth", [0, recording.WORTH])
 def test_a_block_that_is_not_deaf_is_named(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean, "WORTH", worth)  # 0: its calls can be skipped, and that is tried first
+    monkeypatch.setattr(recording, "WORTH", worth)  # 0: its calls can be skipped, and that is tried first
     net = Behind()
     blocks = found(net)
     assert blocks.coverage.passing == ("blocks.1",)

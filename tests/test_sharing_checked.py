@@ -221,6 +221,23 @@ def test_a_velocity_that_moves_from_run_to_run_is_refused_or_restored() -> None:
         np.testing.assert_allclose(scores.values, fog_a.attribute(plain, x + 0.1, progress=False).values, **CLOSE)
 
 
+class Further(Net):
+    """Adds something to rows that no batch of three has, before the first block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.3 * (torch.arange(len(x)) >= 3)[:, None, None])
+
+
+def test_what_came_out_otherwise_once_is_not_shared_the_next_time() -> None:
+    """Only the first block's ablation differs in a larger batch, and it may not be the one that is drawn."""
+    net, x = Further(), tokens()
+    loop = fog_a.attribute(net, x, progress=False, how="loop").values
+    for _ in range(3):
+        scores = fog_a.attribute(net, x, progress=False)
+        np.testing.assert_allclose(scores.values, loop, **CLOSE)
+        assert "rows come out otherwise in a larger batch" in str(scores.info["notes"])
+
+
 class Clock:
     """State that no module holds."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.utils.prune as prune
 from torch import Tensor, nn
 
 import fog_a
 from fog_a.blocks.state import State
+from fog_a.errors import Unsupported
 from fog_a.flows.case import weights_mark
 
 X = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -101,6 +104,99 @@ def test_every_run_starts_from_the_same_state() -> None:
     drawn, fresh = Drawing(), Drawing()
     fog_a.attribute(drawn, X, progress=False)
     assert torch.equal(drawn(X), fresh(X)), "its generator stands where it stood"
+
+
+class Counter:
+    """A plain object with a number in it."""
+
+    calls = 0
+
+    def __call__(self) -> float:
+        self.calls += 1
+        return 0.1 * self.calls
+
+
+GENERATORS: dict[str, Any] = {
+    "torch": lambda: (torch.Generator().manual_seed(3), lambda g: float(torch.rand((), generator=g))),
+    "numpy": lambda: (np.random.default_rng(3), lambda g: g.random()),
+    "numpy's old": lambda: (np.random.RandomState(3), lambda g: g.rand()),
+    "Python": lambda: (random.Random(3), lambda g: g.random()),
+    "counter": lambda: (Counter(), lambda g: g()),
+}
+
+
+class Scaled(Res):
+    """Its update is scaled by a number that Python draws."""
+
+    source: Any
+    draw: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.f(x)) * (0.5 + self.draw(self.source))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_stands_where_it_stood_before_every_run(name: str, shared: bool) -> None:
+    """One of all blocks, or one of each: the same numbers in the clean run and in every ablation, however it is run."""
+    net, common = Net(), GENERATORS[name]()
+    net.blocks = nn.ModuleList(Scaled() for _ in range(3))
+    for block in net.blocks:
+        block.source, block.draw = common if shared else GENERATORS[name]()
+    fresh = copy.deepcopy(net)
+    loop = fog_a.attribute(net, X, progress=False, how="loop").values
+    np.testing.assert_allclose(fog_a.attribute(net, X, progress=False).values, loop, rtol=1e-5)
+    assert torch.equal(net(X), fresh(X)), "its generator stands where it stood"
+
+
+class Noisy(Res):
+    """Noise of the batch's shape, from a generator of the model's own."""
+
+    generator: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * torch.randn(x.shape, generator=self.generator)
+
+
+def test_noise_of_the_models_own_is_not_shared() -> None:
+    net, generator = Net(), torch.Generator().manual_seed(3)
+    net.blocks = nn.ModuleList(Noisy() for _ in range(3))
+    for block in net.blocks:
+        block.generator = generator
+    for rows in (6, 24):
+        with pytest.raises(Unsupported, match=r"draws random numbers in eval mode \(in blocks.0\)"):
+            fog_a.attribute(net, X, progress=False, how=fog_a.Shared(rows=rows))
+    assert fog_a.attribute(net, X, progress=False).info["strategy"] == "loop"
+
+
+TICKS: list[int] = []
+
+
+class Ticking(Res):
+    """State that nothing holds but Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        TICKS.append(1)
+        return x + torch.tanh(self.f(x)) * len(TICKS)
+
+
+class Lifted(Ticking):
+    """The same, as a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        TICKS.append(1)
+        return x + torch.tanh(self.f(x)) * torch.tensor([float(len(TICKS))] * 4)
+
+
+@pytest.mark.parametrize("kind", [Ticking, Lifted])
+@pytest.mark.parametrize("how", ["auto", "loop", fog_a.Shared(rows=6)])
+def test_state_in_the_blocks_that_nobody_can_restore_is_refused(kind: type[Res], how: Any) -> None:
+    """Also where the clean run, and the one that it is compared with, skip the blocks."""
+    net = Net()
+    net.blocks = nn.ModuleList(kind() for _ in range(3))
+    match = "'blocks.0' keeps state between runs" if how != fog_a.Shared(rows=6) else "prefix cannot be used"
+    with pytest.raises(Unsupported, match=match):
+        fog_a.attribute(net, X, progress=False, how=how)
 
 
 class Cache:

@@ -23,7 +23,7 @@ from trap_nets import CLEAR, HARD
 
 import fog_a
 from fog_a.errors import FogError, Unsupported
-from fog_a.finding import clean
+from fog_a.finding import recording
 
 ROUNDING = 2e-5
 """How far fan-out may be from the loop, relative: a matmul on more rows may round its last bit otherwise."""
@@ -50,7 +50,7 @@ def test_prefix_is_bit_equal_to_one_at_a_time(spec: Spec) -> None:
     net = moving(spec)
     loop, prefix = (attribute(net.module, net.batch, way) for way in ("loop", "prefix"))
     plain = fog_a.find_blocks(net.module, net.batch).coverage
-    with mock.patch.object(clean, "WORTH", 0):  # else nets of this size are simply run
+    with mock.patch.object(recording, "WORTH", 0):  # else nets of this size are simply run
         kept = fog_a.find_blocks(net.module, net.batch).coverage
         shown = attribute(net.module, net.batch, "prefix")
     assert kept.passing == plain.passing and kept.rows == plain.rows

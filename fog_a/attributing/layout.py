@@ -50,7 +50,7 @@ class Layout:
     bytes: int | None = None
     """What each further batch takes beside a plain forward; None until `weigh`."""
     problem: str | None = None
-    """Why ablations cannot share a forward."""
+    """Why ablations cannot share a forward; a layout that has one is not used again, but measured anew."""
     noise: float = 0.0
     """How far the clean rows of a fan-out are from a plain run, relative to its norm."""
     verified: set[Hashable] = field(default_factory=set)

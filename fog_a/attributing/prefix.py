@@ -43,7 +43,7 @@ class Prefix:
         self.calls = gate_points(everything)
         self.modules = named_modules(case.module)
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
-        self.clean = clean or Clean(case.closed)
+        self.clean = clean or Clean(case.closed, generators=case.generators)
         self.holding = False
         self.last: Run | None = None
         self.held: Run | None = None
@@ -70,7 +70,7 @@ class Prefix:
 
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
-        self.clean, self.held = Clean(self.case.closed, copies=True), None
+        self.clean, self.held = Clean(self.case.closed, copies=True, generators=self.case.generators), None
         return self.base()
 
     def _known(self, start: int) -> set[Key]:
@@ -90,10 +90,13 @@ class Prefix:
 
     def faithful(self) -> bool:
         """Whether the clean velocity comes out with every gated call skipped."""
-        return self.clean.faithful == frozenset(self.calls) or self.again()
+        return self.clean.faithful == frozenset(self.calls) or self._skipped()
 
-    def again(self) -> bool:
-        """The same, tried once more: state around the blocks that moved meanwhile shows."""
+    def steady(self) -> bool:
+        """The same, once more: state that moved meanwhile, around the blocks or in their Python, shows."""
+        return self._skipped() and self.clean.steady
+
+    def _skipped(self) -> bool:
         return self.clean.check(self.modules, self.calls, self.run, self.v)
 
     def variant(self, block: ResidualBlock, value: float) -> Tensor:

@@ -21,7 +21,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fog_a.blocks.block import GatePoint
 from fog_a.blocks.calls import Key, at_calls, hooked, named_modules, tree
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
-from fog_a.blocks.untouched import rng_state
 from fog_a.finding.blocks import Discovery
 from fog_a.finding.operations import Watching, has_schema
 from fog_a.flows.case import Case
@@ -126,11 +125,11 @@ def look(
         seen.runs += 1
         arguments = tree(args, kwargs) if rows is None else _cut(rows, tree(args, kwargs))
         seen.entrance = {path: tuple(x.shape) for path, x in leaves(arguments) if not x.is_nested}
-        states.append(rng_state())
+        states.append(case.generators())
         return arguments["args"], arguments["kwargs"]
 
     def leave(args: Any, kwargs: Any, out: Any) -> Any:
-        seen.drew = seen.drew or states.pop() != rng_state()
+        seen.drew = seen.drew or states.pop() != case.generators()
         # a copy: a model that writes into its batch gives the batch out, which the next run restores
         seen.out = replaced(out, {path: x.clone() for path, x in leaves(out)})
         return None if base is None else base.out

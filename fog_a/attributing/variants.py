@@ -157,7 +157,7 @@ def _prefixed(run: Prefix, blocks: Blocks, value: float, budget: Shared) -> Vari
     def ablated() -> Iterator[Tensor]:
         for block in blocks:
             yield run.variant(block, value)
-        if not (run.again() and run.clean.steady):
+        if not run.steady():
             check_steady(run.case, v)
 
     return Variants(v, "prefix", ablated(), prefix=run)
@@ -194,27 +194,30 @@ def _fanned(
         raise Unshared(reason) from error
     mark = (case.fingerprint, case.t, case.seed, value, fingerprint(v))
     if mark not in layout.verified:  # else the same case gave the same clean rows, and was compared
-        _compare(case, blocks, value, plain, v, ablated)
+        layout.problem = _difference(case, blocks, value, plain, v, ablated)
+        if layout.problem is not None:
+            raise Unshared(layout.problem)
         layout.verified.add(mark)
     if plain is not None:
         layout.noise = float((v - plain).float().norm() / plain.float().norm().clamp(min=1e-30))
     return Variants(v, "fanout", iter(ablated), noise=layout.noise)
 
 
-def _compare(
+def _difference(
     case: Case, blocks: Blocks, value: float, plain: Tensor | None, v: Tensor, ablated: Sequence[Tensor]
-) -> None:
-    """Raises Unshared where an ablation is not the definition's: one drawn at random, and where a layout is used for
-    the first time, with its plain velocity, the largest and the smallest too."""
+) -> str | None:
+    """What is not the definition's, of an ablation drawn at random, and where a layout is used for the first time, with
+    its plain velocity, of the largest and the smallest too."""
     chosen = {random.Random(case.seed).randrange(len(ablated))}
     if plain is not None:
         if not alike(v, plain):
-            raise Unshared("rows come out otherwise in a larger batch")
+            return "rows come out otherwise in a larger batch"
         sizes = torch.stack([(per_sample(v_k) - per_sample(v)).nan_to_num().norm() for v_k in ablated])
         chosen |= {int(sizes.argmax()), int(sizes.argmin())}
     for i in sorted(chosen):
         if not alike(ablated[i].nan_to_num(), once(case, blocks, i, value).nan_to_num()):
-            raise Unshared(f"rows come out otherwise in a larger batch (without {blocks[i].name})")
+            return f"rows come out otherwise in a larger batch (without {blocks[i].name})"
+    return None
 
 
 def _size(layout: Layout, count: int, budget: Shared) -> int:

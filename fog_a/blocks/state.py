@@ -1,17 +1,20 @@
 """What a forward may change beside its output: buffers, caches, counters, generators of the model's own, its batch.
 
-A `State` remembers all of it once, and gives it back before the next run. Parameters are not among it, nor objects that
-hold no tensors, lists or dicts of their own: a configuration or a tokenizer stays as the model left it.
+A `State` remembers all of it once, and gives it back before the next run. Parameters are not among it, nor what only
+Python knows of: a global counter, the cells of a closure.
 """
 
 from __future__ import annotations
 
 import operator
+import pickle
+import random
 import types
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,19 @@ _MODULE = set(nn.Module().__dict__) - {"_buffers"}
 _FIXED = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType}
 """Types of attributes that hold nothing which can change."""
 _DEEPEST = 6
+_GENERATORS: dict[type, tuple[Callable[[Any], bytes], Callable[[Any, bytes], Any]]] = {
+    torch.Generator: (
+        lambda g: g.get_state().numpy().tobytes(),
+        lambda g, at: g.set_state(torch.frombuffer(bytearray(at), dtype=torch.uint8)),
+    ),
+    np.random.Generator: (
+        lambda g: pickle.dumps(g.bit_generator.state),
+        lambda g, at: setattr(g.bit_generator, "state", pickle.loads(at)),
+    ),
+    np.random.RandomState: (lambda g: pickle.dumps(g.get_state()), lambda g, at: g.set_state(pickle.loads(at))),
+    random.Random: (lambda g: pickle.dumps(g.getstate()), lambda g, at: g.setstate(pickle.loads(at))),
+}
+"""How the position of a generator is read and set."""
 
 
 class State:
@@ -35,6 +51,7 @@ class State:
 
     def __init__(self, *roots: Any) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._positions: list[Callable[[], bytes]] = []
         self._seen: dict[int, Any] = {}  # keeps the objects alive: an id is another's once its object is gone
         for root in roots:
             for part in root.modules() if isinstance(root, nn.Module) else (root,):
@@ -53,21 +70,27 @@ class State:
             for undo in self._undo:
                 undo()
 
+    @property
+    def positions(self) -> tuple[bytes, ...]:
+        """Where the generators stand now that belong to the modules or the batch."""
+        return tuple(position() for position in self._positions)
+
     def _remember(self, x: Any, depth: int) -> None:
         if type(x) in _FIXED or id(x) in self._seen or depth > _DEEPEST or (depth and isinstance(x, nn.Module)):
             return  # a module inside is met by itself, or is another's
         undo, content = None, ()
         if isinstance(x, Tensor):
             undo = None if isinstance(x, nn.Parameter) or x.is_meta else _tensor(x)
-        elif isinstance(x, torch.Generator):
-            undo = _generator(x)
+        elif type(x) in _GENERATORS:
+            position, undo = _generator(x)
+            self._positions.append(position)
         elif type(x) in (list, deque, set):
             undo, content = _members(x)
         elif isinstance(x, dict):
             undo, content = _mapping(x)
         elif isinstance(x, tuple):
             content = x
-        elif isinstance(x, nn.Module) or _holds_tensors(x):
+        elif isinstance(x, nn.Module) or _has_attributes(x):
             undo, content = _mapping(x.__dict__, _MODULE if isinstance(x, nn.Module) else ())
         if undo is not None:
             self._seen[id(x)] = x
@@ -76,12 +99,10 @@ class State:
             self._remember(child, depth + 1)
 
 
-def _holds_tensors(x: Any) -> bool:
-    """Whether x is an object like a key cache: with tensors, lists or dicts, and not torch's own."""
-    held = getattr(x, "__dict__", None)
-    if not isinstance(held, dict) or isinstance(x, type) or callable(x) or type(x).__module__.split(".")[0] == "torch":
-        return False
-    return any(isinstance(v, (Tensor, list, dict)) for v in held.values())
+def _has_attributes(x: Any) -> bool:
+    """Whether x is an object like a key cache or a counter, and not torch's own."""
+    own = type(x).__module__.split(".")[0] != "torch" and not isinstance(x, type | types.ModuleType | types.MethodType)
+    return own and isinstance(getattr(x, "__dict__", None), dict)
 
 
 def _tensor(x: Tensor) -> Callable[[], None]:
@@ -118,9 +139,16 @@ def strided_parts(x: Tensor) -> tuple[Tensor, ...]:
     return (x,)
 
 
-def _generator(x: torch.Generator) -> Callable[[], None]:
-    state = x.get_state()
-    return lambda: None if torch.equal(x.get_state(), state) else (x.set_state(state), None)[1]
+def _generator(x: Any) -> tuple[Callable[[], bytes], Callable[[], None]]:
+    """Where a generator stands, and how to put it back to where it stands now."""
+    read, write = _GENERATORS[type(x)]
+    before = read(x)
+
+    def undo() -> None:
+        if read(x) != before:
+            write(x, before)
+
+    return lambda: read(x), undo
 
 
 def _members(x: Any) -> tuple[Callable[[], None], list[Any]]:

@@ -98,7 +98,7 @@ def discover(
     keep_memory()
     with case.opened(), uncollected(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checkpointing without grad, nested tensors: of no concern here
-        trace, clean = record(case.module, case.run, room)
+        trace, clean = record(case.module, case.run, room, case.generators)
         v = trace.result.clone()
         finder = Finder(case.module, trace)
         made = finder.blocks(level, include)

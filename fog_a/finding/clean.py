@@ -18,8 +18,6 @@ from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
 from fog_a.blocks.untouched import rng_state
 from fog_a.finding.skipping import Answer, Diverged, Record, Scratch, Skip
 
-WORTH = 32768
-"""A call on fewer elements is run in less time than it is skipped in, and so it is on a GPU."""
 _MISFITS = (Diverged, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
@@ -34,6 +32,7 @@ class Clean:
     Args:
         closed: blocks that are closed in the clean run and in all others.
         copies: keep copies, and give copies back: the model writes into what it was given.
+        generators: where all generators stand.
 
     Attributes:
         kept: what each call gave out.
@@ -44,14 +43,16 @@ class Clean:
         faithful: the calls that were skipped in a run which gave the clean velocity.
     """
 
-    def __init__(self, closed: Blocks | None = None, copies: bool = False) -> None:
+    def __init__(
+        self, closed: Blocks | None = None, copies: bool = False, generators: Callable[[], Any] = rng_state
+    ) -> None:
         self.kept: dict[Key, Any] = {}
         self.random: str | None = None
         self.problem: str | None = None
         self.faithful: frozenset[Key] = frozenset()
         self.first: tuple[Key, dict[LeafPath, Tensor]] | None = None
         self.steady = True
-        self.copies = copies
+        self.copies, self.generators = copies, generators
         self._shut = tuple(closed or ())
         self._closed = gate_points(self._shut)
         self._inputs: dict[Key, dict[LeafPath, Tensor]] = {}
@@ -76,7 +77,7 @@ class Clean:
     def open(self, key: Key, args: Any, kwargs: Any) -> Record:
         """A call begins, whose operations are to be noted in the record."""
         record, inputs = Record(self._scratch), dict(leaves(tree(args, kwargs)))
-        self._running.append((key, record, rng_state(), inputs))
+        self._running.append((key, record, self.generators(), inputs))
         if self.first is None:
             plain = {path: x for path, x in inputs.items() if x.layout is torch.strided and not x.is_nested}
             self.first = key, {path: x.clone() for path, x in plain.items()}
@@ -115,7 +116,7 @@ class Clean:
         record.escape(out)
         self._answers[key] = record.answers
         self._outside(key, record, given)
-        self.random = self.random or (key[0] if state != rng_state() else None)
+        self.random = self.random or (key[0] if state != self.generators() else None)
         if record.sealed:
             self._sealed.add(key)
 
@@ -203,7 +204,8 @@ class Clean:
         self, modules: Mapping[str, nn.Module], calls: Mapping[Key, GatePoint], run: Callable[[], Tensor], v: Tensor
     ) -> bool:
         """With every one of these calls skipped the clean velocity must come out: a call that leaves something behind
-        for others, beside its output, cannot be skipped. `faithful` names them if so."""
+        for others, beside its output, cannot be skipped, nor one whose Python came to other numbers. `faithful` names
+        them if so."""
         made: list[weakref.ref[Tensor]] = []
 
         def before(key: Key, args: Any, kwargs: Any) -> None:
@@ -237,11 +239,6 @@ class Clean:
             and not any(source is not None and source.inside for source in p.give.values())
             for p in points
         )
-
-
-def worth_keeping(args: Any, kwargs: Any) -> bool:
-    """Whether a call with these arguments takes longer to run than to skip."""
-    return any(x.numel() >= WORTH and x.device.type == "cpu" for _, x in leaves((args, kwargs)))
 
 
 def _versions(out: Any) -> list[int]:

@@ -14,7 +14,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from fog_a.blocks.calls import named_modules, watch
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import rng_state
-from fog_a.finding.clean import Clean, worth_keeping
+from fog_a.finding.clean import Clean
 from fog_a.finding.memory import Memory
 from fog_a.finding.operations import Watching, has_schema, written
 from fog_a.finding.trace import Call, Op, Ref, Trace
@@ -26,18 +26,25 @@ _BLANK = frozenset(
 )
 _FUSED = {"addmm": "mm", "baddbmm": "bmm", "addbmm": "bmm", "addmv": "mv"}
 _SIMPLE = {int, float, bool, type(None), torch.dtype, torch.device, str}
+WORTH = 32768
+"""A call on fewer elements is run in less time than it is skipped in, and so it is on a GPU."""
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and sums: to us it is one operation
 
 
 class Recorder(Watching):
     """Fills a Trace while it is active, and a `Clean` at the calls of these units."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], units: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        units: Collection[str] = (),
+        generators: Callable[[], Any] = rng_state,
+    ) -> None:
         super().__init__()
         self.trace = Trace(calls=[Call(0, "", nn.Module, -1, 0)], modules=modules)
         self.memory = Memory(self.trace)
         self.units = units
-        self.clean = Clean()
+        self.clean, self.generators = Clean(generators=generators), generators
         self._states: list[Any] = []
         self._inside = 0
         self.transformed = False
@@ -58,7 +65,7 @@ class Recorder(Watching):
             return
         with torch._C._DisableTorchDispatch():  # what is done here is no operation of the model
             if not name:
-                self._states.append(rng_state())
+                self._states.append(self.generators())
             if name in self.units and self.clean.running is None and worth_keeping(args, kwargs):
                 self.clean.open((name, nth), args, kwargs)
 
@@ -71,7 +78,7 @@ class Recorder(Watching):
             if self.clean.running == (name, call.nth):
                 self.clean.end((name, call.nth), out)
             if not name:  # a copy: a model that writes into its batch gives the batch out, which is restored
-                trace.drew = self._states.pop() != rng_state() or trace.drew
+                trace.drew = self._states.pop() != self.generators() or trace.drew
                 trace.out = replaced(out, {path: t.clone() for path, t in leaves(out)})
         # what was written into them, it wrote
         call.outputs = {path: self._value_of(t) for path, t in leaves(out)}
@@ -171,15 +178,18 @@ class Recorder(Watching):
         return arg
 
 
-def record(model: nn.Module, run: Callable[[], Any], room: int = 0) -> tuple[Trace, Clean | None]:
+def record(
+    model: nn.Module, run: Callable[[], Any], room: int = 0, generators: Callable[[], Any] = rng_state
+) -> tuple[Trace, Clean | None]:
     """Run `run()` once and write down what happened inside `model`.
 
     Args:
         room: keep the clean run of the model's repeated units where it takes no more than so many bytes.
+        generators: where all generators stand.
     """
     modules = named_modules(model)
     units = frozenset(name for name in modules if _is_unit(name)) if room and _plain(model) else frozenset[str]()
-    recorder = Recorder(modules, units)
+    recorder = Recorder(modules, units, generators)
     trace, clean = recorder.trace, recorder.clean
     with torch.no_grad(), watch(model, recorder.enter, recorder.leave), recorder:
         trace.result = run()
@@ -201,6 +211,11 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def worth_keeping(args: Any, kwargs: Any) -> bool:
+    """Whether a call with these arguments takes longer to run than to skip."""
+    return any(x.numel() >= WORTH and x.device.type == "cpu" for _, x in leaves((args, kwargs)))
 
 
 def _is_unit(name: str) -> bool:

@@ -19,12 +19,14 @@ from torch import Tensor
 from fog_a.blocks.tree import LeafPath, leaves, replaced
 from fog_a.finding.operations import Watching, has_schema, written
 
-Answer = tuple[Any, Tensor | tuple[Tensor, ...] | list[Tensor] | Callable[[Any, Any], Any]]
-"""An operation, and what is given back for it: tensors, or what is made of its arguments."""
+Answer = tuple[Any, list[Any], Tensor | tuple[Tensor, ...] | list[Tensor] | Callable[[Any, Any], Any]]
+"""An operation, the numbers that Python gave it, and what is given back for it: tensors, or what is made of its
+arguments."""
+_PYTHON = {bool, int, float, complex}
 
 
 class Diverged(Exception):
-    """A call did other operations than in the clean run."""
+    """A call did other operations than in the clean run, or with other numbers."""
 
 
 class Numbers:
@@ -65,7 +67,7 @@ class Record(Watching):
     @property
     def sealed(self) -> bool:
         """Whether nothing that was computed inside can reach others, but by what the call gave out."""
-        return not self.written and not any(isinstance(answer, (Held, Numbers)) for _, answer in self.answers)
+        return not self.written and not any(isinstance(answer, (Held, Numbers)) for *_, answer in self.answers)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,7 +79,7 @@ class Record(Watching):
     def note(self, func: Any, args: Any, kwargs: Any, changed: list[Tensor], out: Any) -> None:
         """An operation has run, which wrote into `changed` and gave `out`."""
         self.written += [t for t in changed if t.untyped_storage()._cdata not in self._own]
-        self.answers.append((func, self._answer(func, out, args, kwargs)))
+        self.answers.append((func, _numbers(func, args, kwargs), self._answer(func, out, args, kwargs)))
         fresh = {path: x for path, x in leaves(out) if not any(x is t for t in changed)}
         self.made.append({path: weakref.ref(x) for path, x in fresh.items()})
         given = {x.untyped_storage()._cdata for _, x in leaves((args, kwargs))}
@@ -90,8 +92,8 @@ class Record(Watching):
         for i, refs in enumerate(self.made):
             alive = {path: x for path, ref in refs.items() if (x := ref()) is not None and id(x) not in public}
             if alive:
-                func, answer = self.answers[i]
-                self.answers[i] = (func, Held(answer, alive))
+                func, numbers, answer = self.answers[i]
+                self.answers[i] = (func, numbers, Held(answer, alive))
 
     def _answer(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(out, Tensor):
@@ -137,6 +139,13 @@ def _fresh(answer: Any, args: Any, kwargs: Any) -> Any:
     return answer(args, kwargs)
 
 
+def _numbers(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The numbers among the arguments, and those in a tensor that Python made of some."""
+    if func is torch.ops.aten.lift_fresh.default:
+        return args[0].flatten().tolist()
+    return [a for a in (*args, *kwargs.values()) if type(a) in _PYTHON]
+
+
 def _at(tree: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         tree = tree[key]
@@ -150,12 +159,14 @@ class Skip(Watching):
         super().__init__()
         self.answers = iter(answers)
         self.made = made
-        """Where given, what is given back is noted here, so that one sees whether anybody keeps it."""
+        """Where given, what is given back is noted here, to see if it is kept, and the numbers must be the same."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        expected, answer = next(self.answers, (None, None))
+        expected, numbers, answer = next(self.answers, (None, None, None))
         if expected is not func or answer is None:
             raise Diverged(f"{func} where the clean run had {expected}")
+        if self.made is not None and _numbers(func, args, kwargs or {}) != numbers:
+            raise Diverged(f"{func} with other numbers than in the clean run: its Python keeps state")
         out = _fresh(answer, args, kwargs or {})
         if self.made is not None and not isinstance(answer, Held):
             given = {id(x) for _, x in leaves((args, kwargs))}

@@ -156,16 +156,20 @@ class Case:
         """A fingerprint of the batch's values, which every run finds as they were."""
         return fingerprint(self.batch)
 
+    def generators(self) -> tuple[Any, ...]:
+        """Where all generators stand, torch's, numpy's and Python's, and the model's own."""
+        return (*rng_state(), () if self._state is None else self._state.positions)
+
     def draws(self, blocks: Blocks) -> list[str]:
         """The modules that draw random numbers in a run, innermost first."""
         names: list[str] = []
         states: list[Any] = []
 
         def leave(name: str, module: nn.Module, out: Any) -> None:
-            if states.pop() != rng_state():
+            if states.pop() != self.generators():
                 names.append(name)
 
-        with watch(blocks.model, lambda *call: states.append(rng_state()), leave):
+        with watch(blocks.model, lambda *call: states.append(self.generators()), leave):
             self.run()
         return names
 
