@@ -116,6 +116,21 @@ def near(name: str, names: Iterable[str], n: int = 3) -> str:
     return f"; near: {', '.join(matches)}" if matches else ""
 
 
+def misfit(function: Callable[..., Any], count: int) -> str | None:
+    """Why a function does not take so many arguments by place; None where it does, or has no signature.
+
+    >>> misfit(lambda v, v_k: v, 3)
+    'too many positional arguments'
+    """
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # built in
+        return None
+    return None
+
+
 def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """The same function; a keyword that it does not have is a BadArgument with the names that are near."""
     parameters = inspect.signature(function).parameters
@@ -124,7 +139,7 @@ def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for unknown in [k for k in kwargs if k not in parameters]:
-            similar = difflib.get_close_matches(unknown, names, n=2) or names
+            similar = difflib.get_close_matches(unknown, parameters, n=2) or names
             raise BadArgument(f"{function.__name__} has no keyword {unknown!r}: did you mean {', '.join(similar)}?")
         return function(*args, **kwargs)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from own_zoo import CASES, Case
 from own_zoo.case import WIDTH, tokens
+from own_zoo.stacks import Bare
 from torch import Tensor, nn
 
 import fog_a
@@ -86,6 +87,22 @@ def fits(case: Case) -> bool:
         return case.batch is tokens and getattr(case.model()(tokens()), "shape", None) == (2, 6, WIDTH)
 
 
+class OfParts(nn.Module):
+    """A layer of three parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Bare()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return x
+
+
+OF_PARTS = Case("layer_of_parts", OfParts, ("net",))
+"""Two bare networks in one list are its layers, each made of parts, as HiFi-GAN's are."""
 FITTING = [case for case in CASES if fits(case)]
 
 
@@ -93,8 +110,8 @@ def wiring(seed: int) -> Wiring:
     """The combination of this seed."""
     r = random.Random(seed)
     cases, around = tuple(r.choices(FITTING, k=r.choice((1, 1, 2)))), r.choice(AROUND)
-    if {case.name for case in cases} == {"bare_in_a_wrapper"}:
-        cases = cases[:1]  # two of them in one list are HiFi-GAN's layers, each made of parts
+    if [case.name for case in cases] == ["bare_in_a_wrapper"] * 2:
+        cases = (OF_PARTS, OF_PARTS)
     torch.manual_seed(seed)
     combined = Combined(cases, around).eval()
     model: nn.Module = Wrapped(combined) if around == "wrapped" else combined

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from own_zoo.case import WIDTH, Attention, Chain, Ends, Layer, Mlp, tokens
+from own_zoo.couplings import Heads
 from own_zoo.wirings import MixedValues, Recursive
 from torch import Tensor, nn
 
@@ -133,6 +134,73 @@ def test_what_is_read_beside_the_stream_is_named() -> None:
     net = MixedValues()
     (row,) = found(net).coverage.of("beside")
     assert row.block == "blocks.0" and "output [1] is read later: it stays" in row.reason
+
+
+class Values(nn.Module):
+    """Gives an update and its values, into which it mixes those of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+        v = self.value(torch.tanh(x))
+        return self.out(torch.tanh((v if first is None else 0.5 * (v + first)).cumsum(1))), v
+
+
+class ValuesOfParts(Ends):
+    """The parent adds, and hands the first layer's values on (BS-RoFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([Values(), Mlp()]) for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        first = None
+        for attend, feed in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
+            update, v = attend(x, first)
+            first = v if first is None else first
+            x = x + update
+            x = x + feed(x)
+        return x
+
+
+def test_values_of_a_part_that_its_parent_adds_are_named() -> None:
+    """Those of the first layer alone are read later."""
+    (row,) = found(ValuesOfParts()).coverage.of("beside")
+    assert (row.block, row.place) == ("layers.0", "layers.*") and "output [1] is read later" in row.reason
+    (row,) = found(ValuesOfParts(), level="branch").coverage.of("beside")
+    assert row.block == "layers.0.0"
+
+
+class Preconditioned(nn.Module):
+    """EDM: c_skip x + c_out F(c_in x), where each block of F scales its sum (EDM2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Chain(Scaled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.3 * x + 0.8 * self.net(0.5 * x)
+
+
+class Scaled(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / x.norm(dim=-1, keepdim=True)
+        return (x + super().forward(x)) * 0.7
+
+
+def test_preconditioning_is_around_the_network() -> None:
+    coverage = found(Preconditioned()).coverage
+    assert [row.state for row in coverage] == ["closed"] * 3 + ["around"] and not coverage.note
+
+
+def test_heads_of_the_layers_are_no_layers_and_named() -> None:
+    net = Heads()
+    rows = found(net).coverage.open
+    said = "heads.1 reads a layer's output for this total alone: a head, which include= reaches"
+    assert len(rows) == 3 and rows[0].reason == said
+    assert found(net, include="heads.*").names == ("heads.1", "heads.2", "heads.3")
 
 
 class Noted(Mlp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -212,7 +213,7 @@ def test_rows_that_are_no_samples_are_told_of_a_bare_module_too() -> None:
 class Adapter(fog_a.Flow):
     """The defaults of an adapter, with a mask of whichever axes."""
 
-    def __init__(self, before: int, mask: Tensor) -> None:
+    def __init__(self, before: int, mask: Tensor | None) -> None:
         super().__init__(Prefixed(before))
         self.mask = mask
 
@@ -246,3 +247,27 @@ def test_a_mask_of_pixels_is_laid_over_patches_in_adapters_too() -> None:
     block = fog_a.find_blocks(Prefixed(1), fog_a.Inputs(torch.randn(2, 9, 4), torch.ones(2)))[0]
     _, real = flow.tokens(torch.randn(2, 4, 6), block, flow.samples(torch.randn(2, 9, 4)))
     assert real is not None and real.tolist() == [[False, True, False, False]] * 2
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_more_tokens_than_frames_without_a_mask_are_doubted(bare: bool) -> None:
+    """The defaults cannot tell tokens of a class from frames: they say so."""
+
+    def read(before: int) -> None:
+        flow = Prefixed(before) if bare else Adapter(before, None)
+        batch = fog_a.Inputs(torch.randn(32, 9, 4), torch.ones(32)) if bare else torch.randn(32, 9, 4)
+        fog_a.lasp(flow, batch, features=torch.randn(32, 2), **({} if bare else {"times": [0.5]}))
+
+    with pytest.warns(
+        UserWarning, match=r"'blocks.0' gives 12 tokens for a velocity of \(32, 9, 4\), and all are taken"
+    ):
+        read(3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*tokens for a velocity.*")
+        warnings.filterwarnings("ignore", message=".*tells nothing.*")
+        read(0)
+
+
+def test_alignment_doubts_more_tokens_than_frames() -> None:
+    with pytest.warns(UserWarning, match=r"gives 11 tokens for a velocity of \(2, 9, 4\)"):
+        fog_a.AGREPA(Adapter(2, None), 3, ["blocks.1"], batch=torch.randn(4, 9, 4))

@@ -120,6 +120,7 @@ def test_closed_blocks_are_not_run_again() -> None:
     options: dict[str, Any] = {"blocks": blocks[2:], "closed": blocks[:2], "progress": False}
     way = how("prefix", net, x)
     run = lambda: fog_a.attribute(net, x, how=way, **options)  # noqa: E731
+    run()  # which axis the samples are on is known from now on
     assert rows(run, [[*net.blocks]])[0] == once * (2 + 4 * 5 // 2)  # the closed ones once, in the clean run
 
 
@@ -227,10 +228,61 @@ def test_times_along_of_a_network_with_a_clock_of_its_own() -> None:
     assert scores.times == pytest.approx((0.0, 0.25, 0.5))
 
 
-@pytest.mark.parametrize("options", [{"sampler": 3, "steps": 2}, {"sampler": guided, "steps": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": 3, "steps": 2},
+        {"sampler": guided, "steps": 0},
+        {"sampler": lambda batch: batch, "steps": 2},
+        {"sampler": lambda model, batch, steps, scale: batch, "steps": 2},
+        {"sampler": guided, "steps": 2, "combine": 3},
+    ],
+)
 def test_along_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(BadArgument, match="expected Along"):
         fog_a.Along(**options)
+
+
+def test_only_a_third_argument_for_steps_is_given_them() -> None:
+    given: list[Any] = []
+
+    def seeded(model: Any, batch: Any, seed: int = 0) -> None:
+        given.append(seed)
+        euler(model, batch, 2)
+
+    def stepping(model: Any, batch: Any, num_steps: int = 7) -> None:
+        given.append(num_steps)
+        euler(model, batch, num_steps)
+
+    for sampler in (seeded, stepping):
+        fog_a.attribute(Net(), tokens(), times=fog_a.Along(sampler, 2), progress=False)
+    assert given == [0, 2]
+
+
+def test_what_is_asked_of_a_trajectory_and_does_not_fit() -> None:
+    net, x = Net(), tokens()
+
+    def along(combine: Any = None) -> fog_a.Along:
+        return fog_a.Along(euler, 2, combine)
+
+    with pytest.raises(BadArgument, match=r"expected times= as numbers, got <function euler.*Along\(sampler, steps\)"):
+        fog_a.attribute(net, x, times=euler)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadArgument, match="expected times= as numbers"):
+        fog_a.remove(net, x, 2, times=euler)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadArgument, match=r"calls the network 1 times in a step, and combine= must make v of as many"):
+        fog_a.attribute(net, x, times=along(lambda cond, uncond: cond))
+    with pytest.raises(BadArgument, match=r"expected combine= to return v, a tensor .*, got NoneType"):
+        fog_a.attribute(net, x, times=along(lambda v: None))
+    with pytest.raises(BadArgument, match=r"metric='loss' needs x_t made of data, and times=Along\(...\)"):
+        fog_a.attribute(net, x, times=along(), metric="loss")
+
+
+def test_a_metric_of_two_arguments_is_refused_at_once() -> None:
+    for use in (fog_a.attribute, fog_a.interactions):
+        with pytest.raises(BadArgument, match=r"metric= as a function \(v, v_k, batch\).* too many positional"):
+            use(Net(), tokens(), metric=lambda v, v_k: v.mean(1))
+    with pytest.raises(BadArgument, match="interactions has no keyword 'block': did you mean blocks"):
+        fog_a.interactions(Net(), tokens(), block=["blocks.0"])  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -325,12 +377,10 @@ def test_pairs_take_no_more_than_their_suffixes(
     if way == "loop":
         monkeypatch.setattr("fog_a.attributing.variants._order", lambda *case: ["loop"])
         suffixes, clean = k * (k + 1) // 2 * 6, 6 + 6 * (k + 1)  # each closed block runs, and each round checks its v
-    elif way == "prefix":
-        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)
-        clean = 6
     else:
-        fog_a.interactions(net, x, blocks)  # the layout is known from now on
-        clean = 6 * (k + 1)
+        monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0 if way == "prefix" else 1 << 15)
+        fog_a.interactions(net, x, blocks)  # where the samples are is known from now on
+        clean = 6 if way == "prefix" else 6 * (k + 1)
     assert rows(lambda: fog_a.interactions(net, x, blocks), [[*net.blocks]])[0] <= once * (suffixes + clean)
 
 
@@ -360,6 +410,7 @@ def test_what_can_go_costs_half_of_single_ablations(monkeypatch: pytest.MonkeyPa
     net, x = Net(depth=24), tokens(samples=2)
     blocks = fog_a.find_blocks(net, x)
     once = rows(lambda: net(x), [[*net.blocks]])[0] // 24
+    fog_a.remove(net, x, keep=23, blocks=blocks)  # which axis the samples are on is known from now on
     counted = rows(lambda: fog_a.remove(net, x, keep=12, blocks=blocks), [[*net.blocks]])[0] / once
     loop = sum(n * (n - 1) for n in range(13, 25))  # each round n ablations, the closed left out
     assert counted <= 24 + loop / 2

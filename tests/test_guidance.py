@@ -132,8 +132,13 @@ def test_inside_the_bundled_sampler() -> None:
 def test_what_cannot_be_guided(net: Net) -> None:
     x = tokens()
     blocks = fog_a.find_blocks(net, x)
-    for given in (["blocks.1"], blocks[:0], fog_a.find_blocks(other := Net(2), x)):
-        with pytest.raises(UnknownBlock, match=r"Type find_blocks\(flow, batch\)\.named"):
+    others = fog_a.find_blocks(other := Net(2), x)
+    for given, got in (
+        (["blocks.1"], r"\['blocks.1'\]"),
+        (blocks[:0], r"Blocks\(\)"),
+        (others, "those of another model"),
+    ):
+        with pytest.raises(UnknownBlock, match=rf"got {got}. Type find_blocks\(flow, batch\)\.named"):
             fog_a.skip_guidance(net, given, 1.0)  # pyright: ignore[reportArgumentType]
     assert other is not net
     for scale in (float("nan"), "1", True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from own_zoo.case import WIDTH, Chain, tokens
 from torch import Tensor, nn
 
 import fog_a
+from fog_a.blocks.calls import hooked
 from fog_a.errors import BadOutput, NoBlocksFound
 
 
@@ -81,18 +82,32 @@ class Mixing(nn.Module):
         return h
 
 
-@pytest.mark.parametrize("how", ["auto", "loop"])
+@pytest.mark.parametrize("how", ["auto", "loop", fog_a.Shared(rows=5), fog_a.Shared(memory="1MiB")])
 @pytest.mark.parametrize("frames", [2, 5])
-def test_time_first_is_measured(frames: int, how: Literal["auto", "loop"]) -> None:
-    """Of any network, also with as many frames as samples."""
+def test_time_first_is_measured(frames: int, how: Any) -> None:
+    """Of any network, also with as many frames as samples, and where there is room for one ablation at a time."""
     net, batch = Mixing().eval(), torch.randn(frames, 2, 16)
     with pytest.raises(BadOutput, match=rf"got time: of \({frames}, 2, 16\) a row of the first axis depends"):
         fog_a.attribute(net, batch, how=how)
+    with pytest.raises(BadOutput, match=r"got time"):
+        fog_a.attribute(net, fog_a.Inputs(batch), how=how)
     with pytest.raises(BadOutput, match=r"got time"):
         fog_a.remove(net, batch, keep=1)
     assert fog_a.attribute(net, batch, forward=lambda m, b: m(b), progress=False).values.shape == (frames, 1, 3)
     turned = fog_a.attribute(net, batch, forward=lambda m, b: m(b).transpose(0, 1), progress=False)
     assert turned.values.shape == (2, 1, 3)
+
+
+def test_time_first_is_measured_in_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are ablated one at a time by themselves; once for each shape of the batch."""
+    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)
+    with pytest.raises(BadOutput, match=r"got time: of \(5, 2, 16\)"):
+        fog_a.attribute(Mixing().eval(), torch.randn(5, 2, 16))
+    net, sizes = Chain().eval(), list[int]()
+    fog_a.attribute(net, tokens(), progress=False)
+    with hooked(net, before=lambda args, kwargs: sizes.append(len(args[0]))):
+        fog_a.attribute(net, tokens(), progress=False)
+    assert set(sizes) == {len(tokens())}
 
 
 def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:

@@ -13,7 +13,7 @@ from test_uses import flux, sd3
 from torch import Tensor, nn
 
 import fog_a
-from fog_a.errors import BadArgument, UnknownBlock, Unsupported
+from fog_a.errors import BadArgument, BadBatch, UnknownBlock, Unsupported
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.audio.data import load_corpus
 
@@ -273,10 +273,14 @@ def test_what_names_no_part_of_a_list(unchanged: Any) -> None:
         fog_a.prune(model, names(*range(5)), x)
     with pytest.raises(UnknownBlock, match=r"near: blocks\.1"):
         fog_a.prune(model, ["block.1"], x)
-    with pytest.raises(UnknownBlock, match="at least one"):
+    with pytest.raises(UnknownBlock, match="at least one, got none"):
         fog_a.prune(model, [], x)
+    with pytest.raises(UnknownBlock, match=r"got Selection\(.*Type selection\.layers"):
+        fog_a.prune(model, fog_a.Selection.fixed(names(1)), x)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadBatch, match=r"got list. It holds several batches: give one, next\(iter\(batches\)\)"):
+        fog_a.prune(model, names(1), [x, x])
     other = net()
-    with pytest.raises(UnknownBlock, match="of this model in drop="):
+    with pytest.raises(UnknownBlock, match="of this model in drop=, at least one, got 1 of another model"):
         fog_a.prune(model, fog_a.find_blocks(other, x)[:1], x)
 
     class Attributes(nn.Module):

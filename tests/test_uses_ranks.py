@@ -1,4 +1,4 @@
-"""A model that is sharded over two processes (FSDP2, gloo): measured and guided as the plain one, and never pruned."""
+"""A model sharded over two processes (FSDP2, gloo) is measured and guided as the plain one, not pruned. No FSDP1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import rank_jobs
+import small_nets
 import torch
 from small_flow import Net, a_batch, a_flow
 
@@ -54,6 +55,28 @@ def on_a_rank(rank: int, small: bool) -> dict[str, Any]:
         refusal = str(error)
     assert [name for name, _ in flow.module.named_modules()] == names
     return {**uses(sharded_flow), "refusal": refusal}
+
+
+def in_fsdp1(rank: int) -> list[str]:
+    """What each use says of a model in FullyShardedDataParallel, around the whole and around each block."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    device, batch, said = torch.device("cpu"), torch.randn(3, 5, 4), []
+    whole, blocks = small_nets.Net(), small_nets.Net()
+    for i, block in enumerate(blocks.blocks):
+        blocks.blocks[i] = FullyShardedDataParallel(block, device_id=device)
+    for net in (FullyShardedDataParallel(whole, device_id=device), blocks):
+        for use in (fog_a.attribute, fog_a.find_blocks, lambda n, b: fog_a.remove(n, b, 1)):
+            try:
+                use(net, batch)
+            except Unsupported as error:
+                said.append(str(error))
+    return said
+
+
+def test_fsdp1_is_refused_by_every_process(tmp_path: Path) -> None:
+    for said in rank_jobs.start(in_fsdp1, tmp_path):
+        assert len(said) == 6 and all("got FullyShardedDataParallel (FSDP1)" in words for words in said)
 
 
 def test_a_sharded_model(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
     batch = few(flow, batch)
     samples = flow.samples(batch)
     with preserved(*flow.modules), tap(blocks) as h:
-        flow.velocity(batch, 0.5, 0)
+        flow.doubt_tokens(h.all, samples, flow.velocity(batch, 0.5, 0))
         return {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
 
 

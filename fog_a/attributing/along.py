@@ -13,7 +13,7 @@ from torch import Tensor
 from fog_a.blocks.calls import hooked
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.blocks.untouched import preserved
-from fog_a.errors import BadArgument, BadBatch, is_whole
+from fog_a.errors import BadArgument, BadBatch, is_whole, misfit
 from fog_a.flows.batches import velocity_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
@@ -60,9 +60,11 @@ class Along:
     combine: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.sampler) or not (self.combine is None or callable(self.combine)):
+        why = misfit(self.sampler, 2 + _takes_steps(self.sampler)) if callable(self.sampler) else "no function"
+        if why or not (self.combine is None or callable(self.combine)):
             raise BadArgument(
-                f"expected Along(sampler, steps) with a function sampler(model, batch), got {self.sampler!r}"
+                f"expected Along(sampler, steps) with a function sampler(model, batch) or (model, batch, steps), got "
+                f"{self.sampler!r:.60} ({why or f'combine={self.combine!r:.60}'})"
             )
         if not is_whole(self.steps) or self.steps < 1:
             raise BadArgument(f"expected Along(steps=) as a number of steps, 1 or more, got {self.steps!r}")
@@ -94,10 +96,10 @@ class Along:
                 f"expected the sampler to call the network as often in each of {self.steps} steps, got {len(calls)} "
                 "calls. Give steps= as many as it takes, and leave corrections at its end out"
             )
-        if each > 1 and self.combine is None:
+        if misfit(self.combine or (lambda v: v), each):
             raise BadArgument(
-                f"the sampler calls the network {each} times in a step. Say how they make v: Along(sampler, steps, "
-                "combine=lambda cond, uncond: uncond + scale * (cond - uncond))"
+                f"the sampler calls the network {each} times in a step, and combine= must make v of as many outputs. "
+                "For two type Along(sampler, steps, combine=lambda cond, uncond: uncond + scale * (cond - uncond))"
             )
         return [calls[i : i + each] for i in range(0, len(calls), each)]
 
@@ -111,7 +113,15 @@ class _Trajectory(Flow):
 
     def velocity(self, batch: Any, t: Any, seed: int = 0) -> Tensor:
         outs = [velocity_of(self.module(*args, **kwargs)) for args, kwargs in batch.args]
-        return outs[0] if self.along.combine is None else self.along.combine(*outs)
+        v = outs[0] if self.along.combine is None else self.along.combine(*outs)
+        if isinstance(v, Tensor):
+            return v
+        raise BadArgument(f"expected combine= to return v, a tensor (B, ...), got {type(v).__name__}")
+
+    def target(self, batch: Any, t: Any, seed: int = 0) -> Tensor:
+        raise BadArgument(
+            "metric='loss' needs x_t made of data, and times=Along(...) takes what the sampler comes to. Leave one out"
+        )
 
     def samples(self, batch: Any) -> Samples:
         return self.flow.samples(self.whole)
@@ -127,12 +137,12 @@ class _Trajectory(Flow):
 
 
 def _takes_steps(sampler: Any) -> bool:
-    """Whether it has a third argument that its caller gives."""
+    """Whether its third argument is the number of steps: one without a default, or of such a name; not a seed."""
     try:
-        inspect.signature(sampler).bind(None, None, 1)
-    except TypeError:
+        third = [p for p in inspect.signature(sampler).parameters.values() if p.kind is not p.KEYWORD_ONLY][2:3]
+    except (TypeError, ValueError):  # built in: it has no signature
         return False
-    return True
+    return any(p.kind is not p.VAR_KEYWORD and (p.default is p.empty or "step" in p.name) for p in third)
 
 
 def time_of(flow: Flow, call: Inputs, otherwise: float) -> float:
@@ -145,7 +155,9 @@ Times = int | Sequence[float] | Along | None
 
 
 def count(flow: Flow, times: Times) -> int:
-    """How many times are measured. Raises BadBatch for times that the flow does not have."""
+    """How many times are measured. Raises BadBatch for times that the flow does not have, BadArgument for a sampler."""
+    if callable(times):
+        raise BadArgument(f"expected times= as numbers, got {times!r:.60}. Type times=fog_a.Along(sampler, steps)")
     return times.steps if isinstance(times, Along) else len(flow.grid(times))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fog_a.attributing.axes import Axis, alike, axis_of
 from fog_a.attributing.sighting import Decisions, Footprint, Sighting, look, recall
+from fog_a.attributing.steady import SAMPLES_FIRST
 from fog_a.blocks.block import Blocks, GatePoint
 from fog_a.blocks.calls import Key, gate_points
 from fog_a.blocks.tree import LeafPath, leaves
@@ -29,7 +30,7 @@ Table = dict[Key, dict[LeafPath, Axis]]
 Cut = dict[LeafPath, int]
 """How many rows of which arguments the network is run on."""
 
-TALK = "its samples depend on each other"
+_TALK = "its samples depend on each other"
 _LAYOUTS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Layout]] = weakref.WeakKeyDictionary()
 _REMEMBERED = 16
 """Layouts of one model that are kept: those of the cases seen last."""
@@ -77,6 +78,7 @@ def layout_of(case: Case, blocks: Blocks, discovery: Discovery | None = None) ->
 def forget(module: nn.Module) -> None:
     """Forget what was remembered of a model: the next call pays as the first one did."""
     _LAYOUTS.pop(module, None)
+    SAMPLES_FIRST.pop(module, None)
 
 
 def weigh(layout: Layout, case: Case, blocks: Blocks) -> None:
@@ -116,7 +118,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
     """Fill in the axes from the first cut of the batch that the model takes; or the reason why there is none."""
     reasons: list[str] = []
     for cut, rows in _cuts(base, layout.samples):
-        if rows > layout.samples > 1 and TALK in reasons:
+        if rows > layout.samples > 1 and _TALK in reasons:
             break  # twice the same samples may have the statistics of the batch, and hide it
         try:
             small = look(case, calls, rows=cut, base=base)
@@ -132,7 +134,7 @@ def _fit(layout: Layout, case: Case, calls: Mapping[Key, GatePoint], base: Sight
             layout.velocity, layout.sign = _velocity_at(base, gain_of(case, base.v) is not None)
             return None if layout.velocity is not None else "the velocity is not what the network itself gives out"
         reasons.append(problem)
-    reasons = [r for r in reasons if r == TALK] or reasons
+    reasons = [r for r in reasons if r == _TALK] or reasons
     return reasons[0] if reasons else "no tensor at its entrance has the batch as first axis"
 
 
@@ -169,7 +171,7 @@ def _compare(layout: Layout, base: Sighting, small: Sighting, rows: int, calls: 
             continue
         layout.exit[path] = axis
         if not alike(axis.rows(x, 0, min(n, rows)), axis.rows(outs[path], 0, min(n, rows))):
-            return TALK
+            return _TALK
     if small.times != base.times:
         return "its blocks run once for each sample"
     if not layout.exit:

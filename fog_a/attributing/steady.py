@@ -4,7 +4,10 @@ on the axis along which a row alone gives what it gives among the others.
 
 from __future__ import annotations
 
-from torch import Tensor
+import weakref
+from collections.abc import Hashable
+
+from torch import Tensor, nn
 
 from fog_a.attributing.axes import alike
 from fog_a.blocks.block import Blocks
@@ -17,6 +20,10 @@ FAILURES = (
     RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, AssertionError, NotResidual,
 )  # fmt: skip
 """What a model may raise on a batch of another size than its own; any other exception is the user's."""
+
+
+SAMPLES_FIRST: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
+"""The ways to run a model on which time was looked for and samples were found."""
 
 
 def check_steady(case: Case, v: Tensor) -> None:
@@ -55,14 +62,16 @@ def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
     """Raises BadOutput where time comes first: rows of a bare module depend on each other along the first axis of batch
     and output, and not along the second. Where its blocks do not mix them, it is statistics of the batch instead."""
     bare = case.flow.timeless is not None and case.flow.override.forward is None
-    if not bare or v.ndim < 3 or 1 in v.shape[:2] or _alone(case, v, 0) is not False or not _alone(case, v, 1):
+    seen = SAMPLES_FIRST.setdefault(case.module, set())
+    if not bare or v.ndim < 3 or 1 in v.shape[:2] or case.key in seen:
         return
-    if _mixing(case, blocks, len(v)):
+    if _alone(case, v, 0) is False and _alone(case, v, 1) and _mixing(case, blocks, len(v)):
         raise BadOutput(
             f"expected the samples on the first axis of the output, got time: of {tuple(v.shape)} a row of the first "
             "axis depends on the others, and one of the second axis does not. Pass forward=lambda model, batch: "
             "model(batch).transpose(0, 1); if the samples do come first, forward=lambda model, batch: model(batch)"
         )
+    seen.add(case.key)
 
 
 def _alone(case: Case, v: Tensor, axis: int) -> bool | None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fog_a.attributing.ways import FirstOrder, How
-from fog_a.errors import BadArgument, BadOutput, ShapeMismatch, Unsupported
+from fog_a.errors import BadArgument, BadOutput, ShapeMismatch, Unsupported, misfit
 from fog_a.flows.case import Case, per_sample
 
 EPS = 1e-8
@@ -32,6 +32,8 @@ def checked_metric(metric: Any, how: How) -> None:
             f"expected metric=None, 'loss' or a function (v, v_k, batch) -> (B,), got {metric!r}. None is the relative "
             "change of the velocity"
         )
+    if callable(metric) and (why := misfit(metric, 3)):
+        raise BadArgument(f"expected metric= as a function (v, v_k, batch) -> (B,), got one that does not fit: {why}")
     if metric is not None and isinstance(how, FirstOrder):
         raise BadArgument("FirstOrder estimates the relative change of v alone. Leave metric= out, or how=")
 

@@ -9,9 +9,9 @@ block in somebody's model and says how its gate g_l is reached by hooks; nothing
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from torch import Tensor, nn
 
@@ -182,11 +182,12 @@ class Blocks(Sequence[ResidualBlock]):
     def named(self, names: str | Sequence[str]) -> Blocks:
         """These blocks, each once, in the order asked for. Raises UnknownBlock with near matches."""
         table = {b.name: b for b in self._blocks}
-        names = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+        several = isinstance(names, (Collection, Iterator)) and not isinstance(names, str)
+        names = list(names) if several else [cast(str, names)]
         for name in names:
             if not isinstance(name, str):
                 raise UnknownBlock(
-                    f"expected a block's name, got {str(name)[:40]}. Type selection.layers, or blocks[2:3] by number"
+                    f"expected a block's name, got {name!r:.40}. Type selection.layers, or blocks[2:3] by number"
                 )
             if name not in table:
                 raise UnknownBlock(

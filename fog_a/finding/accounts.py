@@ -9,7 +9,7 @@ from fog_a.blocks.block import ResidualBlock
 from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
 from fog_a.finding.parts import Part, begun
-from fog_a.finding.paths import Flow, Update, walk
+from fog_a.finding.paths import Flow, Update, union, walk
 from fog_a.finding.sides import left_open, summed
 
 
@@ -44,7 +44,8 @@ def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tu
             row = replace(row, state="around", reason="arithmetic around a network, whose layers are closed one by one")
         closed[u.sum] = row.state != "open"
         rows.append(row)
-    return (*rows, *(row for m in made for row in (*_begun(flow, m), *_beside(flow, m))))
+    going = union(flow.trunk, (u.stream for m in made for u in m.updates))
+    return (*rows, *(row for m in made for row in (*_begun(flow, m), *_beside(flow, m, going))))
 
 
 def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
@@ -63,6 +64,7 @@ def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
 def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bool]) -> bool:
     """Does the branch come from what gates close, by steps outside all blocks (`a x - b net(x)`)?"""
     blocks = [c for m in made for c in (m.call, *(p.reader for p in m.parts)) if c is not None]
+    sums = union(flow.forks, (v for v, shut in closed.items() if shut and v in flow.forks))
 
     def back(v: int) -> list[int]:
         op = flow.trace.values[v].op
@@ -71,7 +73,8 @@ def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bo
 
     def is_outside(v: int) -> bool:
         op = flow.trace.values[v].op
-        return op is None or not any(flow.trace.inside(op.call, c) for c in blocks)
+        ends = op is None or bool(flow.passed[v] & sums)  # what a block makes of its closed sum
+        return ends or not any(flow.trace.inside(op.call, c) for c in blocks)
 
     way = list(walk([u.branch], back))
     return any(v in closed for v in way) and all(closed[v] if v in closed else is_outside(v) for v in way)
@@ -118,6 +121,9 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     branch = next((b for b in levels.owned.get(u.owner, ()) if b.update is u), None)
     if branch is None:
         return "added inside a branch, or to what no later layer goes on from"
+    if levels.is_head(branch):
+        names = ", ".join(flow.trace.calls[p.reader].name for p in branch.parts)
+        return f"{names} reads a layer's output for this total alone: a head, which include= reaches"
     if any(flow.in_branch(o, u) for m in made for o in m.updates):
         return "taken for a long skip: its branch holds layers"
     if not branch.parts:
@@ -126,12 +132,16 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     return "belongs to no repeated unit"
 
 
-def _beside(flow: Flow, m: Made) -> Iterator[CoverageRow]:
-    if m.call is None:
-        return
-    for path in left_open(flow, m.call, _replaced(flow, m), m.updates):
-        leaf = "".join(f"[{key!r}]" for key in path)
-        reason = f"output {leaf} is read later: it stays when the block is closed"
-        yield CoverageRow(
-            m.block.stack + ".*" if m.block.stack != m.block.name else m.block.name, "beside", m.block.name, reason
-        )
+def _beside(flow: Flow, m: Made, going: int) -> Iterator[CoverageRow]:
+    """What its call, or the parts that its parent adds, give out beside the stream. Where its parts alone are closed,
+    its call's output is what is left: the stream, if updates of blocks go on from it (`going`)."""
+    closed, stack = _replaced(flow, m), m.block.stack
+    left = going if all(point.order != m.call for point in m.block.gate_points) else 0
+    since = -1 if m.call is not None else max(u.sum for u in m.updates)
+    for call in [m.call] if m.call is not None else [p.call for p in m.parts]:
+        for path in left_open(flow, call, closed, m.updates, since):
+            if flow.forks.get(flow.trace.calls[call].outputs[path], 0) & left:
+                continue
+            leaf = "".join(f"[{key!r}]" for key in path)
+            reason = f"output {leaf} is read later: it stays when the block is closed"
+            yield CoverageRow(f"{stack}.*" if stack != m.block.name else stack, "beside", m.block.name, reason)

@@ -166,9 +166,9 @@ class Levels:
     # ---- long skips
 
     def _steps(self, place: Place) -> list[Branch]:
-        """What a call adds: no long skips, except what comes from the same list as a step (WaveNet's last layer)."""
+        """What a call adds: no long skips, no heads, but what comes from the list of a step (WaveNet's last layer)."""
         added = [b for p in (place, *place.items) for b in p.added if b.parts]
-        steps = [b for b in added if not self._is_long(b)]
+        steps = [b for b in added if not self._is_long(b) and not self.is_head(b)]
         lists = {name for b in steps for name in self._lists(b)}
         return [b for b in added if b in steps or lists & self._lists(b)]
 
@@ -190,6 +190,16 @@ class Levels:
             and modules.isdisjoint(self.calls[c].name for c in flow.trace.ancestors(o.op.call))
             for o in self.updates
         )
+
+    def is_head(self, b: Branch) -> bool:
+        """Does a module read a layer's output for a total that only the output reads (an output pyramid)? A skip that
+        is made with a layer's update is none."""
+        bit, flow = self.flow.forks[b.update.sum], self.flow
+        if b.update.sum not in flow.coupled or any(flow.any[o.branch] & bit for o in self.updates):
+            return False
+        others = (o for own in self.owned.values() for o in own if o.update.sum not in flow.coupled)
+        makers = {m for o in others for p in o.parts for m in p.makers}
+        return makers.isdisjoint(m for p in b.parts for m in p.makers)
 
     def _modules(self, b: Branch) -> set[str]:
         """The names of the modules that give a branch, and of those in their list item that do its work."""

@@ -25,11 +25,17 @@ def sides(flow: Flow, call: int, streams: Collection[LeafPath], updates: Collect
     return [p for p, v in _beside(flow, call, main).items() if summed(flow, v, call)] if main else []
 
 
-def left_open(flow: Flow, call: int, closed: Collection[int], updates: Collection[Update]) -> list[LeafPath]:
-    """The output leaves of a layer beside its streams that are read later, and that stay when these values are
-    closed."""
+def left_open(
+    flow: Flow, call: int, closed: Collection[int], updates: Collection[Update], since: int = -1
+) -> list[LeafPath]:
+    """The output leaves of a layer, or of a part of one whose last sum is `since`, beside its streams, that are read
+    later, and that stay when these values are closed."""
+
+    def is_later(op: Op) -> bool:
+        return not flow.trace.inside(op.call, call) and max(op.makes, default=since) > since
+
     beside = _beside(flow, call, {*closed, *_carrying(flow, call, updates)})
-    return [p for p, v in beside.items() if any(not flow.trace.inside(op.call, call) for op in flow.readers[v])]
+    return [p for p, v in beside.items() if any(map(is_later, flow.readers[v]))]
 
 
 def _carrying(flow: Flow, call: int, updates: Collection[Update]) -> set[int]:

@@ -35,9 +35,10 @@ def arguments(batch: Any) -> Inputs:
         return Inputs(**batch)
     if isinstance(batch, tuple | Tensor):
         return Inputs(*batch) if isinstance(batch, tuple) else Inputs(batch)
+    several = "It holds several batches: give one, next(iter(batches))" if _several(batch) else ""
     raise BadBatch(
         f"expected a Tensor, a tuple, a mapping or fog_a.Inputs as a batch, got {type(batch).__name__}. "
-        "For anything else pass forward=lambda model, batch: ..."
+        + (several or "For anything else pass forward=lambda model, batch: ...")
     )
 
 
@@ -117,13 +118,19 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
 
 
 def check_weights(modules: Iterable[nn.Module]) -> None:
-    """Raises Unsupported where a module is compiled by torch.jit, has lazy parameters that no forward has made yet, or
-    weights on "meta" that nobody loads."""
+    """Raises Unsupported where a module is compiled by torch.jit or sharded by FSDP1, has lazy parameters that no
+    forward has made yet, or weights on "meta" that nobody loads."""
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             raise Unsupported(
                 "expected a module that takes hooks, got a scripted or traced one. Pass the module that was given to "
                 "torch.jit.script or torch.jit.trace"
+            )
+        if any(type(m).__name__ == "FullyShardedDataParallel" for m in module.modules()):
+            raise Unsupported(
+                "expected whole weights, or weights sharded by FSDP2, got FullyShardedDataParallel (FSDP1), which "
+                "gathers them outside of the hooked modules. Type torch.distributed.fsdp.fully_shard(model), or "
+                "measure the plain module"
             )
         offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())  # accelerate loads weights before each call
         for name, p in module.named_parameters():

@@ -197,6 +197,9 @@ def _remembered(*roots: Any) -> State:
 
 def narrowed(batch: Any, axis: int, size: int, rows: int = 1) -> Any:
     """A batch with the first rows of all that is `size` long along an axis."""
+    if isinstance(batch, Inputs):
+        args, kwargs = narrowed((batch.args, batch.kwargs), axis, size, rows)
+        return Inputs(*args, **kwargs)
     long = {path: x for path, x in leaves(batch) if x.ndim > axis and x.shape[axis] == size}
     return replaced(batch, {path: x.narrow(axis, 0, rows) for path, x in long.items()})
 

@@ -120,21 +120,21 @@ class Convention:
         """
         if self.target in ("v", "-v"):
             return p if self._sign() > 0 else -p
-        m, a, b = self._shares(t.double())
+        m, a, b, turn = self._shares(t.double())
         of_p, of_x = m.alpha_slope * m.sigma - m.sigma_slope * m.alpha, m.sigma_slope * a - m.alpha_slope * b
-        return self._solved(of_p, p, of_x, x_t, a * m.sigma - b * m.alpha, t)
+        return self._solved(of_p, p, of_x, x_t, turn, t)
 
     def gain(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         """dv/dp: v is a line in the prediction."""
         if self.target in ("v", "-v"):
             return torch.full_like(t, self._sign())
-        m, a, b = self._shares(t.double())
-        return (m.alpha_slope * m.sigma - m.sigma_slope * m.alpha) / (a * m.sigma - b * m.alpha)
+        m, _, _, turn = self._shares(t.double())
+        return (m.alpha_slope * m.sigma - m.sigma_slope * m.alpha) / turn
 
     def clean(self, p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The estimate of x_1 in a prediction: (σ p − b x_t) / (aσ − bα)."""
-        m, a, b = self._shares(t.double())
-        return self._solved(m.sigma, p, -b, x_t, a * m.sigma - b * m.alpha, t)
+        m, _, b, turn = self._shares(t.double())
+        return self._solved(m.sigma, p, -b, x_t, turn, t)
 
     def _solved(self, of_p: Tensor, p: Tensor, of_x: Any, x_t: Tensor, turn: Tensor, t: Tensor) -> Tensor:
         """(of_p p + of_x x_t) / turn."""
@@ -152,20 +152,22 @@ class Convention:
     def _sign(self) -> int:
         return self.direction if self.target == "v" else -self.direction
 
-    def _shares(self, t: Tensor) -> tuple[Mix, Tensor, Tensor]:
-        """The path's shares at t, and those of data and noise in what the network predicts."""
+    def _shares(self, t: Tensor) -> tuple[Mix, Tensor, Tensor, Tensor]:
+        """The path's shares at t, those of data and noise in what the network predicts, and aσ − bα."""
         m, one, none = self.path.mix(t), torch.ones_like(t), torch.zeros_like(t)
+        slopes = self._sign() * m.alpha_slope, self._sign() * m.sigma_slope
         if callable(self.target):
             try:
-                return m, *shares(self.target, t)
+                a, b = shares(self.target, t)
             except ValueError:
                 raise Unsupported(
                     "target= is a function that gives no a x_1 + b x_0, so fog_a cannot turn what the network predicts "
                     'into a velocity. Type target="v", "eps" or "x0", or call= that returns the velocity'
                 ) from None
-        table = {"eps": (none, one), "x0": (one, none), "v_prediction": (-m.sigma, m.alpha)}
-        slopes = self._sign() * m.alpha_slope, self._sign() * m.sigma_slope
-        return m, *table.get(self.target, slopes)
+        else:
+            table = {"eps": (none, one), "x0": (one, none), "v_prediction": (-m.sigma, m.alpha)}
+            a, b = table.get(self.target, slopes)
+        return m, a, b, a * m.sigma - b * m.alpha
 
     def _check_time(self) -> None:
         ticks = self.clock(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device="cpu")).double()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import abc
 import copy
 import numbers
-from collections.abc import Hashable, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from fog_a.blocks.block import ResidualBlock
 from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
-from fog_a.flows.frames import as_tokens, token_mask
+from fog_a.flows.frames import as_tokens, counts_more, token_mask
 from fog_a.flows.override import Forward, Override, reference
 from fog_a.flows.samples import Samples
 
@@ -86,6 +87,21 @@ class Flow(abc.ABC):
         """
         h = as_tokens(h)
         return h, token_mask(samples.mask, h)
+
+    def doubt_tokens(self, outputs: Mapping[str, Sequence[Tensor]], samples: Samples, v: Tensor) -> None:
+        """Warns where the default `tokens`, without a mask, takes more tokens for the data's than v has frames.
+
+        `outputs`: block → its streams in the forward that gave v, the first of which is read.
+        """
+        plain = type(self).tokens is Flow.tokens and samples.mask is None
+        more = next((name for name, (h, *_) in outputs.items() if plain and counts_more(h, v)), None)
+        if more is not None:
+            warnings.warn(
+                f"{more!r} gives {outputs[more][0].shape[1]} tokens for a velocity of {tuple(v.shape)}, and all are "
+                "taken for frames. Where tokens of the time, the class or the text stand among them, leave those out: "
+                'fog_a.wrap(net, ..., tokens="last"), or tokens() of your adapter',
+                stacklevel=4,
+            )
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The model's own training loss.

@@ -58,9 +58,8 @@ def token_mask(mask: Bool[Tensor, "B ..."] | None, h: Float[Tensor, "B T D"]) ->
     """
     if mask is None:
         return None
-    channels = "first" if mask.ndim == 3 and mask.shape[1] == 1 else "last"
-    size = mask.shape[1:] if mask.ndim == 2 else _frames(mask, channels)
-    if list(size) != [1] and not _at_a_rate(h.shape[1], size):
+    channels, size = _laid(mask)
+    if not _covers(size, h.shape[1]):
         raise ShapeMismatch(
             f"a mask of {' × '.join(map(str, size))} says nothing of {h.shape[1]} tokens, which are no patches of it "
             "and no lower rate. Where tokens of the time, the class or the text stand among a block's, leave them out "
@@ -71,10 +70,19 @@ def token_mask(mask: Bool[Tensor, "B ..."] | None, h: Float[Tensor, "B T D"]) ->
 
 def interface_mask(mask: Bool[Tensor, "B ..."] | None, c: Float[Tensor, "B T D"]) -> Bool[Tensor, "B T"] | None:
     """The same of an interface; None, all tokens count, of one at a length of its own: text has no frames."""
-    try:
-        return token_mask(mask, c)
-    except ShapeMismatch:
-        return None
+    known = mask is not None and _covers(_laid(mask)[1], c.shape[1])
+    return token_mask(mask, c) if known else None
+
+
+def _laid(mask: Bool[Tensor, "B ..."]) -> tuple[str, list[int]]:
+    """Where a mask's channels are, and how many frames, or pixels along each axis, it has."""
+    channels = "first" if mask.ndim == 3 and mask.shape[1] == 1 else "last"
+    return channels, list(mask.shape[1:]) if mask.ndim == 2 else _frames(mask, channels)
+
+
+def _covers(size: Sequence[int], count: int) -> bool:
+    """Whether a mask of this size says which of so many tokens are real: frames at its rate or a lower one, patches."""
+    return size == [1] or (_at_a_rate(count, size) if len(size) == 1 else _grid(size, count) is not None)
 
 
 def patch_mask(
@@ -108,11 +116,11 @@ def _every_nth(mask: Bool[Tensor, "B T"], h: Float[Tensor, "B N D"]) -> Bool[Ten
     return frames[:, torch.arange(h.shape[1], device=h.device) * size // h.shape[1]]
 
 
-def _grid(size: torch.Size, count: int) -> list[int] | None:
-    """How many patches lie along each axis, if they are squares (cubes)."""
-    side = round((math.prod(size) / count) ** (1 / len(size)))
-    grid = [n // max(side, 1) for n in size]
-    return grid if math.prod(grid) == count else None
+def _grid(size: Sequence[int], count: int) -> list[int] | None:
+    """How many patches lie along each axis, if they are squares (cubes) that cover the image."""
+    side = max(round((math.prod(size) / count) ** (1 / len(size))), 1)
+    grid = [n // side for n in size]
+    return grid if math.prod(grid) == count and not any(n % side for n in size) else None
 
 
 def data_tokens(
@@ -142,6 +150,14 @@ def data_tokens(
             f"where all are{frames}"
         )
     return tokens
+
+
+def counts_more(h: Tensor, v: Float[Tensor, "B ..."]) -> bool:
+    """Whether a block's three axes (B, T, D) hold more tokens than v has frames or patches, and no multiple of them."""
+    if h.ndim != 3 or v.ndim < 3:
+        return False
+    n, sizes = h.shape[1], [_frames(v, channels) for channels in ("last", "first")]
+    return n > min(map(math.prod, sizes)) and n % math.prod(sizes[0]) > 0 and not any(_at_a_rate(n, s) for s in sizes)
 
 
 def _frames(x1: Shaped[Tensor, "B ..."], channels: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+from fog_a.errors import BadBatch, ShapeMismatch, Unsupported, misfit
 
 CallFunction = Callable[[Any, Tensor, Tensor, dict[str, Any]], Any]
 """(net, x_t, t, cond) → output, with t as the network takes it and cond a dict of the rest of the batch."""
@@ -58,15 +58,11 @@ class NetworkCall:
     def _check_call(self, call: Any) -> None:
         if not callable(call):
             raise Unsupported(f"call is a function (net, x_t, t, cond) -> output, got {call!r}")
-        try:
-            inspect.signature(call).bind(None, None, None, None)
-        except TypeError as error:
+        if why := misfit(call, 4):
             raise Unsupported(
-                f"call is a function of four arguments, (net, x_t, t, cond), and does not take them: {error}. Type "
+                f"call is a function of four arguments, (net, x_t, t, cond), and does not take them: {why}. Type "
                 "call=lambda net, x_t, t, cond: net(x_t, t, **cond)"
-            ) from None
-        except ValueError:  # built in: it has no signature
-            pass
+            )
         if (self.x, self.t) != ("x_t", "t") or self.rename:
             raise Unsupported(
                 "call= says itself where x_t, t and the conditions go, so x=, t= and rename= contradict it. Type "

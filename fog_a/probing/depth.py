@@ -128,8 +128,7 @@ def _batch(
     with preserved(*flow.modules, seed=seed), reading.around(flow, batch, seed), tap(blocks) as h:
         for case in cases:
             h.clear()
-            case.run()
-            samples = case.samples
+            v, samples = case.run(), case.samples
             silent = [b.name for b in blocks if b.name not in h]
             if silent:
                 raise NoActivations(
@@ -140,6 +139,7 @@ def _batch(
             columns.append(_one_width(layers, blocks))
             if not start and case is cases[0]:
                 _check_square(case, blocks, h)
+                flow.doubt_tokens(h.all, samples, v)
         z, samples = torch.stack(columns, 1).cpu(), cases[-1].samples
         c = flow.interface(batch)
         interface = None if c is None else reading.describe(c, interface_mask(samples.mask, c)).cpu()

@@ -24,7 +24,7 @@ from fog_a.blocks.gate import carried, kept_inputs
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.tree import LeafPath, leaf, replaced
 from fog_a.blocks.untouched import eager, preserved
-from fog_a.errors import BadArgument, UnknownBlock
+from fog_a.errors import BadArgument, UnknownBlock, misfit
 from fog_a.flows.bare import BareFlow, flow_of
 from fog_a.flows.case import Case
 from fog_a.flows.flow import Flow
@@ -67,11 +67,13 @@ class NetworkCalls(contextlib.AbstractContextManager[Any], abc.ABC):
     def __init__(self, flow: Flow | nn.Module, blocks: Blocks, when: When | None = None) -> None:
         self.net = BareFlow(flow_of(flow).module)
         if not isinstance(blocks, Blocks) or not blocks or blocks.model is not self.net.module:
+            got = "those of another model" if isinstance(blocks, Blocks) and blocks else repr(blocks)[:60]
             raise UnknownBlock(
-                "expected blocks of this flow's network, at least one. Type find_blocks(flow, batch).named([...])"
+                f"expected blocks of this flow's network, at least one, got {got}. "
+                "Type find_blocks(flow, batch).named([...])"
             )
-        if when is not None and not callable(when):
-            raise BadArgument(f"expected when= as a function of a call's Inputs, got {when!r}")
+        if when is not None and (not callable(when) or misfit(when, 1)):
+            raise BadArgument(f"expected when= as a function of a call's Inputs, got {when!r:.60}")
         self.blocks, self.when = blocks, when
         self.calls = 0
         self._counts = self._paused = False

@@ -20,7 +20,7 @@ from fog_a.attributing.yardstick import EPS
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import preserved, rng
-from fog_a.errors import BadBatch, ShapeMismatch, Unsupported
+from fog_a.errors import BadArgument, BadBatch, ShapeMismatch, Unsupported, misfit
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.bare import flow_of
 from fog_a.flows.flow import Flow
@@ -64,6 +64,8 @@ def drift(
         ShapeMismatch: the sampler calls the network on other rows than the batch's samples. UnknownBlock.
     """
     flow = flow_of(flow)
+    if sampler is not None and (not callable(sampler) or misfit(sampler, 2)):
+        raise BadArgument(f"expected sampler as a function (model, batch), got {sampler!r:.60}")
     if sampler is None and flow.grid(None) == (None,):
         raise BadBatch("a bare module has no time axis. Type drift(net, batch, sampler), or fog_a.wrap(net, ...)")
     if not isinstance(blocks, Blocks):

@@ -89,7 +89,10 @@ def prune(
     drop = drop.name if isinstance(drop, ResidualBlock) else drop
     net, dropped = blocks.model, drop if isinstance(drop, Blocks) else blocks.named(drop)
     if not dropped or dropped.model is not net:
-        raise UnknownBlock("expected names of blocks of this model in drop=, at least one. find_blocks lists them")
+        got = f"{len(dropped)} of another model" if dropped else "none"
+        raise UnknownBlock(
+            f"expected names of blocks of this model in drop=, at least one, got {got}. find_blocks lists them"
+        )
     lists = _kept(net, dropped)
     _check_alone(blocks, dropped)
     modules = named_modules(net)

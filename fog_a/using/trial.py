@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fog_a.attributing.along import Times, cases_of
+from fog_a.attributing.along import Times, cases_of, count
 from fog_a.attributing.choice import Wanted, chosen
 from fog_a.attributing.prefix import Prefix
 from fog_a.attributing.variants import variants
@@ -37,6 +37,7 @@ class Trial:
         self, flow: Flow, batch: Any, blocks: Wanted, level: Level, times: Times, metric: Metric, seed: int
     ) -> None:
         checked_metric(metric, "auto")
+        count(flow, times)
         self.flow, self.seed = flow, seed
         self.metric: Metric = metric
         self._batches: list[tuple[list[Case], Any]] = []

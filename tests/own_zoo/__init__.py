@@ -8,6 +8,7 @@ from own_zoo.adders import ADDERS
 from own_zoo.anew import ANEW
 from own_zoo.carried import CARRIED
 from own_zoo.case import Case
+from own_zoo.couplings import COUPLINGS
 from own_zoo.executions import EXECUTIONS
 from own_zoo.groups import GROUPS
 from own_zoo.lanes import LANES
@@ -26,7 +27,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS, *CARRIED,
+    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS, *CARRIED, *COUPLINGS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
