@@ -143,7 +143,8 @@ class Measurement:
             run = self.envoys.variants(case, self.blocks, self.gate)
         else:
             discovery = self.choice.shown(case)
-            run = variants(case, self.blocks, self.gate, self.how, discovery)
+            first = not self.story.strategies
+            run = variants(case, self.blocks, self.gate, self.how, discovery, first=first)
         v = run.base
         measure = yardstick(self.metric, case, v)
         scores = [measure(v_k, b.name) for v_k, b in zip(run.ablated, self.blocks, strict=True)]

@@ -65,10 +65,12 @@ def variants(
     discovery: Discovery | None = None,
     prefix: Prefix | None = None,
     others: Sequence[ResidualBlock] = (),
+    first: bool = False,
 ) -> Variants:
     """Run the base and every ablation of one case, with the gates of what the case has closed at 0 throughout.
 
     Args:
+        first: of a call: what is shared is compared more closely.
         others: blocks that are not ablated; their calls are shared too where they can be.
         discovery: the forward of this case in which blocks were found.
         prefix: the clean run of this case, made already.
@@ -84,7 +86,7 @@ def variants(
     for strategy, shared in itertools.product(_order(case, blocks, how), sharing):
         try:
             if strategy == "fanout":
-                run = _fanned(case, blocks, value, budget, discovery, shared)
+                run = _fanned(case, blocks, value, budget, discovery, shared, first)
             elif strategy == "prefix":
                 run = _prefixed(prefix or _begun(case, shared, discovery), blocks, value, budget)
             else:
@@ -174,7 +176,13 @@ def _begun(case: Case, blocks: Blocks, discovery: Discovery | None) -> Prefix:
 
 
 def _fanned(
-    case: Case, blocks: Blocks, value: float, budget: Shared, discovery: Discovery | None, shared: Blocks
+    case: Case,
+    blocks: Blocks,
+    value: float,
+    budget: Shared,
+    discovery: Discovery | None,
+    shared: Blocks,
+    first: bool,
 ) -> Variants:
     if budget.rows is not None and budget.rows < 2 * case.rows:
         raise Unshared("")  # room for the batch alone: no need to know where its samples are
@@ -194,7 +202,10 @@ def _fanned(
         raise Unshared(reason) from error
     mark = (case.fingerprint, case.t, case.seed, value, fingerprint(v))
     if mark not in layout.verified:  # else the same case gave the same clean rows, and was compared
-        layout.problem = _difference(case, blocks, value, plain, v, ablated)
+        if plain is not None and not alike(v, plain):
+            layout.problem = "rows come out otherwise in a larger batch"
+        else:
+            layout.problem = _difference(case, blocks, value, v, ablated, first or plain is not None)
         if layout.problem is not None:
             raise Unshared(layout.problem)
         layout.verified.add(mark)
@@ -204,14 +215,11 @@ def _fanned(
 
 
 def _difference(
-    case: Case, blocks: Blocks, value: float, plain: Tensor | None, v: Tensor, ablated: Sequence[Tensor]
+    case: Case, blocks: Blocks, value: float, v: Tensor, ablated: Sequence[Tensor], closely: bool
 ) -> str | None:
-    """What is not the definition's, of an ablation drawn at random, and where a layout is used for the first time, with
-    its plain velocity, of the largest and the smallest too."""
+    """What is not the definition's, of an ablation drawn at random; closely, of the largest and the smallest too."""
     chosen = {random.Random(case.seed).randrange(len(ablated))}
-    if plain is not None:
-        if not alike(v, plain):
-            return "rows come out otherwise in a larger batch"
+    if closely:
         sizes = torch.stack([(per_sample(v_k) - per_sample(v)).nan_to_num().norm() for v_k in ablated])
         chosen |= {int(sizes.argmax()), int(sizes.argmin())}
     for i in sorted(chosen):
