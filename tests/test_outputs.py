@@ -110,6 +110,26 @@ def test_time_first_is_measured_in_large_blocks(monkeypatch: pytest.MonkeyPatch)
     assert set(sizes) == {len(tokens())}
 
 
+class Named(nn.Module):
+    """Takes one text per sample beside x; no token reads another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(3))
+
+    def forward(self, x: Tensor, texts: list[str]) -> Tensor:
+        h = x + torch.tensor([[[float(len(text))]] for text in texts])
+        for layer in self.layers:
+            h = h + layer(h)
+        return h
+
+
+def test_a_list_that_is_not_cut_with_the_samples_is_no_time_axis() -> None:
+    batch = {"x": torch.randn(3, 5, 16), "texts": ["a", "bb", "cccc"]}
+    for how in ("auto", "loop"):
+        assert fog_a.attribute(Named().eval(), batch, how=how, progress=False).values.shape == (3, 1, 3)
+
+
 def test_a_list_of_one_tensor_per_sample_is_measured_per_sample() -> None:
     net = made(lambda v: [v[0], v[1, :4]])
     got = scores(net)

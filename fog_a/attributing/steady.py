@@ -75,11 +75,13 @@ def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
 
 
 def _alone(case: Case, v: Tensor, axis: int) -> bool | None:
-    """Whether the first row gives the same alone; None: the model does not take it alone."""
+    """Whether the first row gives the same alone; None: the model does not take it alone, or something else that has
+    all rows was not cut."""
     try:
-        return _same_row(_first_row(case, axis, v.shape[axis]).run(), v, axis)
+        row = _first_row(case, axis, v.shape[axis]).run()
     except FAILURES:
         return None
+    return _same_row(row, v, axis) if row.shape[axis] == 1 else None
 
 
 def _mixing(case: Case, blocks: Blocks, size: int) -> bool:
