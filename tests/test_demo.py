@@ -13,7 +13,7 @@ import torch
 from test_whisper_folder import random_whisper
 
 import fog_a
-from fog_a.errors import BadManifest, Unsupported
+from fog_a.errors import BadManifest, NoWeights, Unsupported
 from fog_a_adapters.dit import DiTConfig, FlowMatching, demo
 from fog_a_adapters.dit.audio.data import load_corpus
 from fog_a_adapters.dit.audio.manifest import packaged, read_manifest
@@ -131,6 +131,16 @@ def test_the_whisper_that_a_variable_names_is_the_teacher_of_speech(
 def test_nothing_is_written_when_the_data_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(BadManifest, match=r"expected a folder with manifest.csv"):
         demo.run(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_whisper_is_refused_before_any_work(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOG_A_WHISPER", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(demo, "train", None)
+    with pytest.raises(NoWeights, match=r"no Whisper folder at .*nowhere'.*then name it: FOG_A_WHISPER=FOLDER"):
+        demo.run(few, tmp_path / "out", steps=1, layers=1, dim=16)
     assert not (tmp_path / "out").exists()
 
 

@@ -73,8 +73,9 @@ def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bo
 
     def is_outside(v: int) -> bool:
         op = flow.trace.values[v].op
-        ends = op is None or bool(flow.passed[v] & sums)  # what a block makes of its closed sum
-        return ends or not any(flow.trace.inside(op.call, c) for c in blocks)
+        if op is None or flow.passed[v] & sums:  # what a block makes of its closed sum
+            return True
+        return not any(flow.trace.inside(op.call, c) for c in blocks)
 
     way = list(walk([u.branch], back))
     return any(v in closed for v in way) and all(closed[v] if v in closed else is_outside(v) for v in way)

@@ -192,10 +192,11 @@ class Levels:
         )
 
     def is_head(self, b: Branch) -> bool:
-        """Does a module read a layer's output for a total that only the output reads (an output pyramid)? A skip that
-        is made with a layer's update is none."""
-        bit, flow = self.flow.forks[b.update.sum], self.flow
-        if b.update.sum not in flow.coupled or any(flow.any[o.branch] & bit for o in self.updates):
+        """Does a module read a layer's output for a total that no other update of its owner reads (an output pyramid)?
+        A skip that is made with a layer's update is none, nor is a network of layers."""
+        bit, flow, beside = self.flow.forks[b.update.sum], self.flow, self.owned[b.update.owner]
+        read = any(flow.any[o.update.branch] & bit for o in beside)
+        if b.update.sum not in flow.coupled or read or any(self.layers(p.call) for p in b.parts):
             return False
         others = (o for own in self.owned.values() for o in own if o.update.sum not in flow.coupled)
         makers = {m for o in others for p in o.parts for m in p.makers}

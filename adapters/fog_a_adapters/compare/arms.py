@@ -32,7 +32,7 @@ from torch import nn
 
 from fog_a.aligning import heads
 from fog_a.attributing.attribute import attribute
-from fog_a.errors import ShapeMismatch, Unsupported
+from fog_a.errors import ShapeMismatch, Unsupported, near
 from fog_a.flows.flow import Flow
 from fog_a.probing.bitc import BiTC
 from fog_a.probing.gradnorm import gradnorm
@@ -90,10 +90,11 @@ def repa_arms(layers: int) -> tuple[str, ...]:
 def check_arms(arms: Sequence[str]) -> None:
     """Raises Unsupported for an arm that is not known, or none to compare with."""
     unknown = [a for a in arms if parsed(a)[0] not in (*KNOWN, *ALONE) and not numbers_of(a)]
+    hint = near(parsed(unknown[0])[0], (*KNOWN, *ALONE)) if unknown else ""
     if unknown or len(set(arms)) < 2 or "base" not in arms:
         raise Unsupported(
             f"arms are 'base' and at least one of {', '.join(KNOWN[1:])}, repa-4-8-12 (any layers), each, each-local, "
-            f"or one of these with -again; got {', '.join(arms) or 'none'}"
+            f"or one of these with -again; got {', '.join(arms) or 'none'}{hint}"
         )
 
 

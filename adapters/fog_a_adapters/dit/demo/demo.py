@@ -73,7 +73,7 @@ def run(
         layers, dim: depth and width of the model (4 heads).
 
     Raises:
-        BadManifest: data that cannot be used, with what to mend.
+        BadManifest: data that cannot be used, with what to mend. NoWeights: FOG_A_WHISPER names no Whisper.
         Unsupported: sizes that make no model.
         MissingDependency: torchaudio, soundfile, scikit-learn or matplotlib is absent or does not load.
     """
@@ -83,6 +83,8 @@ def run(
     out, clock = Path(out), _Clock()
     corpus = load_corpus(data, seed=seed, held_out=HELD_OUT, audio=True)
     batches = corpus.held_out()
+    hears = "speech" in corpus.domains and os.environ.get("FOG_A_WHISPER")
+    teachers = teachers_for("whisper" if hears else None, corpus)
     _say_data(corpus, data)
     clock.lap("data")
     model = new_model(lambda: FlowMatching(replace(sizes, domains=corpus.domains)), seed)
@@ -102,8 +104,6 @@ def run(
     clock.lap("training")
     scores = attribute(wrap(model), batches, times=TIMES, seed=seed)
     clock.lap("FoG-A")
-    hears = "speech" in corpus.domains and os.environ.get("FOG_A_WHISPER")
-    teachers = teachers_for("whisper" if hears else None, corpus)
     storage = _storage(model, corpus, batches, seed, teachers)
     clock.lap("LASP")
     runs = with_and_without(corpus, replace(sizes, domains=corpus.domains), steps, seed, teachers)
