@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_nets import Net, tokens
 
+import fog_a
 from fog_a import files
 from fog_a.errors import FogError, NotWritten
 from fog_a.files import write, write_json
+from fog_a.shell import arguments
+from fog_a.teachers import BEATsTeacher, CachedTeacher
+from fog_a_adapters.dit.audio.manifest import read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +92,25 @@ def test_a_bad_path_is_an_error_of_fog_a(tmp_path: Path, kind: str) -> None:
     with pytest.raises(FogError, match=message):
         write(path, "x")
     assert names(tmp_path) == before
+
+
+READERS: dict[str, Any] = {
+    "checkpoint": lambda path: fog_a.attribute(Net(), tokens(), checkpoint=path, progress=False),
+    "scores": fog_a.Scores.load,
+    "selection": fog_a.Selection.load,
+    "cached features": lambda path: CachedTeacher(None, path),
+    "BEATs": BEATsTeacher,
+    "manifest": read_manifest,
+    "batch": lambda path: arguments.batch(str(path)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("name", READERS)
+def test_whoever_is_given_a_bad_path_says_so(tmp_path: Path, name: str, kind: str) -> None:
+    fits = kind == "a folder" and name in ("checkpoint", "cached features")
+    with contextlib.nullcontext() if fits else pytest.raises(FogError):
+        READERS[name](BAD[kind][0](tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

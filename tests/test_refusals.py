@@ -43,6 +43,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a nested batch": (lambda: attribute(Net(), nested()), "to_padded_tensor"),
     "a batch on meta": (lambda: attribute(Net(), tokens().to("meta")), "Give a batch of real data"),
     "a model on meta": (lambda: attribute(Net().to("meta"), tokens()), "Load the weights"),
+    "a forward that is no function": (lambda: attribute(Net(), tokens(), forward=3), "as a function.*got 3.*output_of"),
     "a checkpoint that is no path": (lambda: attribute(Net(), tokens(), checkpoint=3), "the path of a folder, got 3"),
     "an option of no adapter": (
         lambda: fog_a.wrap(nn.Linear(4, 4), x="input", t=None, pth="linear"),

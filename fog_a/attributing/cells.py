@@ -80,9 +80,9 @@ class Cells:
 
     def _claim(self, path: Path, identity: str) -> None:
         """Make the directory this run's, or see that it is."""
-        if not path.exists():
+        if not os.path.exists(path):
             write(path, identity)
-        elif path.read_text(encoding="utf-8", errors="replace") != identity:
+        elif _content(path) != identity.encode():
             raise BadScores(
                 f"{path} is of another run (another model, batch, seed or options). "
                 "Give checkpoint= an empty directory, or remove this one"
@@ -118,7 +118,7 @@ class Cells:
         if self.directory is None:
             return cell.measure()[0]
         path = self.directory / f"{cell.name}.npy"
-        if path.exists():
+        if os.path.exists(path):
             return _read(path, cell)
         values, base = cell.measure()
         write(path, _packed(values, _provenance(cell, base)))
@@ -210,8 +210,15 @@ def _packed(values: Values, provenance: Mapping[str, Any]) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadScores(f"cannot read {path}: {error.strerror}. Give checkpoint= an empty directory") from error
+
+
 def _read(path: Path, cell: Cell) -> Values:
-    data = path.read_bytes()
+    data = _content(path)
     content, digest = data[:-_DIGEST], data[-_DIGEST:]
     try:
         if hashlib.sha256(content).digest() != digest:  # first: a reader may raise anything at a damaged header

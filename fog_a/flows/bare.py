@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fog_a.blocks.calls import hooked, named_modules, unwrapped
-from fog_a.errors import BadBatch, BadOutput, UnknownBlock, Unsupported
+from fog_a.errors import BadArgument, BadBatch, BadOutput, UnknownBlock, Unsupported
 from fog_a.flows.batches import arguments, call, model_tensors, velocity_of
 from fog_a.flows.flow import Flow
 from fog_a.flows.noise import row_marks
@@ -167,8 +167,14 @@ def flow_of(
         domains, mask: the caller's own, in place of the adapter's.
 
     Raises:
-        BadBatch: neither a module nor a flow, a class in place of an object for example.
+        BadBatch: neither a module nor a flow, a class in place of an object for example. BadArgument: `forward` is no
+            function.
     """
+    if forward is not None and not callable(forward):
+        raise BadArgument(
+            f"expected forward= as a function (model, batch) -> Tensor, got {forward!r}. For an inner module's output "
+            "type forward=fog_a.output_of('its.name')"
+        )
     if isinstance(model, Flow):
         return model.overridden(forward, domains, mask)
     if isinstance(model, nn.Module):

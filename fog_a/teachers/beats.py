@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _beats(path: Path) -> nn.Module:
     fetch = (
         "download BEATs_iter3_plus_AS2M.pt (links at github.com/microsoft/unilm/tree/master/beats) and give its path"
     )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise NoWeights(f"no BEATs checkpoint at {path}: {fetch}")
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]  # speechbrain would run a pickle

