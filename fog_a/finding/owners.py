@@ -102,7 +102,7 @@ def _leading(flow: Flow, updates: Sequence[Update]) -> list[Update]:
 
     def comes_in(u: Update) -> bool:
         inputs = flow.trace.calls[u.owner].inputs.values()
-        held = bool(flow.trunk[u.stream] & union(flow.trunk, inputs)) or _moved(flow, u.fork, inputs)
+        held = bool(flow.trunk[u.stream] & union(flow.trunk, inputs)) or _moved(flow, u.stream, inputs)
         return held and forks[u.fork] == 1
 
     return [u for u in updates if flow.bypass[u.stream] & sums or comes_in(u) or _leads_on(flow, u)]

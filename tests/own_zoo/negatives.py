@@ -184,6 +184,27 @@ class GatedUnits(nn.Module):
         return (1 - z) * x + z * torch.tanh(h + self.candidate(torch.sigmoid(r + a) * x))
 
 
+class Gate(nn.Module):
+    """The same, in a module of its own that is given stream and update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.u, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = torch.sigmoid(self.w(y) + self.u(x))
+        return (1 - z) * x + z * torch.tanh(self.w(y) + self.v(z * x))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.update, self.gate = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)), Gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x, F.relu(self.update(x)))
+
+
 def negative(name: str, make: Callable[[], nn.Module]) -> Case:
     return Case(name, make, ())
 
@@ -202,4 +223,5 @@ NEGATIVES = (
     negative("positions", Positions),
     negative("coder", Coder),
     negative("gru_gated", lambda: Plain(GatedUnits)),
+    negative("gru_gates", lambda: Plain(Gated)),
 )
