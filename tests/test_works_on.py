@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
-from fog_a.errors import Unsupported
+from fog_a.errors import UnknownBlock, Unsupported
 
 NAMES = ("blocks.0", "blocks.1", "blocks.2")
 
@@ -423,3 +423,37 @@ def test_cuda(dtype: torch.dtype, compiled: bool) -> None:
     model(x)
     check(model, x, want, rtol=1e-4 if dtype == torch.float32 else 2e-2)
     assert all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=True))
+
+
+@pytest.mark.parametrize("start", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_gate_that_learns_gets_its_gradient(start: float, samples: int) -> None:
+    """d/dg of Σ v² at any g, one for all or one per sample: the difference quotient's, in float64."""
+    net, x = Net().double().eval(), tokens().double()
+    blocks = fog_a.find_blocks(net, x)[1:2]
+
+    def loss(g: Tensor) -> Tensor:
+        with fog_a.gate(blocks, g):
+            return net(x).square().flatten(1).sum(1)
+
+    g = torch.full((samples,), start, dtype=torch.float64, requires_grad=True)
+    loss(g).sum().backward()
+    with torch.no_grad():
+        slope = (loss(g + 1e-6) - loss(g - 1e-6)) / 2e-6
+    torch.testing.assert_close(g.grad, slope if samples > 1 else slope.sum()[None], rtol=1e-5, atol=1e-8)
+
+
+def test_a_model_that_lost_blocks_since_they_were_found() -> None:
+    net, x = Net(), tokens()
+    blocks = fog_a.find_blocks(net, x)
+    with fog_a.tap(blocks) as h:
+        net(x)
+    assert list(h) == list(blocks.names)
+    net.blocks = net.blocks[:2]
+    for use in (
+        lambda: fog_a.attribute(net, x, blocks=blocks),
+        fog_a.gate(blocks, 0).__enter__,
+        fog_a.tap(blocks).open,
+    ):
+        with pytest.raises(UnknownBlock, match=r"got a model without blocks.2.*find_blocks\(model, batch\) again"):
+            use()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fog_a.blocks.block import GatePoint, ResidualBlock, TapPoint
+from fog_a.errors import UnknownBlock
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 Scripted = torch.jit.RecursiveScriptModule  # pyright: ignore[reportPrivateImportUsage]
@@ -151,6 +152,11 @@ def at_calls(
     that raised half-way.
     """
     counts = {name: Counter(point.times) for (name, _), point in calls.items()}
+    if gone := [name for name in counts if name not in modules]:
+        raise UnknownBlock(
+            f"expected the modules that the blocks were found in, got a model without {', '.join(gone)}. "
+            "It was changed since: type find_blocks(model, batch) again"
+        )
 
     def enter(name: str, args: Any, kwargs: Any) -> Any:
         if paused():

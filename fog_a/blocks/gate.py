@@ -33,11 +33,13 @@ class gate(contextlib.AbstractContextManager["gate"]):
 
     Args:
         blocks: from `find_blocks`, or one of its blocks through a slice.
-        value: 0 removes, 1 changes nothing, between interpolates; a Tensor (B,) is one value per sample.
+        value: 0 removes, 1 changes nothing, between interpolates; a Tensor (B,) is one value per sample. A tensor that
+            requires grad gets its gradient.
 
     Raises:
         NotResidual: a stream's input and output do not fit any more (another batch shape than the one traced).
-        ShapeMismatch: a tensor `value` whose length is not the number of samples. UnknownBlock: names, or one block.
+        ShapeMismatch: a tensor `value` whose length is not the number of samples. UnknownBlock: names, one block, or a
+            model that has lost blocks since.
 
     `fired` counts, by block name, how often a gate acted.
 
@@ -177,24 +179,34 @@ def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
 
 def mixed(out: Tensor, closed: Tensor, value: float | Tensor) -> Tensor:
     """`closed` at 0, `out` at 1, between them the line that joins them; per sample if value is (B,)."""
+    learned = isinstance(value, Tensor) and value.requires_grad
+    if isinstance(value, Tensor) and value.numel() == 1 and not learned:
+        value = float(value)
     if not isinstance(value, Tensor):
         if value in (0, 1):
             return out if value == 1 else closed
         # torch has no lerp of nested tensors
         return closed * (1 - value) + out * value if out.is_nested else torch.lerp(closed, out, value)
-    if value.numel() == 1:
-        return mixed(out, closed, float(value))
+    g = _over(value, out)
+    between = torch.lerp(closed, out, g.to(out.dtype).expand_as(out))
+    if learned:  # `where` has no slope at 0 and 1
+        return between
+    chosen = torch.where(g == 0, closed, torch.where(g == 1, out, between))
+    # laid out in memory as `out`: the model's next product may round otherwise on another layout
+    return chosen if chosen.stride() == out.stride() else torch.empty_like(out).copy_(chosen)
+
+
+def _over(value: Tensor, out: Tensor) -> Tensor:
+    """A value, or one for each sample, with the axes of `out`."""
     axes = [d for d, n in enumerate(out.shape) if value.ndim == 1 and n == len(value)]
+    if value.numel() == 1:
+        axes = [0]
     if len(axes) != 1:  # the samples' axis need not be the first, and a guess may be wrong without a sound
         raise ShapeMismatch(
             f"expected a gate value per sample, on exactly one axis of {tuple(out.shape)}, got {tuple(value.shape)}. "
             "Give one number, or as many as the batch has samples, where no other axis has that length"
         )
-    g = value.to(out.device).reshape([-1 if d == axes[0] else 1 for d in range(out.ndim)])
-    between = torch.lerp(closed, out, g.to(out.dtype).expand_as(out))
-    chosen = torch.where(g == 0, closed, torch.where(g == 1, out, between))
-    # laid out in memory as `out`: the model's next product may round otherwise on another layout
-    return chosen if chosen.stride() == out.stride() else torch.empty_like(out).copy_(chosen)
+    return value.to(out.device).reshape([-1 if d == axes[0] else 1 for d in range(out.ndim)])
 
 
 class Replays:

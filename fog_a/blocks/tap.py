@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,6 +89,9 @@ class tap(contextlib.AbstractContextManager["tap"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.all
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all)
 
     def __len__(self) -> int:
         return len(self.all)
