@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,3 +272,58 @@ def test_more_tokens_than_frames_without_a_mask_are_doubted(bare: bool) -> None:
 def test_alignment_doubts_more_tokens_than_frames() -> None:
     with pytest.warns(UserWarning, match=r"gives 11 tokens for a velocity of \(2, 9, 4\)"):
         fog_a.AGREPA(Adapter(2, None), 3, ["blocks.1"], batch=torch.randn(4, 9, 4))
+
+
+class Convolved(nn.Module):
+    """(B, D, T), D = 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv1d(8, 8, 3, padding=1), nn.Tanh()) for _ in range(2))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_t = x_t + layer(x_t)
+        return x_t
+
+
+class Aside(nn.Module):
+    """Data (B, 4, T), blocks (B, T, 9)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 9), nn.Linear(9, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 9)) for _ in range(2))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        h = self.into(x_t.transpose(1, 2))
+        for layer in self.layers:
+            h = h + layer(h)
+        return self.out(h).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "declared", "right", "words"),
+    [
+        (Convolved, (16, 8, 8), {}, {"channels": "first"}, "takes fewer entries along axis 2 .*channels=.first"),
+        (Convolved, (16, 8, 12), {}, {"channels": "first"}, "takes fewer entries along axis 2 .*channels=.first"),
+        (Aside, (16, 4, 9), {"channels": "first"}, {"channels": "first", "stream": "BTD"}, 'type .*stream="BTD"'),
+    ],
+    ids=["as many frames as channels", "channels first", "as many frames as the width"],
+)
+def test_which_axis_the_frames_are_on_is_measured(net: Any, shape: Any, declared: Any, right: Any, words: str) -> None:
+    batch, features = {"x1": torch.randn(shape)}, torch.randn(16, 2)
+
+    def aligned(**options: Any) -> None:
+        flow = fog_a.wrap(net(), x="x_t", t="t", **options)
+        fog_a.AGREPA(flow, 3, fog_a.find_blocks(flow, batch).names[:1], batch=batch)
+
+    def read(**options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tells nothing.*")
+            fog_a.lasp(fog_a.wrap(net(), x="x_t", t="t", **options), batch, features=features, times=[0.5])
+
+    for use in (aligned, read):
+        with pytest.raises(ShapeMismatch, match=words):
+            use(**declared)
+        use(**right)

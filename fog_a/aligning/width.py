@@ -42,8 +42,10 @@ def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
     batch = few(flow, batch)
     samples = flow.samples(batch)
     with preserved(*flow.modules), tap(blocks) as h:
-        flow.doubt_tokens(h.all, samples, flow.velocity(batch, 0.5, 0))
-        return {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
+        v = flow.velocity(batch, 0.5, 0)
+        table = {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
+        flow.doubt_tokens(h.all, samples, v)
+    return table
 
 
 def few(flow: Flow, batch: Any) -> Any:

@@ -91,6 +91,7 @@ class Flow(abc.ABC):
     def doubt_tokens(self, outputs: Mapping[str, Sequence[Tensor]], samples: Samples, v: Tensor) -> None:
         """Warns where the default `tokens`, without a mask, takes more tokens for the data's than v has frames.
 
+        It is called once, while outputs are recorded: an adapter may run the model on other batches to see more.
         `outputs`: block → its streams in the forward that gave v, the first of which is read.
         """
         plain = type(self).tokens is Flow.tokens and samples.mask is None

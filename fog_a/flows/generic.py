@@ -25,6 +25,7 @@ from fog_a.flows.convention import Convention, TargetFunction, TimeFunction, sam
 from fog_a.flows.dicts import ABOUT, require_keys, samples_from, to_module
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import STREAMS, Which, as_tokens, check_stream, data_mask, data_tokens, patch_mask
+from fog_a.flows.halves import check_halves
 from fog_a.flows.network import CallFunction, NetworkCall, Out
 from fog_a.flows.noise import noise
 from fog_a.flows.paths import Path, PathFunction, path_of
@@ -174,6 +175,14 @@ class GenericAdapter(Flow):
                 check_stream(h, x1, self.channels, stream)
             tokens = data_tokens(tokens, x1, self.channels, self.which)
         return tokens, patch_mask(samples.mask, h, tokens, self.channels)
+
+    def doubt_tokens(self, outputs: Mapping[str, Sequence[Tensor]], samples: Samples, v: Tensor) -> None:
+        """Raises ShapeMismatch where frames are on another axis than declared, though sizes do not show it."""
+        x1, batch = self._data(samples), samples.rows(range(len(samples)))
+        if x1.ndim == 3 and self.stream is None:
+            stream = "BTD" if self.channels == "last" else "BDT"
+            heard = lambda: [h for h, *_ in outputs.values()]  # noqa: E731
+            check_halves(lambda part: self.velocity(part, 0.5), heard, batch, x1, self.channels, stream)
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """The mean square of (prediction − target) with t ~ U(0, 1) and the noise of torch's global generator."""

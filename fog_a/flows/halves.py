@@ -1,0 +1,47 @@
+"""Where sizes do not tell frames from channels, a run on half of the frames does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from fog_a.errors import ShapeMismatch
+from fog_a.flows.case import narrowed
+from fog_a.flows.frames import check_stream
+
+
+def check_halves(
+    run: Callable[[Any], Any],
+    outputs: Callable[[], Iterable[Tensor]],
+    batch: Any,
+    x1: Tensor,
+    channels: str,
+    stream: str,
+) -> None:
+    """Raises ShapeMismatch where the frames of data (B, T, D), or of blocks' outputs, are on an axis not declared.
+
+    Args:
+        run: runs the model on a smaller batch; what it raises there says nothing.
+        outputs: the blocks' outputs in the last run.
+    """
+    frames, other = (1, 2) if channels == "last" else (2, 1)
+
+    def runs(axis: int) -> bool:
+        size = x1.shape[axis]
+        try:
+            return size > 1 and run(narrowed(batch, axis, size, size // 2)) is not None
+        except Exception:  # it does not take so many: another axis, or a fixed length
+            return False
+
+    if runs(frames):
+        fewer = x1.narrow(frames, 0, x1.shape[frames] // 2)
+        for h in outputs():
+            check_stream(h, fewer, channels, stream)
+    elif runs(other):
+        raise ShapeMismatch(
+            f"the network takes fewer entries along axis {other} of the data {tuple(x1.shape)}, and not along axis "
+            f'{frames}, where channels="{channels}" has the frames. Type fog_a.wrap(..., channels="'
+            f'{"first" if channels == "last" else "last"}")'
+        )
