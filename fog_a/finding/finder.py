@@ -41,7 +41,7 @@ class Finder:
 
     def blocks(self, level: str, include: str | Sequence[str] | None) -> list[Made]:
         """The blocks in order of execution, each with the updates that it closes."""
-        layers = self._with_beginnings(self.levels.layers())
+        layers = _once(self._with_beginnings(self.levels.layers()))
         made = [m for layer in layers if (m := self.layer(layer))]
         if include is None and level == "layer":
             return self._placed(made)
@@ -187,6 +187,17 @@ class Finder:
             + "If its layers are gated or recurrent there is no block to close; otherwise pass include= with their "
             "names, or forward=lambda model, batch: ... that reaches them"
         )
+
+
+def _once(layers: Sequence[Layer]) -> list[Layer]:
+    """What the same parts give is one layer, though its parent adds it again for every later one (`sum(outputs)`)."""
+    every: dict[Any, Layer] = {}
+    for layer in layers:
+        key = tuple(b.parts for b in layer.branches) if layer.call is None else layer.call
+        first = every.setdefault(key, layer)
+        if first is not layer:
+            every[key] = replace(first, branches=(*first.branches, *layer.branches))
+    return list(every.values())
 
 
 def _stack(name: str, exact: bool) -> str:

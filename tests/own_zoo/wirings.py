@@ -262,7 +262,23 @@ class Accumulated(Chain):
         return s
 
 
+class Resummed(Chain):
+    """Each layer reads the weighted sum of all outputs so far, made anew (DenseFormer); no sum is carried on."""
+
+    def __init__(self) -> None:
+        super().__init__(Mlp, 4)
+        self.weights = nn.Parameter(torch.rand(5, 5) + 0.5)
+
+    def run(self, x: Tensor, off: int | None = None) -> Any:
+        outputs = [x]
+        for i, block in enumerate([*self.blocks, nn.Identity()]):
+            h = sum(w * y for w, y in zip(self.weights[i], outputs, strict=False))
+            outputs.append(block(h) * (i != off))
+        return outputs[-1]
+
+
 WIRINGS = (
+    Case("resummed", Resummed, tuple((f"blocks.{i}",) for i in range(4))),
     Case("pooled_condition", PooledCondition, numbered("blocks", 3)),
     chain("weights_made_once", Weights),
     Case("mixed_values", MixedValues, numbered("blocks", 3)),
