@@ -1,6 +1,6 @@
 """Two networks that somebody uses, offline: a pitch tracker and a speech recognizer, found, attributed and pruned.
 
-    pip install --no-deps --target wheels torchfcpe==0.0.4        # 43 MB; with einops local-attention hyper-connections
+    pip install --no-deps --target wheels torchfcpe==0.0.4 einops local-attention hyper-connections        # 43 MB
     PYTHONPATH=wheels python examples/trained_nets.py pitch       # the packaged speech clips, about a minute
     python -m fog_a_adapters.dit.audio.whisper_folder out/whisper # 71 MB; Whisper tiny.en
     FOG_A_WHISPER=out/whisper python examples/trained_nets.py words --data FOLDER
@@ -69,7 +69,13 @@ def clips(folder: Path, count: int) -> list[Clip]:
 
 def pitch(speech: Sequence[Clip]) -> Net:
     """torchfcpe's pitch conformer; wrong is a frame that is off its own answer with all layers."""
-    torchfcpe: Any = importlib.import_module("torchfcpe")  # optional, from the wheel
+    try:
+        torchfcpe: Any = importlib.import_module("torchfcpe")  # optional, from the wheel
+    except ModuleNotFoundError as error:
+        how = "pip install --no-deps --target wheels torchfcpe==0.0.4 einops local-attention hyper-connections"
+        raise SystemExit(
+            f"there is no module {error.name!r}. Type {how}, then PYTHONPATH=wheels before python"
+        ) from None
     weights = Path(str(torchfcpe.__file__)).parent / "assets" / "fcpe_c_v001.pt"
     if hashlib.sha256(weights.read_bytes()).hexdigest() != WEIGHTS_SHA256:
         raise SystemExit(f"{weights} is not that of torchfcpe 0.0.4: pip install torchfcpe==0.0.4")
@@ -98,6 +104,9 @@ def words(speech: Sequence[Clip]) -> Net:
     from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     folder = os.environ.get("FOG_A_WHISPER") or "out/whisper"
+    if not Path(folder, "config.json").is_file():
+        how = f"python -m fog_a_adapters.dit.audio.whisper_folder {folder}"
+        raise SystemExit(f"there is no Whisper folder at {folder!r}. Make one: {how}")
     kind: Any = WhisperForConditionalGeneration
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)

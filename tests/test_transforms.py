@@ -104,6 +104,27 @@ def ensemble(net: nn.Module, x: Tensor) -> Any:
     return torch.func.vmap(lambda w: torch.func.functional_call(net, w, (x,)), out_dims=1)(weights)
 
 
+class Adding(nn.Module):
+    """The parent adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D)) for _ in range(3))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for layer in self.layers:
+            h = h + layer(h)
+        return h
+
+
+def test_sums_of_a_derivative_are_named_as_such() -> None:
+    torch.manual_seed(0)
+    net, x = Adding().eval(), torch.randn(2, 5, D)
+    coverage = fog_a.find_blocks(net, x, forward=derivative).coverage
+    assert coverage.open and all("a sum of torch.func's derivative" in row.reason for row in coverage.open)
+    assert coverage.passing == () and "torch.func" not in str(fog_a.find_blocks(net, x).coverage)
+
+
 @pytest.mark.parametrize("forward", [derivative, gradient, by_sample, ensemble])
 @pytest.mark.parametrize("tokens", [5, 1024])
 def test_forwards_that_transform_the_network(forward: Callable[..., Any], tokens: int) -> None:

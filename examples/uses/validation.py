@@ -153,6 +153,16 @@ def main() -> None:
     file = {"llm": "texts", "diffusion": "prompts"}.get(a.what)
     if file and (missing := [name for name in ("folder", file) if getattr(a, name) is None]):
         parser.error(f"{a.what} needs {' and '.join(missing)}: {a.what} FOLDER --{file} FILE")
+    if file and not getattr(a, file).is_file():
+        parser.error(f"there is no file {getattr(a, file)} for --{file}: give one {file[:-1]} a line")
+    try:
+        run(a)
+    except OSError as error:
+        parser.error(f"{a.folder}: expected a folder with weights. {str(error).splitlines()[0]}")
+
+
+def run(a: argparse.Namespace) -> None:
+    """What was asked for."""
     if a.what == "published":
         show_published()
     elif a.what == "llm":

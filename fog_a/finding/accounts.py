@@ -129,7 +129,8 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
         return "taken for a long skip: its branch holds layers"
     if not branch.parts:
         shortcut = ", its shortcut is not the identity" if u.projection else ""
-        return f"no module gives the update{shortcut}"
+        derived = ", or it is a sum of torch.func's derivative, which gates close as well" * flow.trace.transformed
+        return f"no module gives the update{shortcut}{derived}"
     return "belongs to no repeated unit"
 
 

@@ -47,7 +47,6 @@ class Recorder(Watching):
         self.clean, self.generators = Clean(generators=generators), generators
         self._states: list[Any] = []
         self._inside = 0
-        self.transformed = False
 
     # ---- module calls
 
@@ -98,7 +97,7 @@ class Recorder(Watching):
     def _value_of(self, t: Tensor) -> int:
         """What a tensor at a call holds; inside `torch.func` (jvp, grad, vmap) operations see what it is made of."""
         while is_functorch_wrapped_tensor(t):
-            t, self.transformed = get_unwrapped(t), True
+            t, self.trace.transformed = get_unwrapped(t), True
         return self.memory.value_of(t)
 
     # ---- operations
@@ -197,7 +196,7 @@ def record(
         trace.output = None if found is None else recorder.memory.value_of(found)
         trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(trace.result)}
     trace.calls[0].last = len(trace.calls) - 1
-    whole = clean.kept and not clean.running and not clean.overwritten and not recorder.transformed
+    whole = clean.kept and not clean.running and not clean.overwritten and not trace.transformed
     return trace, clean if whole and clean.bytes <= room else None
 
 

@@ -98,6 +98,8 @@ class Trace:
     output: int | None = None
     out: Any = None
     """What the model's own call gave out, the last time."""
+    transformed: bool = False
+    """Whether calls were given tensors of `torch.func`, which operations see taken apart."""
     drew: bool = False
     """Whether it drew random numbers."""
     functions: set[Any] = field(default_factory=set)
