@@ -22,7 +22,7 @@ from fog_a.attributing.ways import FirstOrder, How, Shared
 from fog_a.attributing.yardstick import EPS, Metric, metric_kind, metric_name, relative, yardstick
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
-from fog_a.errors import BadBatch, BadOutput, Interrupted, Unsupported, Untrained
+from fog_a.errors import BadBatch, BadOutput, Interrupted, NotResidual, Unsupported, Untrained
 from fog_a.flows.case import Case, fingerprint, weights_mark
 from fog_a.flows.flow import Flow
 from fog_a.flows.provenance import provenance, signature
@@ -199,7 +199,7 @@ class Measurement:
         """What the user must know, once: what was left out, what was not finite.
 
         Raises:
-            BadOutput: no ablation is finite. Untrained: none changes anything.
+            BadOutput: no ablation is finite. Untrained: none changes anything. NotResidual: the gates reach nothing.
         """
         for left in self.choice.notes:
             self.story.notes.append(left)
@@ -219,7 +219,13 @@ class Measurement:
         if bad.any():
             names = ", ".join(name for name, b in zip(self.blocks.names, bad, strict=True) if b)
             self._warned(f"without {names} the velocity is NaN or inf for some samples: not averaged in")
-        if not np.nanmax(np.abs(values)) > self.story.floor and self.gate != 1:
+        idle = not np.nanmax(np.abs(values)) > self.story.floor and self.gate != 1
+        if idle and (passing := self.blocks.coverage.passing):
+            raise NotResidual(
+                f"all scores are zero, though what {', '.join(passing)} compute reaches the output: the model goes on "
+                "with a tensor that they write into, not with what they return. Let its forward take that: h = block(h)"
+            )
+        if idle:
             raise Untrained(
                 "all scores are zero: no block changes the velocity. Mostly the model is untrained: gates or output "
                 "projections are at their zero initialisation, so train it first. If it is trained, look at what comes "
