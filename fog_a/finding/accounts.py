@@ -22,6 +22,11 @@ class Made:
     call: int | None
     parts: tuple[Part, ...]
 
+    @property
+    def calls(self) -> list[int]:
+        """The calls that do its work."""
+        return [c for c in (self.call, *(p.reader for p in self.parts)) if c is not None]
+
 
 def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tuple[CoverageRow, ...]:
     """One row for each update, in order of execution, then what blocks give beside their streams. `target`: the bits of
@@ -63,7 +68,7 @@ def _begun(flow: Flow, m: Made) -> Iterator[CoverageRow]:
 
 def _around(flow: Flow, u: Update, made: Sequence[Made], closed: Mapping[int, bool]) -> bool:
     """Does the branch come from what gates close, by steps outside all blocks (`a x - b net(x)`)?"""
-    blocks = [c for m in made for c in (m.call, *(p.reader for p in m.parts)) if c is not None]
+    blocks = [c for m in made for c in m.calls]
     sums = union(flow.forks, (v for v, shut in closed.items() if shut and v in flow.forks))
 
     def back(v: int) -> list[int]:
@@ -98,7 +103,7 @@ def _row(
 
 def _inside(flow: Flow, u: Update, m: Made) -> bool:
     """Is the update made in the block's call or parts, or on the way from its fork to its branch?"""
-    if any(flow.trace.inside(u.op.call, c) for c in (m.call, *(p.reader for p in m.parts)) if c is not None):
+    if any(flow.trace.inside(u.op.call, c) for c in m.calls):
         return True
     return any(flow.in_branch(u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
 

@@ -71,8 +71,8 @@ class Finder:
     def _elsewhere(self, layers: Sequence[Layer]) -> list[Made]:
         """What else the trace has, at whatever level: units inside layers or around them, single branches."""
         taken = {layer.call for layer in layers}
-        units = [Layer(c, self.levels.inner(c), 0) for c in self.levels.owned if c > 0 and c not in taken]
-        loose = [Layer(None, tuple(branches), 0) for branches in self.levels.owned.values()]
+        units = [Layer(c, self.levels.inner(c)) for c in self.levels.owned if c > 0 and c not in taken]
+        loose = [Layer(None, tuple(branches)) for branches in self.levels.owned.values()]
         made = [m for unit in units if self.trace.calls[unit.call or 0].name and (m := self.layer(unit))]
         return [*made, *(m for layer in [*loose, *units] for m in self.branches(layer))]
 

@@ -58,8 +58,7 @@ class Groups:
         return tuple(content(self.flow.trace, p.reader) for p in layer.parts)
 
     def _layer(self, branches: Sequence[Branch]) -> Layer:
-        start = min(self.calls[p.call].start for b in branches for p in b.parts)
-        return Layer(None, tuple(branches), start, self._name(branches))
+        return Layer(None, tuple(branches), self._name(branches))
 
     def _is_stream(self, b: Branch) -> bool:
         """Of one module's sums in a loop: is this the stream that is given out, rather than a recurrence's state?"""
@@ -103,4 +102,4 @@ class Groups:
 
 
 def _joined(layers: Sequence[Layer], name: str) -> Layer:
-    return Layer(None, in_order(b for x in layers for b in x.branches), min(x.start for x in layers), name)
+    return Layer(None, in_order(b for x in layers for b in x.branches), name)

@@ -53,7 +53,7 @@ class Levels:
             else:
                 units = [x for q in p.below if q.call is not None for x in self._units(q.call, taken)]
                 layers += self.groups.in_item(p, [x for home, x in groups if home is p], units)
-        return sorted(layers, key=lambda x: x.start)
+        return sorted(layers, key=lambda x: [b.update.sum for b in x.branches])
 
     def _units(self, call: int, taken: set[str]) -> list[Layer]:
         """The layers that a call is or holds, where it is no part of a layer that was taken."""
@@ -61,8 +61,8 @@ class Levels:
         if me.name in taken:
             return []
         if self._is_linked(call):
-            return [Layer(None, tuple(self.owned[call]), me.start, me.name), *self.layers(call)]
-        return [Layer(call, self.inner(call), me.start)] if self._is_layer(call) else self.layers(call)
+            return [Layer(None, tuple(self.owned[call]), me.name), *self.layers(call)]
+        return [Layer(call, self.inner(call))] if self._is_layer(call) else self.layers(call)
 
     def inner(self, call: int) -> tuple[Branch, ...]:
         """The branches on the way through a call, also those that calls inside it own; its own ones even where the

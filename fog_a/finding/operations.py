@@ -11,6 +11,8 @@
     pointwise  is bent                                       passed     (of one operand)
     other      is bent and mixed
 
+The ways are sets of forks, kept for each value (`paths.Flow`). Which operands carry a stream is decided in `streams`.
+
 Names are those of torch's dispatcher without overload, and without the underscore of the in-place form.
 """
 

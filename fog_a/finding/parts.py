@@ -44,7 +44,6 @@ class Layer:
 
     call: int | None
     branches: tuple[Branch, ...]
-    start: int
     name: str = ""
 
     @property

@@ -129,9 +129,9 @@ class Replay:
 
     def _scaled(self, v: int, held: Mapping[int, Carried]) -> Carried | None:
         """A product holds what its factor on the trunk does; in `x · rsqrt(mean x²)`, a norm by hand, the updated x."""
-        trunk, level = self.flow.trunk, self.flow.level
+        trunk, passed = self.flow.trunk, self.flow.passed
         factors = [p for p in held if not trunk[p] or trunk[p] & trunk[v]]
-        factors = factors or [p for p, c in held.items() if c.updated and level[p] & level[v]]
+        factors = factors or [p for p, c in held.items() if c.updated and passed[p] & passed[v]]
         return self._fit(v, factors[0], held[factors[0]]) if factors else None
 
     def _summed(self, v: int, op: Op, held: Mapping[int, Carried]) -> Carried | None:

@@ -54,7 +54,7 @@ class Recorder(Watching):
         trace = self.trace
         nth = trace.times.get(name, 0)
         trace.times[name] = nth + 1
-        call = Call(len(trace.calls), name, type(module), trace.running[-1], nth, len(trace.ops))
+        call = Call(len(trace.calls), name, type(module), trace.running[-1], nth)
         call.opaque = isinstance(module, _OPAQUE)
         call.inputs = {path: self._value_of(t) for path, t in leaves({"args": args, "kwargs": kwargs})}
         trace.calls.append(call)

@@ -10,6 +10,13 @@ Sums with a position, a time or a condition do not qualify (b does not depend on
 (no nonlinearity), Snake or decomposed GELU (no mixing), or U-Net skips (both operands are on one trunk). Where the
 shortcut itself is a linear map, a norm or a pooling, `conv(x) + f(x)`, the update is a **projection**.
 
+The table in `operations` says through which kinds of operations a stream goes on. What depends on more than the kind
+stands here:
+
+* `_factor`: which factor of a product carries the stream; `x · rsqrt(mean x²)` is a norm;
+* `_add`: `x - mean x` is a norm; an update's sum goes on as its stream, but `passed` follows its branch, too;
+* `_carried`: a product gated by its own input is no linear map; weights made of parallel streams may mix them.
+
 Streams may be coupled, one updated from the other only: (h, s) → (h + f(h), s + g(h')), a momentum, an accumulator.
 Their sums are seen once the streams are known. Where two streams meet in a sum, nothing is updated.
 """
@@ -87,7 +94,7 @@ def _carried(flow: Flow, op: Op) -> Update | None:
     kind, carriers = _carriers(flow, op, pieces)
     if op.name in ("expand", "repeat") and pieces:
         flow.full[out] = min(flow.full[out], flow.full[pieces[0]])
-    for v in op.makes if kind is MOVE else [out]:
+    for v in op.makes:
         flow.carry(v, kind, carriers)
     moving = [v for v in pieces if flow.inputs[v]]
     if kind is LINEAR and len(moving) == 2:

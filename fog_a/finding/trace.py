@@ -68,7 +68,6 @@ class Call:
     cls: type
     parent: int
     nth: int
-    start: int = 0
     last: int = -1
     """The last call below it; -1: it never came to its end."""
     inputs: dict[LeafPath, int] = field(default_factory=dict)
