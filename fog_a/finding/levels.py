@@ -53,7 +53,7 @@ class Levels:
             else:
                 units = [x for q in p.below if q.call is not None for x in self._units(q.call, taken)]
                 layers += self.groups.in_item(p, [x for home, x in groups if home is p], units)
-        return sorted(layers, key=lambda x: [b.update.sum for b in x.branches])
+        return sorted(layers, key=lambda x: x.first)
 
     def _units(self, call: int, taken: set[str]) -> list[Layer]:
         """The layers that a call is or holds, where it is no part of a layer that was taken."""

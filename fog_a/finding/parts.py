@@ -50,6 +50,11 @@ class Layer:
     def parts(self) -> list[Part]:
         return [p for b in self.branches for p in b.parts]
 
+    @property
+    def first(self) -> int:
+        """The first call that does its work."""
+        return min((p.call for p in self.parts), default=0) if self.call is None else self.call
+
 
 def in_order(branches: Iterable[Branch]) -> tuple[Branch, ...]:
     return tuple(sorted(branches, key=lambda b: b.update.sum))

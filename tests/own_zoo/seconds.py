@@ -176,7 +176,39 @@ class FusedSums(Chain):
         return self.last(x, stream)[0]
 
 
+class Exchange(nn.Module):
+    """The parent adds to two streams what a layer's parts give: to the second what is made of the first, which goes on
+    after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = {"read": 2 * WIDTH, "feed": WIDTH, "write": 2 * WIDTH}
+        self.layers = nn.ModuleList(nn.ModuleDict({k: Narrowed(n) for k, n in kinds.items()}) for _ in range(3))
+        self.second = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, off: int | None = None) -> Tensor:
+        y = self.second(x).tanh()
+        for i, layer in enumerate(self.layers):
+            if i != off:
+                x = x + layer["read"](torch.cat([x, y], -1))
+                x = x + layer["feed"](x)
+                y = y + layer["write"](torch.cat([y, x], -1))
+        return torch.cat([x, y], -1)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return self(x, k)
+
+
+class Narrowed(Mlp):
+    """An update of the stream's width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.down = nn.Linear(2 * width, WIDTH)
+
+
 SECONDS = (
+    Case("exchange", Exchange, tuple(tuple(f"layers.{i}.{k}" for k in ("read", "feed", "write")) for i in range(3))),
     Case("total_from_a_parameter", TotalFromParameter, numbered("blocks", 3)),
     Case("forecasts_in_two_levels", TwoLevels, tuple(f"stacks.{i}.blocks.{j}" for i in range(2) for j in range(2))),
     Case("masking", Masking, numbered("layers", 3)),
