@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from typing import Any
 
@@ -197,6 +198,23 @@ def test_state_in_the_blocks_that_nobody_can_restore_is_refused(kind: type[Res],
     match = "'blocks.0' keeps state between runs" if how != fog_a.Shared(rows=6) else "prefix cannot be used"
     with pytest.raises(Unsupported, match=match):
         fog_a.attribute(net, X, progress=False, how=how)
+
+
+class Logging(Net):
+    """Asks for a logger that nobody has asked for before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = logging.getLogger("tests.state")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logging.getLogger("tests.state.asked_for_in_a_forward")
+        return super().forward(x)
+
+
+def test_what_belongs_to_the_process_is_left_alone() -> None:
+    fog_a.attribute(Logging(), X, progress=False)
+    assert "tests.state.asked_for_in_a_forward" in logging.Logger.manager.loggerDict
 
 
 class Cache:

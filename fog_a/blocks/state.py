@@ -23,6 +23,8 @@ _MODULE = set(nn.Module().__dict__) - {"_buffers"}
 _FIXED = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType}
 """Types of attributes that hold nothing which can change."""
 _DEEPEST = 6
+_APART = {"torch", "logging", "threading", "multiprocessing"}
+"""Packages whose objects belong to the whole process, or to torch itself."""
 _GENERATORS: dict[type, tuple[Callable[[Any], bytes], Callable[[Any, bytes], Any]]] = {
     torch.Generator: (
         lambda g: g.get_state().numpy().tobytes(),
@@ -100,8 +102,10 @@ class State:
 
 
 def _has_attributes(x: Any) -> bool:
-    """Whether x is an object like a key cache or a counter, and not torch's own."""
-    own = type(x).__module__.split(".")[0] != "torch" and not isinstance(x, type | types.ModuleType | types.MethodType)
+    """Whether x is an object like a key cache or a counter."""
+    own = type(x).__module__.split(".")[0] not in _APART and not isinstance(
+        x, type | types.ModuleType | types.MethodType
+    )
     return own and isinstance(getattr(x, "__dict__", None), dict)
 
 
