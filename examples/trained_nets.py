@@ -71,10 +71,10 @@ def pitch(speech: Sequence[Clip]) -> Net:
     """torchfcpe's pitch conformer; wrong is a frame that is off its own answer with all layers."""
     try:
         torchfcpe: Any = importlib.import_module("torchfcpe")  # optional, from the wheel
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError as absent:
         how = "pip install --no-deps --target wheels torchfcpe==0.0.4 einops local-attention hyper-connections"
         raise SystemExit(
-            f"there is no module {error.name!r}. Type {how}, then PYTHONPATH=wheels before python"
+            f"there is no module {absent.name!r}. Type {how}, then PYTHONPATH=wheels before python"
         ) from None
     weights = Path(str(torchfcpe.__file__)).parent / "assets" / "fcpe_c_v001.pt"
     if hashlib.sha256(weights.read_bytes()).hexdigest() != WEIGHTS_SHA256:
