@@ -155,6 +155,23 @@ def test_a_list_of_one_tensor_per_sample_in_and_out(frames: tuple[int, ...]) -> 
     np.testing.assert_allclose(got, np.concatenate(alone), rtol=1e-5)
 
 
+class Resolutions(small_nets.Net):
+    """A list of two resolutions in, a list of two out, as Matryoshka diffusion has it."""
+
+    def forward(self, xs: list[Tensor], t: Tensor) -> list[Tensor]:
+        low = super().forward(xs[1]) + t[:, None, None]
+        return [super().forward(xs[0] + low.repeat(1, 2, 1)), low]
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_list_of_resolutions_is_no_list_of_samples(rows: int) -> None:
+    batch = {"xs": [torch.randn(rows, 8, 4), torch.randn(rows, 4, 4)], "t": torch.rand(rows)}
+    with pytest.raises(BadOutput, match="expected one velocity, got 2; pass forward="):
+        fog_a.attribute(Resolutions(), batch, progress=False)
+    got = fog_a.attribute(Resolutions(), batch, forward=lambda m, b: m(**b)[0], progress=False)
+    assert got.values.shape[0] == rows
+
+
 def test_of_a_list_of_layers_the_last_is_measured() -> None:
     net = made(lambda v: [0 * v, v])
     np.testing.assert_allclose(scores(net), scores(made(lambda v: v)), rtol=1e-5)

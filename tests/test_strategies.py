@@ -93,6 +93,7 @@ def test_blocks_run_no_oftener_than_they_must(spec: Spec) -> None:
     clean = rows(net.run, groups)
     calls = len(blocks) // tied
     want = [sum(r // calls * (k + 1) for k in range(i, len(blocks), tied)) for i, r in enumerate(clean)]
+    attribute(net.module, net.batch, "loop", blocks=blocks)  # whether time comes first is looked at once
     try:
         way = how("prefix", net.module, net.batch)
         prefix = rows(lambda: fog_a.attribute(net.module, net.batch, how=way, blocks=blocks, progress=False), groups)

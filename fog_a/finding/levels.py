@@ -83,7 +83,7 @@ class Levels:
         place, cls, adds = self.places[call], self.calls[call].cls, call in self.owned
         if self._is_stage(call) or (adds and self._is_network(call)):
             return False
-        again = len({p.name for c, p in self.places.items() if self.calls[c].cls is cls}) > 1
+        again = len({p.name for c, p in self.places.items() if self.calls[c].cls is cls}) > 1 or self._picks(call)
         if adds:
             return again or self._is_lone_unit(call)
         return (again or place.numbered) and self._is_made_of(call, self._kids(place))
@@ -108,16 +108,26 @@ class Levels:
     def _is_stage(self, call: int) -> bool:
         """Does it hold a list that repeats, several lists, or a single item? A list of what one generic class does to
         different modules (a conformer's feed-forward, attention, convolution) is a layer's; so are lists of parts in an
-        item that adds more itself, or one update for each of them to what it gives out (HiFi-GAN's dilations)."""
+        item, or the like of one, that adds more itself, or one update for each of them to what it gives out (HiFi-GAN's
+        dilations)."""
         place = self.places[call]
         kids = self._kids(place)
         words, lists = [p.word for p in kids], {p.list_name for p in kids if p.numbered}
         items = [p for p in kids if p.call is None]
-        if not lists or (place.in_list and (place.added or (items and self._gives_out(call, items)))):
+        by_itself = place.added or (items and self._gives_out(call, items))
+        if not lists or self._picks(call) or (by_itself and any(p.in_list for p in self._likes(place))):
             return False
         if len(kids) > 1 and len({cls for cls, _ in words}) == 1 and period(words) == len(words):
             return False
         return len(kids) == 1 or len(lists) > 1 or bool(items) or not self.repeated.isdisjoint(words)
+
+    def _picks(self, call: int) -> bool:
+        """Does it run with one item of its lists, and again with another (FNO's `blocks(x, i)`)?"""
+        runs = [self._kids(p) for p in self.places.values() if p.name == self.calls[call].name]
+        return all(len(kids) == 1 for kids in runs) and len({kids[0].name for kids in runs}) > 1
+
+    def _likes(self, place: Place) -> list[Place]:
+        return [p for p in self.places.values() if p.word == place.word]
 
     def _gives_out(self, call: int, items: list[Place]) -> bool:
         """Does each item add one update to what the call gives out?"""

@@ -122,12 +122,17 @@ def _measured(output: Any, batch: Any) -> Tensor:
 
     A list with one tensor per sample is laid in one, padded with zeros; of a list of layers' outputs, all of as many
     samples, the last, which all layers reach, is taken; of anything else the first floating tensor.
+
+    Raises:
+        BadOutput: a list of inputs and one of outputs, each of whose tensors holds all samples (several resolutions).
     """
     rows = next((len(x) for x in model_tensors(batch) if x.ndim), None)
     if isinstance(output, list) and all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in output):
-        shapes, count = {tuple(x.shape) for x in output}, len(output)
+        shapes, count, (lists, beside) = {tuple(x.shape) for x in output}, len(output), _lists(batch)
         alike = len({len(shape) for shape in shapes}) == 1
-        if alike and (count in _lists(batch) or (count == rows != 1 and any(shape[0] != rows for shape in shapes))):
+        if 1 < count in lists and {shape[0] for shape in shapes} <= beside:
+            raise BadOutput(f"expected one velocity, got {count}; pass forward=lambda model, batch: the one meant")
+        if alike and (count in lists or (count == rows != 1 and any(shape[0] != rows for shape in shapes))):
             return _together(output)
         if count > 1 and (len(shapes) == 1 or {shape[0] for shape in shapes} == {rows}):
             return output[-1]
@@ -140,11 +145,12 @@ def _measured(output: Any, batch: Any) -> Tensor:
     return v
 
 
-def _lists(batch: Any) -> set[int]:
-    """The lengths of the lists of tensors that a model is given: one tensor per sample, then."""
+def _lists(batch: Any) -> tuple[set[int], set[int]]:
+    """The lengths of the lists of tensors that a model is given, and the numbers of rows of the tensors beside."""
     parts = [*batch.args, *batch.kwargs.values()] if isinstance(batch, Inputs) else batch
     parts = parts.values() if isinstance(parts, Mapping) else parts if isinstance(parts, (list, tuple)) else ()
-    return {len(part) for part in parts if isinstance(part, list) and all(isinstance(x, Tensor) for x in part)}
+    lists = [part for part in parts if isinstance(part, list) and all(isinstance(x, Tensor) for x in part)]
+    return {len(part) for part in lists}, {len(part) for part in parts if isinstance(part, Tensor) and part.ndim}
 
 
 def _together(samples: Sequence[Tensor]) -> Tensor:

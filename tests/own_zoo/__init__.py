@@ -15,6 +15,7 @@ from own_zoo.lanes import LANES
 from own_zoo.layouts import LAYOUTS
 from own_zoo.lists import LISTS
 from own_zoo.negatives import NEGATIVES
+from own_zoo.objects import OBJECTS
 from own_zoo.parents import PARENTS
 from own_zoo.seconds import SECONDS
 from own_zoo.shortcuts import SHORTCUTS
@@ -27,7 +28,7 @@ from own_zoo.wirings import WIRINGS
 
 CASES: tuple[Case, ...] = (
     *SUMS, *STREAMS, *LAYOUTS, *PARENTS, *ADDERS, *SHORTCUTS, *UNITS, *UNETS, *EXECUTIONS, *WIRINGS,
-    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS, *CARRIED, *COUPLINGS,
+    *SECONDS, *LANES, *GROUPS, *ANEW, *LISTS, *STACKS, *CARRIED, *COUPLINGS, *OBJECTS,
 )  # fmt: skip
 
 __all__ = ["CASES", "NEGATIVES", "Case"]
