@@ -32,19 +32,18 @@ def _contains(flow: Flow, u: Update, call: int) -> bool:
     shifts the branch may come from outside (a condition made of the stream's own first value); the branch may not."""
     if u.projection and not _visible(flow, u.fork, call):
         return False
-    trunk, inputs = flow.bypass if u.projection else flow.trunk, set(flow.trace.calls[call].inputs.values())
-    if not bends_from(flow, u.branch, u.starts, call, {v for v in inputs if trunk[v] & u.starts}):
+    inputs = set(flow.trace.calls[call].inputs.values())
+    if not bends_from(flow, u.branch, u.starts, call, {v for v in inputs if flow.trunk[v] & u.starts}):
         return False
-    outside = {v for v in inputs if flow.bends[v] & u.roots and not trunk[v] & u.roots}
+    outside = {v for v in inputs if flow.bends[v] & u.roots and not flow.trunk[v] & u.roots}
     return outside.isdisjoint(_sources(flow, u, call))
 
 
 def _sources(flow: Flow, u: Update, call: int) -> set[int]:
     """The values from the branch backwards, inside the call, by its larger factors and its summands."""
-    inputs = set(flow.trace.calls[call].inputs.values())
 
     def back(v: int) -> list[int]:
-        every, pieces = (True, []) if v in inputs else zero_if(flow, u, v, call)
+        every, pieces = zero_if(flow, u, v, call)
         return pieces if every else pieces[:1]
 
     return set(walk([u.branch], back))
