@@ -119,7 +119,8 @@ def _moved(flow: Flow, v: int, inputs: Collection[int]) -> bool:
 
 
 def _leads_on(flow: Flow, u: Update) -> bool:
-    """Is the sum what the owner gives out, if in an object of the model's own, or the stream of a further update?"""
+    """Does the owner give the sum out, as its output or in an object that the model reads later, or is it the stream of
+    a further update?"""
     ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates)]
     ends += [w.fork for w in flow.updates if w.sum in flow.coupled]
     ends += [u.sum for op in flow.readers.get(u.sum, ()) if not flow.trace.inside(op.call, u.owner)]
