@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from own_zoo import CASES, Case
+from own_zoo import CASES, Case, stacks
 from own_zoo.case import WIDTH, tokens
-from own_zoo.stacks import Bare
 from torch import Tensor, nn
 
 import fog_a
@@ -87,15 +86,8 @@ def fits(case: Case) -> bool:
         return case.batch is tokens and getattr(case.model()(tokens()), "shape", None) == (2, 6, WIDTH)
 
 
-class OfParts(nn.Module):
+class OfParts(stacks.Wrapped):
     """A layer of three parts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Bare()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
     def without(self, k: int, x: Tensor) -> Tensor:
         return x

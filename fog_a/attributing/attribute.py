@@ -84,7 +84,7 @@ def attribute(
         `metric=`). Processes of `torch.distributed` share the work, and each gets all scores.
 
     Raises:
-        NoBlocksFound, UnknownBlock, BadArgument, BadBatch, BadOutput, Unsupported.
+        NoBlocksFound, NotResidual, UnknownBlock, BadArgument, BadBatch, BadOutput, Unsupported.
         Interrupted: Ctrl-C; a KeyboardInterrupt whose `scores` hold what was measured before.
 
     Example:

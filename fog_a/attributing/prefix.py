@@ -43,7 +43,7 @@ class Prefix:
         self.calls = gate_points(everything)
         self.modules = named_modules(case.module)
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
-        self.clean = clean or Clean(case.closed, generators=case.generators)
+        self.clean = clean or Clean(case.generators, case.closed)
         self.holding = False
         self.last: Run | None = None
         self.held: Run | None = None
@@ -70,7 +70,7 @@ class Prefix:
 
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
-        self.clean, self.held = Clean(self.case.closed, copies=True, generators=self.case.generators), None
+        self.clean, self.held = Clean(self.case.generators, self.case.closed, copies=True), None
         return self.base()
 
     def _known(self, start: int) -> set[Key]:

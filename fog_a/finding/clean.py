@@ -15,7 +15,6 @@ from fog_a.blocks.block import Blocks, GatePoint, ResidualBlock
 from fog_a.blocks.calls import Key, at_calls, gate_points, tree
 from fog_a.blocks.gate import closed, kept_inputs
 from fog_a.blocks.tree import LeafPath, leaf, leaves, replaced
-from fog_a.blocks.untouched import rng_state
 from fog_a.finding.skipping import Answer, Diverged, Record, Scratch, Skip
 
 _MISFITS = (Diverged, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -30,9 +29,9 @@ class Clean:
     those that are known, `enter` and `leave` at the others.
 
     Args:
+        generators: where all generators stand.
         closed: blocks that are closed in the clean run and in all others.
         copies: keep copies, and give copies back: the model writes into what it was given.
-        generators: where all generators stand.
 
     Attributes:
         kept: what each call gave out.
@@ -43,9 +42,7 @@ class Clean:
         faithful: the calls that were skipped in a run which gave the clean velocity.
     """
 
-    def __init__(
-        self, closed: Blocks | None = None, copies: bool = False, generators: Callable[[], Any] = rng_state
-    ) -> None:
+    def __init__(self, generators: Callable[[], Any], closed: Blocks | None = None, copies: bool = False) -> None:
         self.kept: dict[Key, Any] = {}
         self.random: str | None = None
         self.problem: str | None = None

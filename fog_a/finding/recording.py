@@ -13,7 +13,6 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from fog_a.blocks.calls import named_modules, watch
 from fog_a.blocks.tree import leaves, replaced
-from fog_a.blocks.untouched import rng_state
 from fog_a.finding.clean import Clean
 from fog_a.finding.memory import Memory
 from fog_a.finding.operations import Watching, has_schema, written
@@ -34,17 +33,12 @@ _OPAQUE = (nn.RNNBase, nn.RNNCellBase)  # a recurrence decomposes into gates and
 class Recorder(Watching):
     """Fills a Trace while it is active, and a `Clean` at the calls of these units."""
 
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        units: Collection[str] = (),
-        generators: Callable[[], Any] = rng_state,
-    ) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], units: Collection[str], generators: Callable[[], Any]) -> None:
         super().__init__()
         self.trace = Trace(calls=[Call(0, "", nn.Module, -1, 0)], modules=modules)
         self.memory = Memory(self.trace)
         self.units = units
-        self.clean, self.generators = Clean(generators=generators), generators
+        self.clean, self.generators = Clean(generators), generators
         self._states: list[Any] = []
         self._inside = 0
 
@@ -178,7 +172,7 @@ class Recorder(Watching):
 
 
 def record(
-    model: nn.Module, run: Callable[[], Any], room: int = 0, generators: Callable[[], Any] = rng_state
+    model: nn.Module, run: Callable[[], Any], room: int, generators: Callable[[], Any]
 ) -> tuple[Trace, Clean | None]:
     """Run `run()` once and write down what happened inside `model`.
 
