@@ -7,6 +7,8 @@
         --steps 600 --arms base,base-again,base-again2    # how much one draw of clips and noise moves a run
     python examples/alignment_gate.py search  --whisper out/whisper --data ../shared/audio --out out/few --clips 4 \
         --codes 1 --frames --own-clips                    # no tokens; each token against Whisper's frame, as in REPA
+    python examples/alignment_gate.py confirm --whisper out/whisper --data ../shared/audio --out out/scaled --codes 1 \
+        --frames --own-clips --layers 8 --least 0.1       # some layers count more, whatever their depth
 
 docs/experiments/PLAN.md says what is looked for and what counts as no. A killed run goes on. The endpoint is the
 held-out flow loss of averaged weights at 32 stratified flow times, the same noise for every arm and seed.
@@ -22,8 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from fog_a.errors import FogError
 from fog_a.flows.flow import Flow
@@ -33,7 +37,7 @@ from fog_a_adapters.dit.demo.bundled_task import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
 from fog_a_adapters.dit.model.dit import DiTConfig
 
-FRAMES, BATCH, HELD_OUT, PROBED = 64, 8, 32, 4
+LAYERS, FRAMES, BATCH, HELD_OUT, PROBED = 6, 64, 8, 32, 4
 PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98, center=True)
 ARMS = {"search": ("base", "base-again", "fixed", "foga"), "confirm": ("base", "base-again", "each", "each-local")}
 SEEDS = {"search": 0, "confirm": 100}
@@ -41,20 +45,48 @@ SEEDS = {"search": 0, "confirm": 100}
 COLORS = {False: "#6b7280", True: "#D55E00"}
 
 
+class Scaled(nn.Module):
+    """Multiplies a layer's gates α₁ and α₂, the last third of its modulation, by a scale that is not trained."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, modulation: Tensor) -> Tensor:
+        shifts, gates = modulation.tensor_split([modulation.shape[-1] * 2 // 3], dim=-1)
+        return torch.cat([shifts, self.scale * gates], dim=-1)
+
+
+def planted(flow: Flow, least: float, seed: int) -> Flow:
+    """The flow, each layer's update times a planted scale: from `least` to 1, evenly in log, in this seed's order."""
+    blocks = flow.model.net.blocks
+    scales = np.random.default_rng(seed).permutation(np.geomspace(least, 1.0, len(blocks)))
+    for block, scale in zip(blocks, scales.tolist(), strict=True):
+        block.modulation.append(Scaled(scale))
+    return flow
+
+
 def gate_task(
-    data: Path | None, whisper: Path, clips: int | None, codes: int = DiTConfig.vocab, data_seed: int = 0
+    data: Path | None,
+    whisper: Path,
+    clips: int | None,
+    codes: int = DiTConfig.vocab,
+    data_seed: int = 0,
+    layers: int = LAYERS,
+    least: float = 1.0,
 ) -> Task:
     """Speech alone; held out are the first frames of each test clip, as many as a training crop has.
 
-    `codes`: how many the tokens tell apart; 1: they tell nothing. `data_seed` draws the clips.
-    """
+    `codes`: how many the tokens tell apart; 1: they tell nothing. `data_seed` draws the clips. `least`: see `planted`.
+    """  # fmt: skip
     recipe = Recipe(size=min(BATCH, clips or BATCH), frames=FRAMES)
-    config = DiTConfig.tiny(layers=6, dim=48, vocab=codes)
+    config = DiTConfig.tiny(layers=layers, dim=48, vocab=codes)
     options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
     task = bundled_task(data, config=config, recipe=recipe, held_out=HELD_OUT, data_seed=data_seed, **options)
     batches = [cropped(batch, FRAMES) for batch in task.held_out]
+    build = task.build if least == 1 else lambda seed: planted(task.build(seed), least, seed)
     return replace(
-        task, held_out=batches, distance=None, probe=[task.batch(-1, i) for i in range(PROBED)],
+        task, build=build, held_out=batches, distance=None, probe=[task.batch(-1, i) for i in range(PROBED)],
         losses=lambda flow, draws: stratified(flow, batches, draws),
     )  # fmt: skip
 
@@ -84,6 +116,10 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=DiTConfig.vocab, help="of the tokens; 1: they tell nothing")
     parser.add_argument("--own-clips", action="store_true", help="each seed draws its training and test clips")
     parser.add_argument("--frames", action="store_true", help="align each token with Whisper's frame, not their means")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument(
+        "--least", type=float, default=1.0, help="smallest planted scale of an update; the largest is 1"
+    )
     parser.add_argument("--total", type=float, default=0.5, help="the weight λ")
     parser.add_argument("--steps", type=int, default=PLAN.steps, help="after the branch")
     parser.add_argument("--first", type=int, help="the first seed; default: the stage's own")
@@ -103,6 +139,7 @@ def main() -> None:
     plan = replace(plan, steps=args.steps, frames=args.frames)
     name = f"{args.stage}-{args.clips or 'all'}-{args.total:g}" + f"-{args.steps}" * (args.steps != PLAN.steps)
     name += f"-{args.codes}codes" * (args.codes != DiTConfig.vocab) + "-frames" * args.frames + "-own" * args.own_clips
+    name += f"-{args.layers}layers" * (args.layers != LAYERS) + f"-least{args.least:g}" * (args.least != 1)
     try:
         for seed in plan.seeds if args.own_clips else ():
             compare(task_of(args, seed), replace(plan, seeds=(seed,)), args.out / name)
@@ -118,7 +155,7 @@ def main() -> None:
 
 def task_of(args: argparse.Namespace, seed: int) -> Task:
     """The task whose clips this seed draws."""
-    return gate_task(args.data, args.whisper, args.clips, args.codes, seed)
+    return gate_task(args.data, args.whisper, args.clips, args.codes, seed, args.layers, args.least)
 
 
 def small(report: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from alignment_gate import small
+import numpy as np
+import torch
+from torch import nn
+
+import fog_a
+from alignment_gate import planted, small
+from fog_a_adapters.dit import DiTConfig, FlowMatching
+from fog_a_adapters.dit.audio.data import load_corpus
 
 EXPERIMENTS = Path(__file__).parents[1] / "docs/experiments"
 
@@ -35,3 +43,20 @@ def test_the_replicates_of_base_go_on_from_the_confirming_run() -> None:
         assert again["loss"][arm] == confirmed["loss"][arm]
     for seed, sd in again["scatter"].items():
         assert len(again["loss"]) == 6 and sd == statistics.stdev(of[seed] for of in again["loss"].values())
+
+
+def test_planted_scales_multiply_each_layers_updates_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    flow = fog_a.wrap(FlowMatching(DiTConfig.tiny(layers=3, dim=16)).eval())
+    for p in flow.model.parameters():
+        nn.init.normal_(p, std=0.2)
+    batch = load_corpus(per_domain=2, held_out=2, audio=False).held_out()[0]
+    plain = flow.velocity(batch, 0.3, 0)
+    scales = np.random.default_rng(4).permutation(np.geomspace(0.1, 1.0, 3)).tolist()
+    branches = fog_a.find_blocks(flow, batch, level="branch")
+    with contextlib.ExitStack() as gates:
+        for k, scale in enumerate(scales):
+            gates.enter_context(fog_a.gate(branches[2 * k : 2 * k + 2], scale))
+        expected = flow.velocity(batch, 0.3, 0)
+    torch.testing.assert_close(planted(flow, least=0.1, seed=4).velocity(batch, 0.3, 0), expected)
+    assert not torch.allclose(expected, plain)
