@@ -79,6 +79,7 @@ class Flow:
         self.forks: dict[int, int] = {}
         self.values: list[int] = []
         self.by_sum: dict[int, Update] = {}
+        self._lines: dict[int, set[int]] = {}
         self.sums = 0
         """The forks that are sums of updates: what has one on its trunk carries a stream."""
 
@@ -123,31 +124,29 @@ class Flow:
         """The calls below this one that give a value out, outermost and latest last."""
         return [c for c in self.givers[v] if c.id != inside and self.trace.inside(c.id, inside)]
 
-    @functools.cached_property
-    def line(self) -> set[int]:
-        """The values from which the output is reached without going through the branch of an update, but for a branch
-        that is a whole network: it ends in a stream of its own."""
+    def line(self, v: int) -> set[int]:
+        """The values from which the output is reached without going through the branch of an update that does not hold
+        `v`, too: what is added inside a later layer is none of them, what is added inside a network around `v` is."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
-        return self.made_of(outs, whole=False)
+        around = self.any[v] & union(self.forks, (u.fork for u in self.updates))
+        if around not in self._lines:
+            self._lines[around] = self.made_of(outs, around)
+        return self._lines[around]
 
-    def made_of(self, values: Iterable[int], whole: bool = True) -> set[int]:
-        """All values that these are made of; `whole=False`: without the branches of updates."""
+    def made_of(self, values: Iterable[int], around: int = -1) -> set[int]:
+        """All values that these are made of; but for the branches of updates that do not start at one of these forks."""
 
         def before(v: int) -> Sequence[int]:
-            op, update = self.trace.values[v].op, None if whole else self.by_sum.get(v)
+            op, update = self.trace.values[v].op, self.by_sum.get(v)
             if op is None:
                 return ()
-            return op.reads if update is None or self._is_network(update) else [update.stream]
+            return op.reads if update is None or self.forks[update.fork] & around else [update.stream]
 
         return set(walk(values, before))
 
     def in_branch(self, o: Update, u: Update) -> bool:
         """Does the update `o` lie in the branch of `u`, since its fork?"""
         return u.fork < o.sum and bool(self.any[u.branch] & self.forks[o.sum])
-
-    def _is_network(self, u: Update) -> bool:
-        since = (o for o in self.updates if u.fork < o.sum < u.sum)
-        return any(self.on_way(u.branch, o.sum) for o in since)
 
     def on_way(self, v: int, total: int) -> bool:
         """Did this sum become `v`, by additions, norms and activations or by a linear map?"""

@@ -73,7 +73,7 @@ def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
                 yield from ((m, joined or op.name in ("stack", "cat")) for m in op.makes)
 
     ends = ((op, w) for w, joined in walk([(v, False)], on) for op in readers(w) if _is_sum(flow, op, joined))
-    return [(op.makes[0], w) for op, w in ends if op.makes[0] in flow.line]
+    return [(op.makes[0], w) for op, w in ends if op.makes[0] in flow.line(v)]
 
 
 def _is_sum(flow: Flow, op: Op, joined: bool) -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from own_zoo.case import WIDTH, Case, Ends, numbered
+from own_zoo.seconds import Masking
 
 Carry = Callable[[], Callable[[Tensor], Tensor]]
 
@@ -57,6 +58,20 @@ class Skips(Ends):
             total, x = total + skip * (i != off), x + residual * (i != off)
             x = x * mask if self.masked else x
         return torch.tanh(total)
+
+
+class LongSkip(nn.Module):
+    """A long skip around a whole network, in which layers give skips of their own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        return x + self.net.without(k, x)  # type: ignore[operator]
 
 
 class Leak(nn.Module):
@@ -144,6 +159,8 @@ CARRIED = (
     Case("backcasts_masked_by_the_batch", Backcasts, numbered("blocks", 4)),
     Case("last_layer_gives_a_skip", lambda: Skips(False), numbered("layers", 4)),
     Case("last_layer_gives_a_skip_masked", lambda: Skips(True), numbered("layers", 4)),
+    Case("last_layer_gives_a_skip_inside_a_long_one", lambda: LongSkip(Skips(False)), numbered("net.layers", 4)),
+    Case("mask_of_skips_inside_a_long_one", lambda: LongSkip(Masking()), numbered("net.layers", 3)),
     Case("second_stream_projected", lambda: Leaks(lambda: nn.Linear(WIDTH, WIDTH)), numbered("layers", 3)),
     Case("second_stream_smoothed", lambda: Leaks(lambda: lambda s: s.cumsum(1) / 3), numbered("layers", 3)),
     Case(
