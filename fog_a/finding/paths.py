@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fog_a.finding.operations import LINEAR, MIXING, NONLINEAR, SCALE, Kind
+from fog_a.finding.operations import LINEAR, MIXING, MOVE, NONLINEAR, POOL, SCALE, SUM, Kind
 from fog_a.finding.trace import Call, Op, Ref, Trace
 
 
@@ -125,8 +125,9 @@ class Flow:
         return [c for c in self.givers[v] if c.id != inside and self.trace.inside(c.id, inside)]
 
     def line(self, v: int) -> set[int]:
-        """The values from which the output is reached without going through the branch of an update that does not hold
-        `v`, too: what is added inside a later layer is none of them, what is added inside a network around `v` is."""
+        """The values from which the output is reached, through the branch of an update that does not hold `v`, too, by
+        linear steps alone: what is added inside a later layer is none of them, what is added inside a network around
+        `v` is, and a total that is added to the stream."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
         around = self.any[v] & union(self.forks, (u.fork for u in self.updates))
         if around not in self._lines:
@@ -134,15 +135,19 @@ class Flow:
         return self._lines[around]
 
     def made_of(self, values: Iterable[int], around: int = -1) -> set[int]:
-        """All values that these are made of; but for the branches of updates that do not start at one of these forks."""
+        """All values that these are made of; through the branches of updates that start at none of these forks, by
+        linear steps alone."""
 
-        def before(v: int) -> Sequence[int]:
+        def before(step: tuple[int, bool]) -> Iterator[tuple[int, bool]]:
+            v, straight = step
             op, update = self.trace.values[v].op, self.by_sum.get(v)
-            if op is None:
-                return ()
-            return op.reads if update is None or self.forks[update.fork] & around else [update.stream]
+            if op is None or (straight and not (update or linear(op, self) or op.kind is SUM)):
+                return
+            for r in op.reads:
+                aside = update is not None and r == update.branch and not self.forks[update.fork] & around
+                yield r, straight or aside
 
-        return set(walk(values, before))
+        return {v for v, _ in walk([(v, False) for v in values], before)}
 
     def in_branch(self, o: Update, u: Update) -> bool:
         """Does the update `o` lie in the branch of `u`, since its fork?"""
@@ -192,6 +197,13 @@ def operands(op: Op, flow: Flow) -> list[int]:
     every = (*args, *op.kwargs.values())
     found = [r.value for a in every for r in (a if isinstance(a, list) else [a]) if isinstance(r, Ref)]
     return [v for v in dict.fromkeys(found or op.reads) if flow.trace.values[v].floating]
+
+
+def linear(op: Op, flow: Flow) -> bool:
+    """Is the result zero where the one operand that depends on the input is?"""
+    if op.kind in (MOVE, POOL) or (op.kind is SUM and len(operands(op, flow)) == 1):
+        return True
+    return op.kind in (SCALE, LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
 
 
 def bends_from(flow: Flow, start: int, forks: int, call: int | None = None, homes: Collection[int] = ()) -> list[int]:

@@ -10,10 +10,10 @@ import functools
 from collections.abc import Collection, Iterable, Iterator
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import LINEAR, MOVE, POOL, SCALE, SUM
+from fog_a.finding.operations import SUM
 from fog_a.finding.parts import Branch
 from fog_a.finding.passages import through
-from fog_a.finding.paths import Flow, Update, operands, union, walk
+from fog_a.finding.paths import Flow, Update, linear, operands, union, walk
 from fog_a.finding.places import pattern
 from fog_a.finding.trace import Op
 
@@ -69,7 +69,7 @@ def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
     def on(step: tuple[int, bool]) -> Iterator[tuple[int, bool]]:
         w, joined = step
         for op in readers(w):
-            if _linear(flow, op) and not _is_sum(flow, op, joined):
+            if linear(op, flow) and not _is_sum(flow, op, joined):
                 yield from ((m, joined or op.name in ("stack", "cat")) for m in op.makes)
 
     ends = ((op, w) for w, joined in walk([(v, False)], on) for op in readers(w) if _is_sum(flow, op, joined))
@@ -79,13 +79,6 @@ def summed(flow: Flow, v: int, call: int) -> list[tuple[int, int]]:
 def _is_sum(flow: Flow, op: Op, joined: bool) -> bool:
     """An addition of two, or a sum over what was stacked or joined."""
     return joined if op.name in ("sum", "mean") else op.kind is SUM and len(operands(op, flow)) > 1
-
-
-def _linear(flow: Flow, op: Op) -> bool:
-    """Is the result zero where the one operand that depends on the input is?"""
-    if op.kind in (MOVE, POOL) or (op.kind is SUM and len(operands(op, flow)) == 1):
-        return True
-    return op.kind in (SCALE, LINEAR) and sum(bool(flow.inputs[p]) for p in operands(op, flow)) == 1
 
 
 class Asides:

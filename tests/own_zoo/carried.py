@@ -45,11 +45,12 @@ class Backcasts(nn.Module):
 
 
 class Skips(Ends):
-    """Conv-TasNet: x ← x + residual, total ← total + skip. The last residual leads nowhere, its skip does."""
+    """Conv-TasNet: x ← x + residual, total ← total + skip. The last residual leads nowhere, its skip does (`joined`:
+    the total is added to the stream)."""
 
-    def __init__(self, masked: bool) -> None:
+    def __init__(self, masked: bool, joined: bool = False) -> None:
         super().__init__()
-        self.layers, self.masked = nn.ModuleList(Pair() for _ in range(4)), masked
+        self.layers, self.masked, self.joined = nn.ModuleList(Pair() for _ in range(4)), masked, joined
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
         mask, total = torch.ones_like(x[..., :1]), torch.zeros(())
@@ -57,7 +58,7 @@ class Skips(Ends):
             residual, skip = layer(x)
             total, x = total + skip * (i != off), x + residual * (i != off)
             x = x * mask if self.masked else x
-        return torch.tanh(total)
+        return torch.tanh(x + total if self.joined else total)
 
 
 class LongSkip(nn.Module):
@@ -159,6 +160,7 @@ CARRIED = (
     Case("backcasts_masked_by_the_batch", Backcasts, numbered("blocks", 4)),
     Case("last_layer_gives_a_skip", lambda: Skips(False), numbered("layers", 4)),
     Case("last_layer_gives_a_skip_masked", lambda: Skips(True), numbered("layers", 4)),
+    Case("total_added_to_the_stream", lambda: Skips(False, joined=True), numbered("layers", 4)),
     Case("last_layer_gives_a_skip_inside_a_long_one", lambda: LongSkip(Skips(False)), numbered("net.layers", 4)),
     Case("mask_of_skips_inside_a_long_one", lambda: LongSkip(Masking()), numbered("net.layers", 3)),
     Case("second_stream_projected", lambda: Leaks(lambda: nn.Linear(WIDTH, WIDTH)), numbered("layers", 3)),
