@@ -448,6 +448,28 @@ def test_pictures() -> None:
     assert all(float(tick).is_integer() for tick in gone.axes[0].get_xticks())
 
 
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_removal_runs_a_block_again_only_behind_the_one_that_went_last(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room every candidate starts at itself; with room those before the block that went last start there."""
+    monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)  # by prefix
+    monkeypatch.setattr("fog_a.using.removal.room_of", lambda cases: room)
+    net, x = Net(depth=8), tokens(samples=2)
+    blocks = fog_a.find_blocks(net, x)
+    once = rows(lambda: net(x), [[*net.blocks]])[0] // 8
+    fog_a.remove(net, x, keep=7, blocks=blocks)  # which axis the samples are on is known from now on
+    what: list[fog_a.Removal] = []
+    counted = rows(lambda: what.append(fog_a.remove(net, x, keep=2, blocks=blocks)), [[*net.blocks]])[0] / once
+    left, last, expected = list(range(8)), -1, 8
+    for name in what[0].removed:
+        starts = [max(k, last) if room else k for k in left]
+        expected += sum(sum(j > start for j in left) for start in starts)
+        last = int(name.split(".")[1])
+        left.remove(last)
+    assert counted == expected
+
+
 @pytest.mark.parametrize("way", ["auto", "loop", fog_a.Shared(rows=4)])
 @pytest.mark.parametrize("shut", [[(0, 0), (0, 1)], [(0, 0)], [(1, 1)]])
 def test_closed_branches_with_their_gates_at_one_call(way: Any, shut: list[tuple[int, int]]) -> None:

@@ -4,10 +4,14 @@ All variants share what comes before their block. In the forward of variant k th
 (`skipping`) and give back what they gave in the clean run; block k gives back its own input; from there on all runs as
 usual. With L blocks that is L(L+1)/2 block evaluations, the clean run included, instead of the loop's L²; the results
 are the loop's to the last bit, and the memory is one output per block.
+
+When block b is closed for good, the variants of the blocks before b are known up to b: variant k then starts at b, from
+what the calls gave out when k alone was closed beside those that were. `room` says how much of that is kept.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,9 +25,8 @@ from fog_a.flows.case import Case
 
 
 class Run(NamedTuple):
-    """A variant's run: the block that was closed, what the calls after it gave out, and v."""
+    """A variant's run: what the calls from its block on gave out, and v."""
 
-    block: str
     outputs: dict[Key, Kept]
     v: Tensor
 
@@ -31,10 +34,13 @@ class Run(NamedTuple):
 class Prefix:
     """The clean run, and the variants that start from it.
 
-    While `holding`, the `last` run's outputs are kept: set `held` to it, and `closing` its block need not run again.
-
     Args:
         clean: the clean run where it was made already, with its velocity v.
+
+    Attributes:
+        room: bytes that may be kept of what calls gave out in variants. None: none.
+        twins: block → the prefix in which it is closed too, made of its variant's run: closing it runs nothing.
+        last: of the last variant.
     """
 
     def __init__(self, case: Case, blocks: Blocks, clean: Clean | None = None, v: Tensor | None = None) -> None:
@@ -44,10 +50,15 @@ class Prefix:
         self.modules = named_modules(case.module)
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
         self.clean = clean or Clean(case.generators, case.closed)
-        self.holding = False
-        self.last: Run | None = None
-        self.held: Run | None = None
+        self.room: int | None = None
+        self._renew()
         self.v = self.base() if clean is None or v is None else v
+
+    def _renew(self, newest: ResidualBlock | None = None, begun: dict[str, Prefix] | None = None) -> None:
+        self.twins: dict[str, Prefix] = {}
+        self.last: Prefix | None = None
+        self._taken = 0
+        self._newest, self._begun = newest, begun or {}
 
     def base(self, start: int = -1) -> Tensor:
         """The clean run; what the gated calls give out is kept, and what their operations return is written down.
@@ -70,7 +81,8 @@ class Prefix:
 
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
-        self.clean, self.held = Clean(self.case.generators, self.case.closed, copies=True), None
+        self.clean = Clean(self.case.generators, self.case.closed, copies=True)
+        self._renew()
         return self.base()
 
     def _known(self, start: int) -> set[Key]:
@@ -79,13 +91,20 @@ class Prefix:
 
     def closing(self, block: ResidualBlock) -> Prefix:
         """The same with this block closed for good: what comes before it is shared, what comes after it runs once."""
-        left = Blocks([b for b in self.blocks if b.name != block.name], self.blocks.model)
-        case = self.case.closing(Blocks([block], self.blocks.model))
-        clean, run = self.clean.closing(block), self.held
-        if run is not None and run.block == block.name and clean.renew(run.outputs):
-            return Prefix(case, left, clean, run.v)
-        twin = Prefix(case, left, clean, self.v)
-        twin.v = twin.base(self.first[block.name])
+        twin = self.twins.get(block.name)
+        if twin is None:
+            twin = self._twin(block)
+            twin.v = twin.base(self.first[block.name])
+        before = {k: p for k, p in self.twins.items() if self.first[k] < self.first[block.name]}
+        twin._renew(block, before)
+        return twin
+
+    def _twin(self, block: ResidualBlock) -> Prefix:
+        twin = copy.copy(self)
+        twin.blocks = Blocks([b for b in self.blocks if b.name != block.name], self.blocks.model)
+        twin.case = self.case.closing(Blocks([block], self.blocks.model))
+        twin.clean = self.clean.closing(block)
+        twin._renew()
         return twin
 
     def faithful(self) -> bool:
@@ -101,12 +120,24 @@ class Prefix:
 
     def variant(self, block: ResidualBlock, value: float) -> Tensor:
         """v with this block's gate at `value`."""
-        self.last, acted = self._run(block, value)
-        if self.clean.overwritten:
-            self._with_copies()
-            self.last, acted = self._run(block, value)
-        check_acted(block, acted)
-        return self.last.v
+        begun = self._begun.get(block.name)
+        start, shut = (self, block) if begun is None or self._newest is None else (begun, self._newest)
+        run, acted = start._run(shut, value)
+        if start.clean.overwritten:
+            start._with_copies()
+            run, acted = start._run(shut, value)
+        check_acted(shut, acted)
+        if self.room is not None:
+            self._keep(block, start._twin(shut), run)
+        return run.v
+
+    def _keep(self, block: ResidualBlock, twin: Prefix, run: Run) -> None:
+        self.last = twin if twin.clean.renew(run.outputs) else None
+        twin.v = run.v
+        later = [key for key, point in self.calls.items() if point.order > self.first[block.name]]
+        size = twin.clean.bytes_of(later)
+        if self.last is not None and self.room is not None and self._taken + size <= self.room:
+            self.twins[block.name], self._taken = twin, self._taken + size
 
     def _run(self, block: ResidualBlock, value: float) -> tuple[Run, int]:
         """The run, and how often the gate acted."""
@@ -124,7 +155,7 @@ class Prefix:
 
         def after(key: Key, args: Any, kwargs: Any, out: Any) -> Any:
             nonlocal acted
-            if self.holding and key not in known:
+            if self.room is not None and key not in known:
                 outputs[key] = clean.keeping(out)
             out = clean.resume(key) if key in known else clean.leave(key, out)
             if key not in points:
@@ -134,4 +165,4 @@ class Prefix:
 
         with clean, at_calls(self.modules, self.calls, before, after):
             v = self.run()
-        return Run(block.name, outputs, v), acted
+        return Run(outputs, v), acted

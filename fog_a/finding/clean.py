@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -144,7 +144,11 @@ class Clean:
     @property
     def bytes(self) -> int:
         """How much memory is kept, beside the operations' answers."""
-        kept = [x.untyped_storage() for out in self.kept.values() for _, x in leaves(out)]
+        return self.bytes_of(self.kept)
+
+    def bytes_of(self, calls: Iterable[Key]) -> int:
+        """How much memory is kept of these calls."""
+        kept = [x.untyped_storage() for key in calls for _, x in leaves(self.kept[key])]
         return sum({memory._cdata: memory.nbytes() for memory in kept}.values())
 
     # ---- runs that skip

@@ -101,7 +101,8 @@ def remove(
 ) -> Removal:
     """Close blocks one at a time, always the one that changes v least, until `keep` are left. The model stays as it is.
 
-    What comes before a closed block is shared, not run again.
+    What comes before a closed block is shared, not run again. What is kept for that takes no more memory than the
+    weights, or 256 MiB.
 
     Args:
         keep: how many blocks are left, from 1 to one less than there are.
@@ -130,10 +131,11 @@ def remove(
         )
     kind = "removal" if metric is None else metric_kind(metric)
     cases = [Closing(case, trial) for case in trial.cases]
+    room = room_of(cases)
     left, removed, rounds, curves = trial.blocks, list[str](), list[dict[str, float]](), list[list[Array]]()
     with preserved(*cases[0].case.modules):
         while len(left) > keep:
-            changes = [list(case.changes(left)) for case in cases]
+            changes = [list(case.changes(left, room)) for case in cases]
             means = trial.scores([np.stack(columns, axis=1) for columns in changes], left.names, kind).mean()
             if not np.isfinite(means).any():
                 raise BadOutput(
@@ -147,3 +149,9 @@ def remove(
             left = Blocks([b for i, b in enumerate(left) if i != best], left.model)
     scores = trial.scores([np.stack(curve, axis=1) for curve in zip(*curves, strict=True)], removed, kind)
     return Removal(tuple(removed), left.names, scores, tuple(rounds))
+
+
+def room_of(cases: Sequence[Closing]) -> int:
+    """Bytes that each case may keep of blocks' outputs between rounds: in all what the weights take, or 256 MiB."""
+    weights = sum(p.nbytes for module in cases[0].case.modules for p in module.parameters())
+    return max(weights, 2**28) // len(cases)

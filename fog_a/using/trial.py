@@ -80,15 +80,19 @@ class Closing:
         self.metric: Metric = trial.metric
         self._prefix: Prefix | None = None
 
-    def changes(self, blocks: Blocks) -> Iterator[Float[np.ndarray, " B"]]:
+    def changes(self, blocks: Blocks, room: int | None = None) -> Iterator[Float[np.ndarray, " B"]]:
         """How far v is from where nothing was closed, once each of these blocks has gone too; runs as it is asked.
-        The run of least change is kept: closing its block for good takes no other."""
+
+        Args:
+            room: bytes for what the runs give out: closing the block of least change for good then takes no run, and
+                what comes before it is not run again. None: nothing is kept.
+        """
         run = variants(self.case, blocks, prefix=self._prefix, others=self.others)
         if not hasattr(self, "measure"):
             self.measure = yardstick(self.metric, self.case, run.base)
         self._prefix, self.base = run.prefix, run.base
         changes = (self.measure(v, block.name) for v, block in zip(run.ablated, blocks, strict=True))
-        return changes if run.prefix is None else _holding(run.prefix, changes)
+        return changes if run.prefix is None or room is None else _holding(run.prefix, blocks, changes, room)
 
     def without(self, block: ResidualBlock) -> Closing:
         """The same with this block closed for good; what comes before it is shared."""
@@ -101,9 +105,14 @@ class Closing:
         return twin
 
 
-def _holding(prefix: Prefix, changes: Iterator[Float[np.ndarray, " B"]]) -> Iterator[Float[np.ndarray, " B"]]:
-    prefix.holding, least = True, np.inf
-    for change in changes:
-        if change.mean() < least:
-            least, prefix.held = change.mean(), prefix.last
+def _holding(
+    prefix: Prefix, blocks: Blocks, changes: Iterator[Float[np.ndarray, " B"]], room: int
+) -> Iterator[Float[np.ndarray, " B"]]:
+    """The changes; the run of least change is kept whatever the room."""
+    prefix.room, least, best = room, np.inf, None
+    for block, change in zip(blocks, changes, strict=True):
+        if change.mean() < least and prefix.last is not None:
+            least, best = change.mean(), (block.name, prefix.last)
         yield change
+    if best is not None:
+        prefix.twins.setdefault(*best)
