@@ -100,6 +100,25 @@ def test_one_out_of_memory_is_not_for_ever() -> None:
     assert fog_a.attribute(net, x, progress=False).info["strategy"] == "fanout"
 
 
+class Placed(Net):
+    """Pictures among the tokens, by the number of their row (OmniGen): a larger batch would have them in its first rows."""
+
+    def forward(self, x: Tensor, pictures: dict[int, Tensor]) -> Tensor:
+        h = self.stem(x)
+        for row, picture in pictures.items():
+            h[row, : len(picture)] = picture
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h)
+
+
+def test_what_is_put_into_rows_by_number_reaches_the_first_layer() -> None:
+    net, batch = Placed(), {"x": tokens(), "pictures": {0: torch.ones(2, 6)}}
+    scores, loop = both(net, batch)
+    assert scores.info["strategy"] == "fanout"
+    np.testing.assert_allclose(scores.values, loop, **CLOSE)
+
+
 class Capacity(Net):
     """Keeps the loudest tokens of the whole batch, as an expert with a capacity does."""
 
@@ -222,10 +241,14 @@ def test_a_velocity_that_moves_from_run_to_run_is_refused_or_restored() -> None:
 
 
 class Further(Net):
-    """Adds something to rows that no batch of three has, before the first block."""
+    """Adds something to rows that no batch of three has, behind the first block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + 0.3 * (torch.arange(len(x)) >= 3)[:, None, None])
+        h = self.blocks[0](self.stem(x))
+        h = h + 0.3 * (torch.arange(len(x)) >= 3)[:, None, None]
+        for block in self.blocks[1:]:
+            h = block(h)
+        return self.head(h)
 
 
 def test_what_came_out_otherwise_once_is_not_shared_the_next_time() -> None:

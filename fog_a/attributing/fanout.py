@@ -109,8 +109,10 @@ class FanOut:
     def _before(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan, axes, whole = self.plans[key], self.layout.given[key], tree(args, kwargs)
         paths = {p for source in self.calls[key].give.values() if source is not None for p in source.sources}
+        started = self._started(self.calls[key])
         for i in plan.gated if paths else ():
-            rows = {p: axes[p].pick(leaf(whole, p), [i], self.n) if p in axes else leaf(whole, p) for p in paths}
+            at = [i if i in started else 0]  # what comes before may treat rows by their number: the clean ones are right
+            rows = {p: axes[p].pick(leaf(whole, p), at, self.n) if p in axes else leaf(whole, p) for p in paths}
             self._inputs[i] = {p: x.clone() for p, x in rows.items()}
         few = replaced(whole, {p: axis.pick(leaf(whole, p), plan.runs, self.n) for p, axis in axes.items()})
         return few["args"], few["kwargs"]
