@@ -101,7 +101,7 @@ def test_one_out_of_memory_is_not_for_ever() -> None:
 
 
 class Placed(Net):
-    """Pictures among the tokens, by the number of their row (OmniGen): a larger batch would have them in its first rows."""
+    """Pictures among the tokens, by the number of their row (OmniGen): a larger batch has them in its first rows."""
 
     def forward(self, x: Tensor, pictures: dict[int, Tensor]) -> Tensor:
         h = self.stem(x)

@@ -111,7 +111,7 @@ class FanOut:
         paths = {p for source in self.calls[key].give.values() if source is not None for p in source.sources}
         started = self._started(self.calls[key])
         for i in plan.gated if paths else ():
-            at = [i if i in started else 0]  # what comes before may treat rows by their number: the clean ones are right
+            at = [i if i in started else 0]  # what came before may have treated rows by their number
             rows = {p: axes[p].pick(leaf(whole, p), at, self.n) if p in axes else leaf(whole, p) for p in paths}
             self._inputs[i] = {p: x.clone() for p, x in rows.items()}
         few = replaced(whole, {p: axis.pick(leaf(whole, p), plan.runs, self.n) for p, axis in axes.items()})

@@ -131,13 +131,21 @@ def _shifts(op: Op) -> bool:
 def _part(flow: Flow, u: Update, v: int, calls: list[Call]) -> Part:
     frame = [c for c in calls if flow.trace.inside(u.op.call, c.parent)]
     point = (frame or calls)[-1] if frame else calls[0]
-    makers = _makers(flow, u, v) or {point.id}
+    makers = _makers(flow, u, v)
+    if not makers or any(_goes_on(flow, u, c) for c in makers):
+        makers = {point.id}
     return Part(
         point.id,
         tuple(point.leaves(v)),
         max(makers, key=lambda c: (flow.trace.parameters(c), c)),
         tuple(sorted(makers)),
     )
+
+
+def _goes_on(flow: Flow, u: Update, call: int) -> bool:
+    """Does a call add to a stream that is read after this update, too (a control network's, beside what it gives)?"""
+    sums = (w.sum for w in flow.updates if flow.trace.inside(w.op.call, call))
+    return any(flow.last[flow.forks[s]] > u.sum for s in sums)
 
 
 def _makers(flow: Flow, u: Update, v: int) -> set[int]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Case, Mlp, numbered
+from own_zoo.case import WIDTH, Case, Ends, Layer, Mlp, numbered
 
 
 class Sums(Mlp):
@@ -71,7 +71,51 @@ class Heads(nn.Module):
         return self(x, k)
 
 
+class Projected(nn.Module):
+    """mlp(x) + conv(x), from the wider two streams to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp, self.shortcut = Mlp(2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.narrow = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, off: bool = False) -> Tensor:
+        return self.shortcut(x) if off else self.narrow(self.mlp(x)) + self.shortcut(x)
+
+
+class Controlled(nn.Module):
+    """A level of a network and its control (ControlNet-XS): each layer of the control reads the base beside its own
+    stream, goes on to the control's next, and is added to the base by a linear map. Layer `off` is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.control = nn.ModuleList(Layer() for _ in "ab"), nn.ModuleList(Projected() for _ in "ab")
+        self.to_control, self.to_base = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in "ab") for _ in "cb")
+
+    def forward(self, x: Tensor, control: Tensor, off: int | None = None) -> tuple[Tensor, Tensor]:
+        for i in range(2):
+            seen = torch.cat([control, self.to_control[i](x)], -1)
+            x = x if off == 2 * i else self.base[i](x)
+            control = self.control[i](seen, off == 2 * i + 1)
+            x = x + self.to_base[i](control)
+        return x, control
+
+
+class ControlledNet(Ends):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([Controlled()])
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        return self.down[0](x, x, off)[0]
+
+
 COUPLINGS = (
+    Case(
+        "control_beside_the_base",
+        ControlledNet,
+        tuple(f"down.0.{kind}.{i}" for i in range(2) for kind in ("base", "control")),
+    ),
     Case("coupling_with_reversed_tokens", Couplings, numbered("blocks", 3)),
     Case("a_head_for_each_layer", Heads, numbered("layers", 4)),
 )
