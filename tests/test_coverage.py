@@ -9,6 +9,7 @@ import pytest
 import torch
 from own_zoo.case import WIDTH, Attention, Chain, Ends, Layer, Mlp, tokens
 from own_zoo.couplings import Heads
+from own_zoo.sums import GoesOn
 from own_zoo.wirings import MixedValues, Recursive
 from torch import Tensor, nn
 
@@ -403,34 +404,20 @@ def test_a_wavenet_s_stream_is_read_where_the_next_layer_takes_it_in() -> None:
     assert len(fog_a.lasp(flow, batch, LatentTeacher(WIDTH), times=1).layers) == 4
 
 
-class WritesIn(nn.Module):
-    """Writes its update into the stream that it is given."""
+class Bare(nn.Module):
+    """Writes in an update that no module gives."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.f = Mlp()
+        self.w = nn.Parameter(torch.randn(WIDTH, WIDTH))
 
     def forward(self, h: Tensor) -> Tensor:
-        return h.add_(self.f(h))
-
-
-class GoesOn(Ends):
-    """Goes on with the tensor that its blocks write into, whatever they return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(WritesIn() for _ in range(3))
-
-    def run(self, x: Tensor, off: int | None = None) -> Tensor:
-        h = x.clone()
-        for block in self.blocks:
-            block(h)
-        return h
+        return h.add_(torch.tanh(h @ self.w))
 
 
 def test_gates_that_reach_nothing_are_told_from_an_untrained_model() -> None:
     torch.manual_seed(0)
-    net = GoesOn().eval()
+    net = GoesOn(Bare).eval()
     assert found(net).coverage.passing == ("blocks.0", "blocks.1", "blocks.2")
     with pytest.raises(NotResidual, match=r"blocks.2 compute reaches the output.*take that: h = block\(h\)"):
         fog_a.attribute(net, tokens(), progress=False)

@@ -130,8 +130,13 @@ Key = tuple[str, int]
 def gate_points(blocks: Iterable[ResidualBlock]) -> dict[Key, GatePoint]:
     """All gated calls, in order of execution; where several blocks have their gates at one call, each on outputs of
     its own, one point for all of them."""
+    return merged(point for block in blocks for point in block.gate_points)
+
+
+def merged(every: Iterable[GatePoint]) -> dict[Key, GatePoint]:
+    """One point for each call, in order of execution."""
     points: dict[Key, GatePoint] = {}
-    for point in (s for b in blocks for s in b.gate_points):
+    for point in every:
         other = points.setdefault((point.module, point.call), point)
         if other is not point:
             points[point.module, point.call] = replace(other, give={**other.give, **point.give})

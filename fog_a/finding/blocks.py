@@ -110,6 +110,10 @@ def discover(
         blocks = Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
         work = finder.work(made)
         still = () if clean and _sealed(case, blocks, work, clean, v) else passing(blocks, work, case.run)
+        if still and finder.ignore([m for m in made if m.block.name in still]):
+            made = finder.blocks(level, include)
+            blocks = Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
+            still = passing(blocks, finder.work(made), case.run)
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Discovery(case, Blocks(list(blocks), case.module, Coverage(rows, still)), trace, v, clean)

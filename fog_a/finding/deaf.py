@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fog_a.blocks.block import Blocks, GatePoint
-from fog_a.blocks.calls import Key, at_calls, named_modules
+from fog_a.blocks.calls import Key, at_calls, merged, named_modules
 from fog_a.blocks.gate import gate
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.errors import NotResidual
@@ -21,7 +21,7 @@ _MISFITS = (ArithmeticError, AssertionError, LookupError, NotResidual, RuntimeEr
 """What a model raises at values that it was not made for."""
 
 Work = dict[str, tuple[GatePoint, ...]]
-"""Of each block, by name: the calls that do its work, with their outputs."""
+"""Of each block, by name: the calls that do its work, with their outputs (None), and inputs that they write into."""
 
 
 def passing(blocks: Blocks, work: Work, run: Callable[[], Tensor]) -> tuple[str, ...] | None:
@@ -49,10 +49,14 @@ def _passing(blocks: Blocks, work: Work, run: Callable[[], Tensor], still: Tenso
 
 
 def _deaf(blocks: Blocks, work: Work, run: Callable[[], Tensor], still: Tensor) -> bool:
-    calls = {(p.module, p.call): p for points in work.values() for p in points}
+    calls = merged(point for points in work.values() for point in points)
 
     def change(key: Key, args: object, kwargs: object, out: object) -> object:
-        floats = {path: t for path, t in leaves(out) if path in calls[key].give and t.is_floating_point()}
+        give = calls[key].give
+        for path, x in leaves({"args": args, "kwargs": kwargs}):
+            if give.get(path) is not None:
+                x.mul_(1.25).add_(0.125)
+        floats = {path: t for path, t in leaves(out) if path in give and t.is_floating_point()}
         return replaced(out, {path: t * 1.25 + 0.125 for path, t in floats.items()}) if floats else None
 
     with (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from fog_a.blocks.block import GatePoint, ResidualBlock
+from fog_a.blocks.block import GatePoint, ResidualBlock, Source
+from fog_a.blocks.tree import LeafPath
 from fog_a.errors import NoBlocksFound, near
 from fog_a.finding.accounts import Made
 from fog_a.finding.deaf import Work
@@ -56,6 +57,12 @@ class Finder:
         if chosen and (idle := [g for g, names in matches.items() if not names]):
             raise NoBlocksFound(self.seen(idle[0]))
         return self._placed(sorted(chosen, key=lambda m: m.block.gate_points[0].order))
+
+    def ignore(self, made: Sequence[Made]) -> bool:
+        """From now on those of these blocks that write into the stream that they give back are closed at their parts:
+        the model goes on with what they write into. Whether there are any."""
+        self.gates.ignored = {m.call for m in made if self._written(m)}
+        return bool(self.gates.ignored)
 
     def _with_beginnings(self, layers: Sequence[Layer]) -> list[Layer]:
         """A layer's stream may begin inside it, with what its like adds (attention over the sums of groups of layers):
@@ -158,13 +165,24 @@ class Finder:
         return me.name if self.trace.times[me.name] == 1 else f"{me.name}@{me.nth}"
 
     def work(self, made: Sequence[Made]) -> Work:
-        """Of each block the calls that do its work, with their outputs that carry no stream."""
-        return {m.block.name: tuple(self._heard(p.reader) for p in m.parts) for m in made}
+        """Of each block the calls that do its work, with their outputs that carry no stream; its own call, with the
+        streams that it gives back and writes into."""
+        return {m.block.name: (*(self._heard(p.reader) for p in m.parts), *self._written(m)) for m in made}
 
     def _heard(self, call: int) -> GatePoint:
         me, flow = self.trace.calls[call], self.flow
         streams = flow.sums | union(flow.trunk, me.inputs.values())
-        give = {path: None for path, v in me.outputs.items() if not flow.trunk[v] & streams}
+        return self._point(call, {path: None for path, v in me.outputs.items() if not flow.trunk[v] & streams})
+
+    def _written(self, m: Made) -> list[GatePoint]:
+        trace, points = self.trace, [point for point in m.block.gate_points if point.order == m.call]
+        paths = {path for point in points for s in point.give.values() if s is not None for path in s.sources}
+        writers = {path: trace.overwritten.get(trace.calls[m.call or 0].inputs[path]) for path in paths}
+        give = {p: Source((p,)) for p, c in writers.items() if c is not None and trace.inside(c, m.call or 0)}
+        return [self._point(m.call or 0, give)] if give else []
+
+    def _point(self, call: int, give: Mapping[LeafPath, Source | None]) -> GatePoint:
+        me = self.trace.calls[call]
         return GatePoint(me.name, me.nth, give, self.trace.times[me.name], call)
 
     def seen(self, include: str | Sequence[str] | None) -> str:

@@ -17,18 +17,21 @@ from fog_a.finding.sides import beginnings, sides
 
 
 class Gates:
-    """Makes the gate points of the layers and branches of one trace."""
+    """Makes the gate points of the layers and branches of one trace. `ignored`: calls that write into the stream that
+    they are given, with which the model goes on, rather than with what they give out."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.trace = flow.trace
+        self.ignored: set[int | None] = set()
 
     def of_layer(self, layer: Layer) -> tuple[list[GatePoint], dict[LeafPath, Source], bool]:
         """The gate points of a layer (none where it cannot be closed), the streams that pass through it, and whether
         it is its parts that are closed."""
         branches = [b for b in layer.branches if b.parts]
-        if layer.call is None:
-            return self.of_branches(branches) if len(branches) == len(layer.branches) else [], {}, True
+        closable = len(branches) == len(layer.branches)
+        if layer.call is None or (closable and layer.call in self.ignored):
+            return self.of_branches(branches) if closable else [], {}, True
         passages = through(self.flow, layer.call)
         give: dict[LeafPath, Source | None] = dict(passages)
         left = [b for b in layer.branches if not self._carried(b.update, layer.call, give)]

@@ -117,7 +117,7 @@ class Recorder(Watching):
             op = self._split(op, out)
         made = []
         for t in writes:
-            self.trace.overwritten |= self.memory.values_of(t)
+            self.trace.overwritten = dict.fromkeys(self.memory.values_of(t), op.call) | self.trace.overwritten
             made.append(self.memory.write(t, op))
         for _, t in leaves(out):
             if not any(t is w for w in (*writes, *given)):

@@ -90,7 +90,8 @@ class Trace:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
-    overwritten: set[int] = field(default_factory=set)
+    overwritten: dict[int, int] = field(default_factory=dict)
+    """The values in whose memory something else was written, and in which call first."""
     running: list[int] = field(default_factory=lambda: [0])
     """The calls that run now, from the outside inwards."""
     result: Any = None

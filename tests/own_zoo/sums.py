@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Attention, Mlp, chain
+from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp, chain, numbered
 
 
 class StackSum(Mlp):
@@ -79,6 +80,32 @@ class InPlace(Mlp):
     def forward(self, x: Tensor) -> Tensor:
         x += super().forward(x)
         return x
+
+
+class WritesIn(nn.Module):
+    """Writes the update that a module gives it into the tensor that the caller handed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.f(x))
+
+
+class GoesOn(Ends):
+    """Goes on with the tensor that its blocks write into, whatever they return."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(make() for _ in range(3))
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        h = x.clone()
+        for i, block in enumerate(self.blocks):
+            if i != off:
+                block(h)
+        return h
 
 
 class Experts(nn.Module):
@@ -162,6 +189,7 @@ SUMS = (
     chain("top_tokens", TopTokens),
     chain("writes_slice", WritesSlice),
     chain("in_place", InPlace),
+    Case("return_ignored", lambda: GoesOn(WritesIn), numbered("blocks", 3)),
     chain("experts", Experts),
     chain("raw", Raw),
     chain("macaron", Macaron),
