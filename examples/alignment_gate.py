@@ -32,10 +32,13 @@ from torch import Tensor, nn
 from fog_a.errors import FogError
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
+from fog_a_adapters.compare.arms import ALONE
 from fog_a_adapters.dit.audio.tokens import STRIDE
 from fog_a_adapters.dit.demo.bundled_task import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
 from fog_a_adapters.dit.model.dit import DiTConfig
+from planted import COLORS as WAY_COLORS
+from planted import WAYS, draw
 
 LAYERS, FRAMES, BATCH, HELD_OUT, PROBED = 6, 64, 8, 32, 4
 PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98, center=True)
@@ -108,7 +111,7 @@ def stratified(flow: Flow, batches: Sequence[Any], draws: int) -> dict[str, floa
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("stage", choices=(*sorted(ARMS), "draw"), help="draw: what --out holds, as OUT.png")
+    parser.add_argument("stage", choices=(*sorted(ARMS), "draw"), help="draw: what --out holds, as pictures beside it")
     parser.add_argument("--whisper", type=Path, default=Path("out/whisper"), help="folder that whisper_folder made")
     parser.add_argument("--data", type=Path, help="folder with manifest.csv; default: the packaged clips")
     parser.add_argument("--out", type=Path, default=Path("out/gate"))
@@ -131,6 +134,9 @@ def main() -> None:
         if not runs:
             parser.error(f"{args.out} holds no results: type search or confirm before draw, or another --out")
         plot(runs).savefig(args.out.with_suffix(".png"))
+        for name, run in runs.items():
+            if "each" in run["benefits"]:
+                plot_layers(run["benefits"]).savefig(args.out.with_name(f"{name}-layers.png"))
         return
     torch.set_num_threads(1)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
@@ -173,12 +179,22 @@ def small(report: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "facts": facts, "loss": loss, "scatter": scatter, "summary": report["summary"]["metrics"]["loss"]}
 
 
+def rows_of(run: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Arm → its loss less that of base; of the arms that align one layer alone their mean."""
+    rows = {arm: c["difference"] for arm, c in run["summary"]["against base"].items() if not arm.startswith("each")}
+    for arm, name in zip(ALONE, ("one layer", "one layer, locally"), strict=True):
+        if arm in run["benefits"]:
+            gain = run["benefits"][arm]["of any layer"]
+            rows[name] = {"mean": -gain["mean"], "low": -gain["high"], "high": -gain["low"]}
+    return rows
+
+
 def plot(runs: Mapping[str, Any]) -> Figure:
     """Each arm's held-out loss less that of base, with its interval: left of 0 is better than base."""
     rows = [
-        (f"{name.replace('-', ', ', 1)}: {arm}", c["difference"], name.startswith("confirm"))
+        (f"{name.replace('-', ', ', 1)}: {arm}", difference, name.startswith("confirm"))
         for name, run in runs.items()
-        for arm, c in run["summary"]["against base"].items()
+        for arm, difference in rows_of(run).items()
     ][::-1]
     fig = Figure(figsize=(8.4, 0.6 + 0.24 * len(rows)), dpi=160, layout="constrained")
     ax = fig.subplots()
@@ -194,6 +210,25 @@ def plot(runs: Mapping[str, Any]) -> Figure:
     ax.set_title(
         "Filled: fresh seeds; hollow: search seeds. Names: clips, λ, steps if not 200, …", loc="left", fontsize=9
     )
+    return fig
+
+
+def plot_layers(benefits: Mapping[str, Any]) -> Figure:
+    """What aligning each layer alone gains, by its depth and by its rank of FoG-A."""
+    rank = np.argsort(np.argsort(benefits["each"]["scores"]["foga"], axis=1), axis=1)
+    depth = np.broadcast_to(np.arange(rank.shape[1]), rank.shape)
+    fig = Figure(figsize=(9.6, 3.6), dpi=160, layout="constrained")
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, known, place in zip(axes, ("depth", "foga"), (depth, rank), strict=True):
+        for arm, way, color in zip(ALONE, WAYS, WAY_COLORS, strict=True):
+            draw(ax, benefits[arm], known, place, f"{way} alignment", color)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(y=0.3)
+        ax.legend(fontsize=8.5, frameon=False, loc="lower left")
+    axes[0].set(ylabel="benefit: loss of base − aligned", xlabel="depth of the aligned layer")
+    axes[1].set_xlabel(f"rank of the aligned layer by FoG-A  ({rank.shape[1]}: contributes most)")
+    axes[0].set_title(f"{len(rank)} seeds", loc="left", fontweight="bold")
     return fig
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import fog_a
-from alignment_gate import planted, small
+from alignment_gate import planted, plot_layers, rows_of, small
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.audio.data import load_corpus
 
@@ -60,3 +61,15 @@ def test_planted_scales_multiply_each_layers_updates_and_nothing_else() -> None:
         expected = flow.velocity(batch, 0.3, 0)
     torch.testing.assert_close(planted(flow, least=0.1, seed=4).velocity(batch, 0.3, 0), expected)
     assert not torch.allclose(expected, plain)
+
+
+def test_the_pictures_have_the_mean_of_one_layer_alone_and_each_layers_gain() -> None:
+    run = json.loads((EXPERIMENTS / "gate/confirm-all-0.5-400-1codes-frames-own.json").read_text())
+    alone = [statistics.fmean(run["loss"][f"each-{k}"].values()) for k in range(1, 7)]
+    gain = statistics.fmean(run["loss"]["base"].values()) - statistics.fmean(alone)
+    assert rows_of(run)["one layer"]["mean"] == pytest.approx(-gain)
+    assert list(rows_of(run)) == ["base-again", "fixed", "foga", "one layer", "one layer, locally"]
+    depth, by_rank = plot_layers(run["benefits"]).axes
+    means = [e["mean"] for e in run["benefits"]["each"]["mean"]]
+    np.testing.assert_allclose(depth.lines[0].get_ydata(), means)
+    assert sorted(by_rank.lines[0].get_xdata()) == [1, 2, 3, 4, 5, 6]
