@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fog_a
-from fog_a.errors import UnknownBlock, Unsupported
+from fog_a.errors import NoBlocksFound, UnknownBlock, Unsupported
 
 NAMES = ("blocks.0", "blocks.1", "blocks.2")
 
@@ -373,6 +373,19 @@ def test_a_jitted_part_may_be_inside(how: str) -> None:
 def test_a_scripted_or_traced_model_takes_no_hooks(compiled: Any) -> None:
     with pytest.raises(Unsupported, match="takes hooks, got a scripted or traced one"):
         fog_a.find_blocks(compiled(nn.Sequential(nn.Linear(4, 4))), tokens())
+
+
+def test_a_scripted_layer_is_named_where_its_update_stays_open() -> None:
+    net, x = Net(), tokens()
+    net.blocks[1] = torch.jit.script(net.blocks[1])  # type: ignore[arg-type]
+    blocks = fog_a.find_blocks(net, x)
+    assert "no module gives the update, or blocks.1 does, scripted: it takes no hooks" in blocks.coverage.note
+    assert "blocks.1" not in blocks.names and len(blocks) == len(net.blocks) - 1
+    for k in range(len(net.blocks)):
+        if k != 1:
+            net.blocks[k] = torch.jit.script(net.blocks[k])  # type: ignore[arg-type]
+    with pytest.raises(NoBlocksFound, match=r"blocks\.0 is scripted and takes no hooks: wrap what it was made of"):
+        fog_a.find_blocks(net, x)
 
 
 def test_traced_layers() -> None:

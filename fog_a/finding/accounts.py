@@ -135,7 +135,8 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     if not branch.parts:
         shortcut = ", its shortcut is not the identity" if u.projection else ""
         derived = ", or it is a sum of torch.func's derivative, which gates close as well" * flow.trace.transformed
-        return f"no module gives the update{shortcut}{derived}"
+        compiled = f", or {flow.trace.scripted[0]} does, scripted: it takes no hooks" if flow.trace.scripted else ""
+        return f"no module gives the update{shortcut}{derived}{compiled}"
     return "belongs to no repeated unit"
 
 

@@ -192,6 +192,7 @@ class Finder:
             hint = near(include, names) if isinstance(include, str) else ""
             there = ", ".join(names) or "none"
             return f"no block's name matches {include!r} (there are {there}){hint}. Pass include= a glob over these"
+        scripted = self.trace.scripted
         sums = sum(op.name.startswith(("add", "sub")) for op in self.trace.ops)
         updates = self.flow.updates
         if any(v.continuous and not v.floating for v in self.trace.values):
@@ -202,6 +203,7 @@ class Finder:
             f"expected modules that compute h + f(h), found none in {type(self.module).__name__}: "
             f"{len(self.trace.calls) - 1} module calls, {sums} additions, {len(updates)} of them residual updates"
             + (f" in {places}, but in no repeated or closable unit. " if updates else ". ")
+            + (f"{scripted[0]} is scripted and takes no hooks: wrap what it was made of. " if scripted else "")
             + "If its layers are gated or recurrent there is no block to close; otherwise pass include= with their "
             "names, or forward=lambda model, batch: ... that reaches them"
         )

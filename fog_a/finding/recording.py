@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from fog_a.blocks.calls import named_modules, watch
+from fog_a.blocks.calls import Scripted, named_modules, watch
 from fog_a.blocks.tree import leaves, replaced
 from fog_a.finding.clean import Clean
 from fog_a.finding.memory import Memory
@@ -190,6 +190,7 @@ def record(
         trace.output = None if found is None else recorder.memory.value_of(found)
         trace.calls[0].outputs = {p: recorder.memory.value_of(t) for p, t in leaves(trace.result)}
     trace.calls[0].last = len(trace.calls) - 1
+    trace.scripted = [name for name, m in model.named_modules() if isinstance(m, Scripted)]
     whole = clean.kept and not clean.running and not clean.overwritten and not trace.transformed
     return trace, clean if whole and clean.bytes <= room else None
 

@@ -100,6 +100,8 @@ class Trace:
     """What the model's own call gave out, the last time."""
     transformed: bool = False
     """Whether calls were given tensors of `torch.func`, which operations see taken apart."""
+    scripted: list[str] = field(default_factory=list)
+    """The scripted modules, which take no hooks."""
     drew: bool = False
     """Whether it drew random numbers."""
     functions: set[Any] = field(default_factory=set)
