@@ -198,3 +198,36 @@ def test_branches_with_their_gates_at_one_call(off: list[tuple[int, int]]) -> No
         assert guided.doubled
     with torch.no_grad():
         torch.testing.assert_close(v, net(x) + 2.0 * (net(x) - net(x, off)))
+
+
+def euler(velocity: Any, x: Tensor) -> Tensor:
+    for _ in range(2):
+        x = x + 0.5 * velocity(x)
+    return x
+
+
+def heun(velocity: Any, x: Tensor) -> Tensor:
+    v = velocity(x)
+    return x + 0.25 * (v + velocity(x + 0.5 * v))
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_the_steps_of_a_solver_in_forward_are_no_blocks(solver: Any) -> None:
+    """Its blocks are those of the network, at each of its calls."""
+    net, x = Net(), tokens()
+    scores = fog_a.attribute(net, x, forward=solver, progress=False)
+    assert scores.layers == tuple(f"blocks.{i}@{call}" for call in range(2) for i in range(3))
+    v = solver(net, x)
+    for call in range(2):
+        for i in range(3):
+            calls = iter(range(2))
+
+            def velocity(x: Tensor, calls: Any = calls, call: int = call, i: int = i) -> Tensor:
+                off = next(calls) == call
+                h = net.stem(x)
+                for k, block in enumerate(net.blocks):
+                    h = h if off and k == i else block(h)
+                return net.head(h)
+
+            moved = (solver(velocity, x) - v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
+            assert scores.values[:, 0, 3 * call + i].tolist() == pytest.approx(moved.tolist(), abs=1e-6)

@@ -190,7 +190,8 @@ class Levels:
         """Is the branch around a layer that its own parts do not make (a U-Net's, whose stream was scaled down by a
         convolution), or around a whole network (`x + dt * net(x, t)`)?"""
         u, flow = b.update, self.flow
-        if len(b.parts) == 1 and len(self.layers(b.parts[0].call)) > 1:
+        whole = not all(self.calls[p.reader].name for p in b.parts)  # the model, as `forward=` calls it in each step
+        if whole or (len(b.parts) == 1 and len(self.layers(b.parts[0].call)) > 1):
             return True
         bit, modules = flow.forks[u.fork], self._modules(b)
         return any(
