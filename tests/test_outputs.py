@@ -98,6 +98,28 @@ def test_time_first_is_measured(frames: int, how: Any) -> None:
     assert turned.values.shape == (2, 1, 3)
 
 
+class Depth(nn.Module):
+    """Drops updates at random, another number for each row, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(3))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for layer in self.layers:
+            h = h + layer(h) * (torch.rand(len(h), 1, 1) + 0.5)
+        return h
+
+
+def test_what_is_drawn_for_each_sample_is_no_time() -> None:
+    """Fewer samples would draw other numbers."""
+    net, batch = Depth().eval(), torch.randn(5, 4, 16)
+    scores = fog_a.attribute(net, batch, progress=False)
+    assert scores.values.shape == (5, 1, 3)
+    same = fog_a.attribute(net, batch, forward=lambda m, b: m(b), progress=False)
+    np.testing.assert_array_equal(scores.values, same.values)
+
+
 def test_time_first_is_measured_in_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which are ablated one at a time by themselves; once for each shape of the batch."""
     monkeypatch.setattr("fog_a.attributing.variants.LAUNCH_BOUND", 0)

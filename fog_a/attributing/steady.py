@@ -14,7 +14,7 @@ from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import watch
 from fog_a.blocks.tap import tap
 from fog_a.errors import BadOutput, NotResidual, Unsupported
-from fog_a.flows.case import Case, fingerprint, narrowed, same_bits
+from fog_a.flows.case import Case, fingerprint, picked, same_bits
 
 FAILURES = (
     RuntimeError, IndexError, KeyError, TypeError, ValueError, AttributeError, AssertionError, NotResidual,
@@ -65,7 +65,8 @@ def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
     seen = SAMPLES_FIRST.setdefault(case.module, set())
     if not bare or v.ndim < 3 or 1 in v.shape[:2] or case.key in seen:
         return
-    if _alone(case, v, 0) is False and _alone(case, v, 1) and _mixing(case, blocks, len(v)):
+    time_first = _alone(case, v, 0) is False and _alone(case, v, 1) and _mixing(case, blocks, len(v))
+    if time_first and _alone(case, v, 0, len(v)) is False:  # as many rows: what is drawn for each is the same
         raise BadOutput(
             f"expected the samples on the first axis of the output, got time: of {tuple(v.shape)} a row of the first "
             "axis depends on the others, and one of the second axis does not. Pass forward=lambda model, batch: "
@@ -74,14 +75,14 @@ def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
     seen.add(case.key)
 
 
-def _alone(case: Case, v: Tensor, axis: int) -> bool | None:
-    """Whether the first row gives the same alone; None: the model does not take it alone, or something else that has
-    all rows was not cut."""
+def _alone(case: Case, v: Tensor, axis: int, times: int = 1) -> bool | None:
+    """Whether the first row gives the same alone, once or several times; None: the model does not take it alone, or
+    something else that has all rows was not cut."""
     try:
-        row = _first_row(case, axis, v.shape[axis]).run()
+        row = _first_row(case, axis, v.shape[axis], times).run()
     except FAILURES:
         return None
-    return _same_row(row, v, axis) if row.shape[axis] == 1 else None
+    return _same_row(row, v, axis) if row.shape[axis] == times else None
 
 
 def _mixing(case: Case, blocks: Blocks, size: int) -> bool:
@@ -95,9 +96,9 @@ def _mixing(case: Case, blocks: Blocks, size: int) -> bool:
     return len(row) < len(blocks) or not all(_same_row(h, whole[name], 0) for name, h in row.items())
 
 
-def _first_row(case: Case, axis: int, size: int) -> Case:
-    return Case(case.flow, narrowed(case.batch, axis, size), case.t, case.seed, closed=case.closed)
+def _first_row(case: Case, axis: int, size: int, times: int = 1) -> Case:
+    return Case(case.flow, picked(case.batch, axis, size, [0] * times), case.t, case.seed, closed=case.closed)
 
 
 def _same_row(row: Tensor, whole: Tensor, axis: int) -> bool:
-    return alike(row.nan_to_num(), whole.narrow(axis, 0, 1).nan_to_num())
+    return alike(row.narrow(axis, 0, 1).nan_to_num(), whole.narrow(axis, 0, 1).nan_to_num())

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -195,13 +195,13 @@ def _remembered(*roots: Any) -> State:
         return State(*roots)
 
 
-def narrowed(batch: Any, axis: int, size: int, rows: int = 1) -> Any:
-    """A batch with the first rows of all that is `size` long along an axis."""
+def picked(batch: Any, axis: int, size: int, rows: Sequence[int]) -> Any:
+    """A batch with these rows of all that is `size` long along an axis."""
     if isinstance(batch, Inputs):
-        args, kwargs = narrowed((batch.args, batch.kwargs), axis, size, rows)
+        args, kwargs = picked((batch.args, batch.kwargs), axis, size, rows)
         return Inputs(*args, **kwargs)
     long = {path: x for path, x in leaves(batch) if x.ndim > axis and x.shape[axis] == size}
-    return replaced(batch, {path: x.narrow(axis, 0, rows) for path, x in long.items()})
+    return replaced(batch, {path: x.index_select(axis, torch.tensor(rows).to(x.device)) for path, x in long.items()})
 
 
 def fingerprint(batch: Any, most: int | None = None) -> str:

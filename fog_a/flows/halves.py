@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fog_a.errors import ShapeMismatch
-from fog_a.flows.case import narrowed
+from fog_a.flows.case import picked
 from fog_a.flows.frames import check_stream
 
 
@@ -31,7 +31,7 @@ def check_halves(
     def runs(axis: int) -> bool:
         size = x1.shape[axis]
         try:
-            return size > 1 and run(narrowed(batch, axis, size, size // 2)) is not None
+            return size > 1 and run(picked(batch, axis, size, range(size // 2))) is not None
         except Exception:  # it does not take so many: another axis, or a fixed length
             return False
 

@@ -23,7 +23,7 @@ from fog_a.blocks.untouched import preserved
 from fog_a.errors import BadBatch, NoActivations, ShapeMismatch
 from fog_a.finding.blocks import find_blocks
 from fog_a.flows.batches import each
-from fog_a.flows.case import Case, narrowed
+from fog_a.flows.case import Case, picked
 from fog_a.flows.flow import Flow
 from fog_a.flows.frames import interface_mask
 from fog_a.flows.provenance import provenance
@@ -152,7 +152,7 @@ def _check_square(case: Case, blocks: Blocks, h: tap) -> None:
     square = [b for b in blocks if n > 1 and h[b.name].ndim == 3 and h[b.name].shape[:2] == (n, n)]
     if not square:
         return
-    batch = narrowed(case.batch, 0, n, n - 1) if flow.timeless else case.samples.rows(range(n - 1))
+    batch = picked(case.batch, 0, n, range(n - 1)) if flow.timeless else case.samples.rows(range(n - 1))
     fewer, rows = Case(flow, batch, case.t, case.seed, case.start), list[Tensor]()
     with tap(Blocks(square, blocks.model)) as outputs:
         fewer.run()
