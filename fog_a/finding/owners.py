@@ -120,8 +120,8 @@ def _moved(flow: Flow, v: int, inputs: Collection[int]) -> bool:
 
 def _leads_on(flow: Flow, u: Update) -> bool:
     """Does the owner give the sum out, as its output or in an object that the model reads later, or is it the stream of
-    a further update?"""
+    a further update, or what that is a linear map of?"""
     ends = [*flow.trace.calls[u.owner].outputs.values(), *(w.stream for w in flow.updates)]
-    ends += [w.fork for w in flow.updates if w.sum in flow.coupled]
+    ends += [w.fork for w in flow.updates if w.projection or w.sum in flow.coupled]
     ends += [u.sum for op in flow.readers.get(u.sum, ()) if not flow.trace.inside(op.call, u.owner)]
     return any(flow.on_way(v, u.sum) for v in ends)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp
+from own_zoo.case import WIDTH, Attention, Case, Ends, Mlp, numbered
 
 
 class Bottleneck(nn.Module):
@@ -83,14 +83,27 @@ class LinearBetween(nn.Module):
 
 
 class LinearBetweens(Ends):
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(LinearBetween() for _ in range(3))
+        self.blocks = nn.ModuleList(make() for _ in range(3))
 
     def run(self, x: Tensor, off: int | None = None) -> Tensor:
         for i, block in enumerate(self.blocks):
             x = block(x, i == off)
         return x
+
+
+class TwoProjections(nn.Module):
+    """Two updates in a row, each beside a linear map, behind each an activation (PDEArena's Fourier block)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = Mlp(), Mlp()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, off: bool = False) -> Tensor:
+        x = F.gelu(self.a(x) if off else self.f(x) + self.a(x))
+        return F.gelu(self.b(x) if off else self.g(x) + self.b(x))
 
 
 def residuals(name: str, make: Callable[[int, int], nn.Module]) -> Case:
@@ -102,5 +115,6 @@ SHORTCUTS = (
     residuals("residuals", Bottleneck),
     residuals("separable", Separable),
     residuals("padded_channels", PaddedChannels),
-    Case("linear_between", LinearBetweens, tuple(f"blocks.{i}" for i in range(3))),
+    Case("linear_between", lambda: LinearBetweens(LinearBetween), numbered("blocks", 3)),
+    Case("two_projections", lambda: LinearBetweens(TwoProjections), numbered("blocks", 3)),
 )
