@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from own_zoo.case import WIDTH, Attention, Chain, Ends, Layer, Mlp, tokens
 from own_zoo.couplings import Heads
+from own_zoo.shortcuts import TwoProjections
 from own_zoo.sums import GoesOn
 from own_zoo.wirings import MixedValues, Recursive
 from torch import Tensor, nn
@@ -135,6 +137,24 @@ def test_what_is_read_beside_the_stream_is_named() -> None:
     net = MixedValues()
     (row,) = found(net).coverage.of("beside")
     assert row.block == "blocks.0" and "output [1] is read later: it stays" in row.reason
+
+
+class Between(TwoProjections):
+    """A linear map lies between the first update and what the second is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, off: bool = False) -> Tensor:
+        x = self.between(F.gelu(self.f(x) + self.a(x)))
+        return F.gelu(self.g(x) + self.b(x))
+
+
+def test_what_stays_in_a_closed_block_is_not_called_inside_it() -> None:
+    coverage = found(Chain(Between)).coverage
+    assert coverage.summary == "6 updates: 3 closed by 3 blocks · 3 open"
+    assert coverage.open[0].reason == "in blocks.0, before what it closes: it stays when the block is closed"
 
 
 class Values(nn.Module):

@@ -95,9 +95,13 @@ def _row(
     if block is not None and not block.main:
         state, reason = "side", f"depends only on {', '.join(sorted(block.inputs)) or 'constants'}"
     elif block is None:
-        block = next((m.block for m in made if _inside(flow, u, m)), None)
+        within = next((m for m in made if _inside(flow, u, m)), None)
+        stays = within is not None and _stays(flow, u, within)
+        block = None if within is None or stays else within.block
         state = "inside" if block is not None else "open" if reaches else "apart"
         reason = _reason(flow, levels, u, made) if state == "open" else ""
+        if within is not None and state == "open":
+            reason = f"in {within.block.name}, before what it closes: it stays when the block is closed"
     return CoverageRow(place, state, "" if block is None else block.name, reason)
 
 
@@ -106,6 +110,21 @@ def _inside(flow: Flow, u: Update, m: Made) -> bool:
     if any(flow.trace.inside(u.op.call, c) for c in m.calls):
         return True
     return any(flow.in_branch(u, w) and not flow.trunk[w.stream] & flow.forks[u.sum] for w in m.updates)
+
+
+def _stays(flow: Flow, u: Update, m: Made) -> bool:
+    """Does an update in the block's call reach the output when the block is closed, but for what is given out beside
+    it, and not by the branch of another update of the block?"""
+    if m.call is None or not flow.trace.inside(u.op.call, m.call) or any(flow.in_branch(u, w) for w in m.updates):
+        return False
+    closed, outs = _replaced(flow, m), flow.trace.calls[m.call].outputs
+    ends = closed | {outs[p] for p in left_open(flow, m.call, closed, m.updates)}
+
+    def before(v: int) -> Sequence[int]:
+        op = flow.trace.values[v].op
+        return () if v in ends or op is None else op.reads
+
+    return flow.trace.output is not None and u.sum in walk([flow.trace.output], before)
 
 
 def _given(flow: Flow, m: Made) -> list[tuple[int, int]]:
