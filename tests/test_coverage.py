@@ -189,9 +189,40 @@ class ValuesOfParts(Ends):
 def test_values_of_a_part_that_its_parent_adds_are_named() -> None:
     """Those of the first layer alone are read later."""
     (row,) = found(ValuesOfParts()).coverage.of("beside")
-    assert (row.block, row.place) == ("layers.0", "layers.*") and "output [1] is read later" in row.reason
+    assert (row.block, row.place) == ("layers.0", "layers.0") and "output [1] is read later" in row.reason
     (row,) = found(ValuesOfParts(), level="branch").coverage.of("beside")
     assert row.block == "layers.0.0"
+
+
+class Keeps(nn.Module):
+    """Gives its values under two names, and what it got as it got it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, values: Tensor, context: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        v, context = self.value(torch.tanh(x)), context.expand(context.shape)
+        return x + self.out(torch.tanh(v.cumsum(1) * values) + context), {"kv": v, "cached_kv": v, "context": context}
+
+
+class Keeping(Chain):
+    """Each block reads the values of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__(Keeps)
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        kept = {"cached_kv": torch.ones(()), "context": torch.sin(x)}
+        for block in self.blocks:
+            x, kept = block(x, kept["cached_kv"], kept["context"])
+        return x
+
+
+def test_only_the_blocks_that_hand_values_on_are_named_and_each_value_once() -> None:
+    coverage = found(Keeping()).coverage
+    assert [row.place for row in coverage.of("beside")] == ["blocks.0", "blocks.1"]
+    assert "beside  blocks.0, blocks.1  output [1]['kv'] is read later: it stays" in str(coverage)
 
 
 class Preconditioned(nn.Module):

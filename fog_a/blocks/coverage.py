@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,8 +87,14 @@ class Coverage:
         return f"{total} update{'s' * (total != 1)}: " + " · ".join(word for word in words if word)
 
     def _lines(self, state: State) -> Iterator[str]:
-        for (place, reason), n in Counter((row.place, row.reason) for row in self.of(state)).items():
-            yield f"{state:<6}  {place}{f' ({n} times)' if n > 1 else ''}  {reason}"
+        """A line for all places of one list with one reason."""
+        places: dict[tuple[str, str], list[str]] = {}
+        for row in self.of(state):
+            places.setdefault((re.sub(r"\d+", "*", row.place), row.reason), []).append(row.place)
+        for (_, reason), every in places.items():
+            names, n = list(dict.fromkeys(every)), len(every)
+            shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
+            yield f"{state:<6}  {shown}{f' ({n} times)' if n > min(len(names), 3) else ''}  {reason}"
 
     def _passing(self) -> Iterator[str]:
         if self.passing is None:

@@ -162,7 +162,7 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
 def _beside(flow: Flow, m: Made, going: int) -> Iterator[CoverageRow]:
     """What its call, or the parts that its parent adds, give out beside the stream. Where its parts alone are closed,
     its call's output is what is left: the stream, if updates of blocks go on from it (`going`)."""
-    closed, stack = _replaced(flow, m), m.block.stack
+    closed = _replaced(flow, m)
     left = going if all(point.order != m.call for point in m.block.gate_points) else 0
     since = -1 if m.call is not None else max(u.sum for u in m.updates)
     for call in [m.call] if m.call is not None else [p.call for p in m.parts]:
@@ -171,4 +171,4 @@ def _beside(flow: Flow, m: Made, going: int) -> Iterator[CoverageRow]:
                 continue
             leaf = "".join(f"[{key!r}]" for key in path)
             reason = f"output {leaf} is read later: it stays when the block is closed"
-            yield CoverageRow(f"{stack}.*" if stack != m.block.name else stack, "beside", m.block.name, reason)
+            yield CoverageRow(m.block.name, "beside", m.block.name, reason)

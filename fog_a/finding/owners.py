@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from fog_a.finding.operations import MIXING, MOVE
+from fog_a.finding.operations import MIXING
 from fog_a.finding.parts import zero_if
 from fog_a.finding.paths import Flow, Update, bends_from, operands, union, walk
+from fog_a.finding.sides import moved
 
 
 def own(flow: Flow) -> dict[int, list[Update]]:
@@ -101,21 +102,10 @@ def _leading(flow: Flow, updates: Sequence[Update]) -> list[Update]:
 
     def comes_in(u: Update) -> bool:
         inputs = flow.trace.calls[u.owner].inputs.values()
-        held = bool(flow.trunk[u.stream] & union(flow.trunk, inputs)) or _moved(flow, u.stream, inputs)
+        held = bool(flow.trunk[u.stream] & union(flow.trunk, inputs)) or moved(flow, u.stream, inputs)
         return held and forks[u.fork] == 1
 
     return [u for u in updates if flow.bypass[u.stream] & sums or comes_in(u) or _leads_on(flow, u)]
-
-
-def _moved(flow: Flow, v: int, inputs: Collection[int]) -> bool:
-    """Is the value one of these, or a rearrangement of it (tokens in reverse order)?"""
-
-    def back(w: int) -> list[int]:
-        op = flow.trace.values[w].op
-        pieces = operands(op, flow) if op is not None and op.kind is MOVE and w not in inputs else []
-        return pieces if len(pieces) == 1 else []
-
-    return any(w in inputs for w in walk([v], back))
 
 
 def _leads_on(flow: Flow, u: Update) -> bool:

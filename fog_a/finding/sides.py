@@ -10,7 +10,7 @@ import functools
 from collections.abc import Collection, Iterable, Iterator
 
 from fog_a.blocks.tree import LeafPath
-from fog_a.finding.operations import SUM
+from fog_a.finding.operations import MOVE, SUM
 from fog_a.finding.parts import Branch
 from fog_a.finding.passages import through
 from fog_a.finding.paths import Flow, Update, linear, operands, union, walk
@@ -35,7 +35,8 @@ def left_open(
         return not flow.trace.inside(op.call, call) and max(op.makes, default=since) > since
 
     beside = _beside(flow, call, {*closed, *_carrying(flow, call, updates)})
-    return [p for p, v in beside.items() if any(map(is_later, flow.readers[v]))]
+    first = {v: p for p, v in reversed(beside.items())}  # one value may be given out twice
+    return [p for v, p in reversed(first.items()) if any(map(is_later, flow.readers[v]))]
 
 
 def _carrying(flow: Flow, call: int, updates: Collection[Update]) -> set[int]:
@@ -47,8 +48,19 @@ def _carrying(flow: Flow, call: int, updates: Collection[Update]) -> set[int]:
 def _beside(flow: Flow, call: int, taken: Collection[int]) -> dict[LeafPath, int]:
     """What a call makes and gives out beside these values."""
     me, values = flow.trace.calls[call], flow.trace.values
-    others = {p: v for p, v in me.outputs.items() if v not in taken and v not in me.inputs.values()}
-    return {p: v for p, v in others.items() if values[v].floating and flow.bent[v]}
+    others = {p: v for p, v in me.outputs.items() if v not in taken and values[v].floating and flow.bent[v]}
+    return {p: v for p, v in others.items() if not moved(flow, v, me.inputs.values())}
+
+
+def moved(flow: Flow, v: int, inputs: Collection[int]) -> bool:
+    """Is the value one of these, or a rearrangement of it (tokens in reverse order)?"""
+
+    def back(w: int) -> list[int]:
+        op = flow.trace.values[w].op
+        pieces = operands(op, flow) if op is not None and op.kind is MOVE and w not in inputs else []
+        return pieces if len(pieces) == 1 else []
+
+    return any(w in inputs for w in walk([v], back))
 
 
 def beginnings(flow: Flow, call: int, leaves: Collection[LeafPath]) -> list[LeafPath]:
