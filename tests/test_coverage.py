@@ -225,6 +225,39 @@ def test_only_the_blocks_that_hand_values_on_are_named_and_each_value_once() -> 
     assert "beside  blocks.0, blocks.1  output [1]['kv'] is read later: it stays" in str(coverage)
 
 
+class Coupling(nn.Module):
+    """TarFlow: (x − b)·exp(−a), a and b shifted by a token, every second time in reverse; and a number for the loss."""
+
+    def __init__(self, reverse: bool) -> None:
+        super().__init__()
+        self.mix, self.out, self.reverse = Layer(), nn.Linear(WIDTH, 2 * WIDTH), reverse
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.flip(1) if self.reverse else x
+        h = self.out(self.mix(x))
+        a, b = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1).chunk(2, -1)
+        y = (x - b) * (-a).exp()
+        return y.flip(1) if self.reverse else y, -a.mean((1, 2))
+
+
+class Couplings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Coupling(i % 2 == 1) for i in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(len(x))
+        for block in self.blocks:
+            x, number = block(x)
+            total = total + number
+        return x, total
+
+
+def test_what_is_made_of_closed_parts_alone_does_not_stay_nor_does_a_stream() -> None:
+    coverage = found(Couplings()).coverage
+    assert coverage.of("beside") == coverage.open == ()
+
+
 class Preconditioned(nn.Module):
     """EDM: c_skip x + c_out F(c_in x), where each block of F scales its sum (EDM2)."""
 

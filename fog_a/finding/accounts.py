@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fog_a.blocks.block import ResidualBlock
@@ -10,7 +10,7 @@ from fog_a.blocks.coverage import CoverageRow, State
 from fog_a.finding.levels import Levels
 from fog_a.finding.parts import Part, begun
 from fog_a.finding.paths import Flow, Update, union, walk
-from fog_a.finding.sides import left_open, summed
+from fog_a.finding.sides import left_open, moved, summed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def account(flow: Flow, levels: Levels, made: Sequence[Made], target: int) -> tu
             row = replace(row, state="around", reason="arithmetic around a network, whose layers are closed one by one")
         closed[u.sum] = row.state != "open"
         rows.append(row)
-    going = union(flow.trunk, (u.stream for m in made for u in m.updates))
+    going = {u.stream for m in made for u in m.updates}
     return (*rows, *(row for m in made for row in (*_begun(flow, m), *_beside(flow, m, going))))
 
 
@@ -159,16 +159,33 @@ def _reason(flow: Flow, levels: Levels, u: Update, made: Sequence[Made]) -> str:
     return "belongs to no repeated unit"
 
 
-def _beside(flow: Flow, m: Made, going: int) -> Iterator[CoverageRow]:
+def _beside(flow: Flow, m: Made, going: Collection[int]) -> Iterator[CoverageRow]:
     """What its call, or the parts that its parent adds, give out beside the stream. Where its parts alone are closed,
-    its call's output is what is left: the stream, if updates of blocks go on from it (`going`)."""
-    closed = _replaced(flow, m)
-    left = going if all(point.order != m.call for point in m.block.gate_points) else 0
+    its call's output is what is left: the stream, if updates of blocks go on from it (`going`), or made of them."""
+    closed, outside = _replaced(flow, m), {point.order for point in m.block.gate_points}
     since = -1 if m.call is not None else max(u.sum for u in m.updates)
     for call in [m.call] if m.call is not None else [p.call for p in m.parts]:
+        outs = flow.trace.calls[call].outputs
         for path in left_open(flow, call, closed, m.updates, since):
-            if flow.forks.get(flow.trace.calls[call].outputs[path], 0) & left:
+            v, inner = outs[path], call not in outside
+            if inner and (any(_is_of(flow, w, v) for w in going) or not _stands(flow, v, call, closed)):
                 continue
             leaf = "".join(f"[{key!r}]" for key in path)
             reason = f"output {leaf} is read later: it stays when the block is closed"
             yield CoverageRow(m.block.name, "beside", m.block.name, reason)
+
+
+def _is_of(flow: Flow, stream: int, v: int) -> bool:
+    """Is this stream the value, or does it go on from it?"""
+    return bool(flow.forks.get(v, 0) & flow.trunk[stream]) or moved(flow, stream, (v,))
+
+
+def _stands(flow: Flow, v: int, call: int, closed: Collection[int]) -> bool:
+    """Is a value that a call makes also made of what comes in, rather than of what is closed inside the call alone?"""
+
+    def before(w: int) -> Sequence[int]:
+        op = flow.trace.values[w].op
+        return () if w in closed or op is None or not flow.trace.inside(op.call, call) else op.reads
+
+    ends = (w for w in walk([v], before) if w not in closed and not before(w))
+    return any(flow.inputs[w] for w in ends)
