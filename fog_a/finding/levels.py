@@ -138,7 +138,8 @@ class Levels:
         """The items and units in a place, seen through containers, without what lies in a branch of its own."""
         added = [b.update for b in place.added]
         below = [p for p in place.below if not all(self._within(b.update, added) for b in p.branches)]
-        return [kid for p in below for kid in ([p] if p.numbered or p.added else self._kids(p))]
+        units = [p for p in below if p.numbered or p.added or len(self.owned.get(p.call or 0, ())) == 1]
+        return [kid for p in below for kid in ([p] if p in units else self._kids(p))]
 
     def _is_network(self, call: int) -> bool:
         """Is this residual as a whole, but a network or a stage of one rather than a layer? It holds layers, and

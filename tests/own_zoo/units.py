@@ -152,6 +152,29 @@ class SpaceThenBoth(Ends):
         return x
 
 
+class Scales(nn.Module):
+    """Attention of several scales with its own residual: what makes the others stands in a list (EfficientViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.scales = nn.Linear(WIDTH, WIDTH), nn.ModuleList([Mlp()])
+        self.out = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = self.near(x)
+        each = torch.cat([near, *(scale(near) for scale in self.scales)], -1)
+        return x + self.out((each @ each.mT).softmax(-1) @ each)
+
+
+class ScalesThenMlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.feed = Scales(), Sub(Mlp())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed(self.attend(x))
+
+
 class Link(Layer):
     """A linked list: each layer holds the rest of the stack, and runs it on what it gives out."""
 
@@ -189,5 +212,6 @@ UNITS = (
         LinkedList,
         tuple((f"first{rest}.attend", f"first{rest}.feed") for rest in ("", ".rest", ".rest.rest")),
     ),
+    chain("attention_that_holds_a_list", ScalesThenMlp),
     Case("dilated", lambda: Dilations(Dilated), numbered("blocks", 3), lambda: torch.randn(2, WIDTH, 9)),
 )
