@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from fog_a.finding.parts import Branch, Layer, in_order
+from fog_a.finding.parts import Branch, Layer, Part, in_order
 from fog_a.finding.paths import Flow, Update
 from fog_a.finding.places import Place, content, pattern, period
 
@@ -28,7 +28,7 @@ class Groups:
         for p in place.items:
             groups += [(p, self._layer(strand)) for strand in self._strands([b for b in p.added if b in steps])]
         if all(len(x.branches) == 1 for _, x in groups):
-            groups = self._periods(groups)
+            groups = self._periods(self._parallel(groups))
         loose = [b for b in place.added if b in steps and self._is_stream(b)]
         for parts in dict.fromkeys(b.parts for b in loose):
             groups.append((None, self._layer([b for b in loose if b.parts == parts])))
@@ -46,12 +46,15 @@ class Groups:
         called by it: `layers.0`, not `layers.0.mlp`."""
         if len(added) == 1 and len(added[0].branches) > 1:
             return [_joined([*added, *units], added[0].name)]
-        if len(added) == 1 and not units:
+        if len(added) == 1 and not units and all(self._is_in(place, p) for p in added[0].parts):
             return [replace(added[0], name=place.name)]
         words = {p.word for p in place.below}
         if not added and len(place.below) == len(units) and len(words) > 1 == len({cls for cls, _ in words}):
             return [_joined(units, place.name)]
         return [*added, *units]
+
+    def _is_in(self, place: Place, p: Part) -> bool:
+        return f"{self.calls[p.reader].name}.".startswith(f"{place.name}.")
 
     def _work(self, layer: Layer) -> tuple[str, ...]:
         """What the modules of its branches do."""
@@ -83,6 +86,18 @@ class Groups:
         same = self.flow.trace.values[u.sum].shape == self.flow.trace.values[later.sum].shape
         way = self.flow.bypass if same else self.flow.trunk
         return bool(way[later.stream] & self.flow.forks[u.sum])
+
+    def _parallel(self, groups: list[Group]) -> list[Group]:
+        """What items of several lists make of one value, and the parent adds in one sum, is a layer."""
+        joined: list[Group] = []
+        for home, x in groups:
+            last, u = joined[-1][1].branches if joined else (), x.branches[0].update
+            lists = {pattern(self._name([b])) for b in (*last, *x.branches)}
+            if last and last[-1].update.sum == u.stream and last[-1].update.fork == u.fork and len(lists) > len(last):
+                joined[-1] = (None, self._layer([*last, *x.branches]))
+            else:
+                joined.append((home, x))
+        return joined
 
     def _periods(self, groups: list[Group]) -> list[Group]:
         """Where each item holds one update: those of one period are a layer (attention, feed-forward)."""

@@ -41,6 +41,21 @@ class Named(Ends):
         return x
 
 
+class Parallel(Ends):
+    """What three lists make of one value is added in one sum, one by one or `first` to each other."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.ModuleList(Mlp() for _ in range(3)) for _ in range(3))
+        self.first = first
+
+    def run(self, x: Tensor, off: int | None = None) -> Tensor:
+        for i, (a, b, c) in enumerate(zip(self.a, self.b, self.c, strict=True)):
+            if i != off:
+                x = x + (a(x) + b(x) + c(x)) if self.first else x + a(x) + b(x) + c(x)
+        return x
+
+
 class Gated(Ends):
     """x + σ(gate(x)) · value(x), both of full size: closing the gate's Linear would leave σ(0) = ½."""
 
@@ -179,6 +194,8 @@ PARENTS = (
     Case("trend", Trend, numbered("blocks", 3)),
     Case("functional", Functional, tuple((f"up.{i}|down.{i}",) for i in range(3))),
     Case("named", Named, tuple((f"layers.layer_{i}.attend", f"layers.layer_{i}.feed") for i in range(3))),
+    Case("three_lists_in_one_sum", lambda: Parallel(False), tuple((f"a.{i}", f"b.{i}", f"c.{i}") for i in range(3))),
+    Case("three_lists_summed_first", lambda: Parallel(True), tuple((f"a.{i}", f"b.{i}", f"c.{i}") for i in range(3))),
     Case("gated", Gated, tuple((f"value.{i}",) for i in range(3))),
     Case("around", Around, numbered("blocks", 3)),
     Case("skips", Skips, numbered("blocks", 5)),
