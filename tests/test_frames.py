@@ -149,6 +149,28 @@ def test_as_many_samples_as_frames_on_another_axis(stream: str | None, every: in
     assert fog_a.lasp(declared, {"x1": torch.randn(8, 8, 4)}, LatentTeacher(4), times=1).layers
 
 
+class AtItsLength(TimeFirst):
+    """(T, B, D), with positions for just so many frames."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(1)
+        self.positions = nn.Parameter(torch.randn(frames, 1, 6))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        h = (self.inp(x_t) + t[:, None, None]).transpose(0, 1) + self.positions
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(h.transpose(0, 1))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_as_many_samples_as_frames_of_a_fixed_length(size: int) -> None:
+    """A run on fewer frames fails, or gives as many (1 + 2 are 2): one on fewer samples tells."""
+    flow = fog_a.wrap(AtItsLength(size), x="x_t", t="t")
+    with pytest.raises(ShapeMismatch, match=r'type fog_a.wrap\(..., stream="TBD"\)'):
+        fog_a.AGREPA(flow, LatentTeacher(4), ["blocks.1"], batch={"x1": torch.randn(size, size, 4)})
+
+
 def test_tokens_are_a_word_or_a_slice() -> None:
     with pytest.raises(Unsupported, match=r'tokens is "first", "last" or a slice such as slice\(2, None\), got 2'):
         fog_a.wrap(Whole(), x="x_t", t="t", tokens=2)

@@ -83,11 +83,11 @@ class Mixing(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["auto", "loop", fog_a.Shared(rows=5), fog_a.Shared(memory="1MiB")])
-@pytest.mark.parametrize("frames", [2, 5])
-def test_time_first_is_measured(frames: int, how: Any) -> None:
+@pytest.mark.parametrize(("frames", "samples"), [(2, 2), (5, 2), (5, 1)])
+def test_time_first_is_measured(frames: int, samples: int, how: Any) -> None:
     """Of any network, also with as many frames as samples, and where there is room for one ablation at a time."""
-    net, batch = Mixing().eval(), torch.randn(frames, 2, 16)
-    with pytest.raises(BadOutput, match=rf"got time: of \({frames}, 2, 16\) a row of the first axis depends"):
+    net, batch = Mixing().eval(), torch.randn(frames, samples, 16)
+    with pytest.raises(BadOutput, match=rf"got time: of \({frames}, {samples}, 16\) a row of the first axis depends"):
         fog_a.attribute(net, batch, how=how)
     with pytest.raises(BadOutput, match=r"got time"):
         fog_a.attribute(net, fog_a.Inputs(batch), how=how)
@@ -95,7 +95,7 @@ def test_time_first_is_measured(frames: int, how: Any) -> None:
         fog_a.remove(net, batch, keep=1)
     assert fog_a.attribute(net, batch, forward=lambda m, b: m(b), progress=False).values.shape == (frames, 1, 3)
     turned = fog_a.attribute(net, batch, forward=lambda m, b: m(b).transpose(0, 1), progress=False)
-    assert turned.values.shape == (2, 1, 3)
+    assert turned.values.shape == (samples, 1, 3)
 
 
 class Depth(nn.Module):

@@ -63,7 +63,7 @@ def check_samples_first(case: Case, blocks: Blocks, v: Tensor) -> None:
     and output, and not along the second. Where its blocks do not mix them, it is statistics of the batch instead."""
     bare = case.flow.timeless is not None and case.flow.override.forward is None
     seen = SAMPLES_FIRST.setdefault(case.module, set())
-    if not bare or v.ndim < 3 or 1 in v.shape[:2] or case.key in seen:
+    if not bare or v.ndim < 3 or len(v) == 1 or case.key in seen:
         return
     time_first = _alone(case, v, 0) is False and _alone(case, v, 1) and _mixing(case, blocks, len(v))
     if time_first and _alone(case, v, 0, len(v)) is False:  # as many rows: what is drawn for each is the same

@@ -1,4 +1,4 @@
-"""Where sizes do not tell frames from channels, a run on half of the frames does."""
+"""Where sizes do not tell samples, frames and channels apart, runs on half of the samples and half of the frames do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def check_halves(
     channels: str,
     stream: str,
 ) -> None:
-    """Raises ShapeMismatch where the frames of data (B, T, D), or of blocks' outputs, are on an axis not declared.
+    """Raises ShapeMismatch where the samples of blocks' outputs, the frames of data (B, T, D) or theirs, are on an axis
+    not declared.
 
     Args:
         run: runs the model on a smaller batch; what it raises there says nothing.
@@ -35,11 +36,13 @@ def check_halves(
         except Exception:  # it does not take so many: another axis, or a fixed length
             return False
 
-    if runs(frames):
-        fewer = x1.narrow(frames, 0, x1.shape[frames] // 2)
-        for h in outputs():
+    told = dict[int, bool]()
+    for axis in (0, frames):
+        told[axis] = runs(axis)
+        fewer = x1.narrow(axis, 0, max(x1.shape[axis] // 2, 1))
+        for h in outputs() if told[axis] else ():
             check_stream(h, fewer, channels, stream)
-    elif runs(other):
+    if not told[frames] and runs(other):
         raise ShapeMismatch(
             f"the network takes fewer entries along axis {other} of the data {tuple(x1.shape)}, and not along axis "
             f'{frames}, where channels="{channels}" has the frames. Type fog_a.wrap(..., channels="'
