@@ -220,3 +220,19 @@ def test_complex_streams_are_named() -> None:
     net = Complex()
     with pytest.raises(NoBlocksFound, match="complex numbers"):
         fog_a.find_blocks(net, tokens())
+
+
+def test_a_run_for_each_sample_is_said() -> None:
+    """A list of samples of unlike lengths: an execution is one sample's, and its mean says little."""
+    net = Mixing().eval()
+    samples = [torch.randn(n, 1, 16) for n in (3, 5)]
+
+    def forward(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        return torch.stack([model(x).mean(0)[0] for x in batch])
+
+    with pytest.warns(UserWarning, match=r"run once for each sample: the mean of layers.0@0 .* batches of one sample"):
+        scores = fog_a.attribute(net, {"x": samples}, forward=lambda m, b: forward(m, b["x"]), progress=False)
+    apart = [{"x": samples[:1]}, {"x": samples[1:]}]
+    each = fog_a.attribute(net, apart, forward=lambda m, b: forward(m, b["x"]), progress=False)
+    assert each.layers == ("layers.0", "layers.1", "layers.2")
+    np.testing.assert_allclose(each.values[:, 0], [scores.values[0, 0, :3], scores.values[1, 0, 3:]], rtol=1e-5)

@@ -219,17 +219,29 @@ class Measurement:
         if bad.any():
             names = ", ".join(name for name, b in zip(self.blocks.names, bad, strict=True) if b)
             self._warned(f"without {names} the velocity is NaN or inf for some samples: not averaged in")
+        self._note_turns(values)
         idle = not np.nanmax(np.abs(values)) > self.story.floor and self.gate != 1
         if idle and (passing := self.blocks.coverage.passing):
             raise NotResidual(
                 f"all scores are zero, though what {', '.join(passing)} compute reaches the output: the model goes on "
-                "with a tensor that they write into, not with what they return. Let its forward take that: h = block(h)"
+                "with a tensor that they write into, or with another output of theirs, not with the stream that they "
+                "return. Let its forward take that: h = block(h)"
             )
         if idle:
             raise Untrained(
                 "all scores are zero: no block changes the velocity. Mostly the model is untrained: gates or output "
                 "projections are at their zero initialisation, so train it first. If it is trained, look at what comes "
                 "after the blocks: it gives the same whatever it gets, as a norm over one channel does"
+            )
+
+    def _note_turns(self, values: Values) -> None:
+        """Does each run of a block belong to another sample?"""
+        runs = [name.partition("@")[2] for name in self.blocks.names]
+        turns = [{runs[k] for k in np.flatnonzero(np.nan_to_num(s).any(axis=0))} for s in values]
+        if all(len(t) == 1 for t in turns) and len(set.union(*turns)) > 1:
+            self._warned(
+                f"the blocks run once for each sample: the mean of {self.blocks.names[0]} counts the samples of other "
+                "runs as 0. Give batches of one sample, or pad the samples into one tensor"
             )
 
     def _warned(self, text: str) -> None:
