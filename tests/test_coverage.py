@@ -186,6 +186,26 @@ class ValuesOfParts(Ends):
         return x
 
 
+class NormedStreams(nn.Module):
+    """One attention gives the updates of two streams, and each is normed before it is added (Mochi)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attends = nn.ModuleList(Attention() for _ in range(3))
+        self.norms = nn.ModuleList(nn.ModuleDict({k: nn.LayerNorm(WIDTH) for k in "xy"}) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flip(1).tanh()
+        for attend, norm in zip(self.attends, self.norms, strict=True):
+            a, b = attend(torch.cat([x, y], 1)).chunk(2, 1)
+            x, y = x + norm["x"](a), y + norm["y"](b)  # pyright: ignore[reportIndexIssue]
+        return x * y.sigmoid()
+
+
+def test_branches_are_called_by_modules_and_not_by_numbers_of_a_trace() -> None:
+    assert found(NormedStreams(), level="branch").names == tuple(f"norms.{i}.{k}" for i in range(3) for k in "xy")
+
+
 def test_values_of_a_part_that_its_parent_adds_are_named() -> None:
     """Those of the first layer alone are read later."""
     (row,) = found(ValuesOfParts()).coverage.of("beside")

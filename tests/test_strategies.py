@@ -143,6 +143,7 @@ def test_chunks_change_nothing(name: str, variants: int) -> None:
     np.testing.assert_allclose(chunked.values, loop.values, rtol=ROUNDING, atol=ROUNDING / 10)
 
 
+@pytest.mark.filterwarnings("ignore:the blocks run once for each sample")
 @pytest.mark.parametrize("name", HARD)
 def test_what_cannot_be_shared_is_noticed(name: str) -> None:
     """auto is never wrong; a strategy that was asked for is right or refuses."""

@@ -131,8 +131,8 @@ class Finder:
         for part, group in by_part.items():
             name = self._called(part.reader)
             if twice[name] > 1:  # one module with an update for each of several streams
-                order = next(i for i, op in enumerate(self.trace.ops) if op is group[0].update.op)
-                name += "".join(f"[{key}]" for key in part.leaves[0]) or f"[{order}]"
+                output = "".join(f"[{key}]" for key in part.leaves[0])
+                name = name + output if output else self._called(part.call)
             out.append(
                 self._made(
                     None,
