@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from small_flow import Net, a_batch, a_flow, two_teachers
-from torch import nn
+from torch import Tensor, nn
 
 import fog_a
 from fog_a.aligning.alignment import AGREPA
 from fog_a.aligning.recipe import recipe
 from fog_a.aligning.warmup import Probe, Warmup, contribution
 from fog_a.errors import BadOutput, Unsupported
+from fog_a.teachers import LatentTeacher
 from fog_a_adapters import released
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 
@@ -287,3 +288,27 @@ def test_the_bundled_model_from_its_identity_start() -> None:
         (loss + term).backward()
         optimizer.step()
     assert reg.selection is not None and reg.metrics()["ag_repa/loss"] > 0
+
+
+class Edged(Net):
+    """Its edges are made for the whole batch."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.edges = torch.arange(samples * 9).flip(0)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        tokens = x_t.flatten(0, 1)
+        return super().forward(x_t + 0.1 * tokens[self.edges].view(x_t.shape), t)
+
+
+def test_a_model_that_takes_whole_batches_alone_is_measured_on_one_and_not_probed() -> None:
+    torch.manual_seed(0)
+    flow, batch = fog_a.wrap(Edged(4), x="x_t", t="t"), {"x1": torch.randn(4, 9, 6)}
+    chosen = AGREPA(flow, LatentTeacher(6), ["blocks.1"], batch=batch)
+    flow.loss(batch)
+    assert chosen(batch).item() > 0
+    reg = AGREPA(flow, LatentTeacher(6), k=1, warmup=1, every=1, batch=batch)
+    flow.loss(batch)
+    with pytest.raises(Unsupported, match=r"probes 1 of the batch's 4 samples.*IndexError.*selection=fog_a.select"):
+        reg(batch)

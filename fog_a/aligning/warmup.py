@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from fog_a.aligning.recipe import Recipe
-from fog_a.aligning.width import few
+from fog_a.aligning.width import of_few
 from fog_a.attributing.attribute import attribute_alone
+from fog_a.attributing.steady import FAILURES
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.calls import is_sharded
 from fog_a.blocks.untouched import preserved
@@ -144,8 +145,8 @@ class Warmup:
             self.due = list(self.domains)
 
     def blocks(self, batch: Any) -> Blocks:
-        """The candidates, found on two samples of the batch."""
-        return self._candidates(few(self.flow, batch))
+        """The candidates, found on two samples of the batch, if the model takes so few."""
+        return of_few(self.flow, batch, self._candidates)
 
     def time(self, count: int, slot: int) -> float:
         """The t of a slot's sample at a domain's `count`-th probe."""
@@ -177,7 +178,14 @@ class Warmup:
         """All candidates' names, and one row for each of these samples."""
         with preserved(*self.flow.modules):  # the parts around the network too: they may drop conditions
             batch = samples.rows(index)
-            blocks = self._candidates(batch)
+            try:
+                blocks = self._candidates(batch)
+            except FAILURES as error:
+                raise Unsupported(
+                    f"the warm-up probes {len(index)} of the batch's {len(samples)} samples, and the model does not "
+                    f"take so few ({type(error).__name__}: {str(error)[:120]}): type AGREPA(..., selection="
+                    "fog_a.select(fog_a.attribute(flow, batch), k=3))"
+                ) from error
             scores = self.probe(self.flow, batch, blocks, draw)
         t = draw.t if scores.times is None else scores.times[0]
         rows = []

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 
 from fog_a.aligning.targets import Targets
+from fog_a.attributing.steady import FAILURES
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.tap import check_readable, tap
 from fog_a.blocks.untouched import preserved
 from fog_a.errors import UnknownBlock, Unsupported
 from fog_a.flows.flow import Flow
+
+Measured = TypeVar("Measured")
 
 
 def head_sizes(
@@ -39,19 +42,26 @@ def head_sizes(
 def measured_widths(flow: Flow, batch: Any, blocks: Blocks) -> dict[str, int]:
     """D of each block's tokens, from one forward that leaves nothing behind."""
     check_readable(blocks)
-    batch = few(flow, batch)
-    samples = flow.samples(batch)
-    with preserved(*flow.modules), tap(blocks) as h:
-        v = flow.velocity(batch, 0.5, 0)
-        table = {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
-        flow.doubt_tokens(h.all, samples, v)
-    return table
+
+    def measured(batch: Any) -> dict[str, int]:
+        samples = flow.samples(batch)
+        with preserved(*flow.modules), tap(blocks) as h:
+            v = flow.velocity(batch, 0.5, 0)
+            table = {b.name: flow.tokens(h[b.name], b, samples)[0].shape[-1] for b in blocks}
+            flow.doubt_tokens(h.all, samples, v)
+        return table
+
+    return of_few(flow, batch, measured)
 
 
-def few(flow: Flow, batch: Any) -> Any:
-    """Two samples of a batch: enough to find blocks and measure widths."""
+def of_few(flow: Flow, batch: Any, measured: Callable[[Any], Measured]) -> Measured:
+    """What is measured on two samples of a batch, which are enough for blocks and widths; on all of them where the
+    model does not take so few (its edges, or its noise, are made for the whole batch)."""
     samples = flow.samples(batch)
-    return samples.rows(list(range(min(2, len(samples)))))
+    try:
+        return measured(samples.rows(list(range(min(2, len(samples))))))
+    except FAILURES:
+        return measured(batch)
 
 
 def slot_widths(table: Mapping[str, int], k: int, chosen: Sequence[str] | None) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 import fog_a
 from fog_a.aligning.heads import mlp
 from fog_a.aligning.warmup import Draw, contribution
-from fog_a.aligning.width import few
+from fog_a.aligning.width import of_few
 from fog_a.blocks.block import Blocks
 from fog_a.blocks.gate import gate
 from fog_a.blocks.untouched import preserved
@@ -111,10 +111,12 @@ class AGREPA(fog_a.AGREPA):
     def _check(self, batch: Any) -> None:
         """Run the network on x_1 once. Raises Unsupported where it is given no x_t."""
         if not self._checked:
-            few_samples = few(self.flow, batch)
-            with preserved(*self.flow.modules), clean_input(self.flow, few_samples, 0):
-                self.flow.velocity(few_samples, TIME, 0)
+            of_few(self.flow, batch, self._run)
             self._checked = True
+
+    def _run(self, batch: Any) -> None:
+        with preserved(*self.flow.modules), clean_input(self.flow, batch, 0):
+            self.flow.velocity(batch, TIME, 0)
 
     def reduce(self, sums: Mapping[str, Tensor], sizes: Mapping[str, Tensor], count: Tensor) -> Tensor:
         """Summed over the samples of all domains and divided by the batch."""
