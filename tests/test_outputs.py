@@ -57,6 +57,28 @@ def test_samples_on_another_axis_are_asked_for() -> None:
     np.testing.assert_allclose(turned, scores(made(lambda v: v)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("out", [lambda hs, v: {"aux": hs, "v": v}, lambda hs, v: (hs, None, v), lambda hs, v: ([], v)])
+def test_beside_a_list_of_layers_outputs_stands_the_velocity(out: Any) -> None:
+    """Deep supervision: the first layer's output is not the network's."""
+
+    class Deep(Mixing):
+        def forward(self, h: Tensor) -> Any:
+            states = []
+            for layer in self.layers:
+                h = h + layer(h)
+                states.append(h[..., :8].tanh())
+            return out(states, h)
+
+    net, batch = Deep().eval(), torch.randn(3, 4, 16)
+    plain = fog_a.attribute(net, batch, forward=lambda m, b: next(reversed(fields(m(b)))), progress=False)
+    np.testing.assert_allclose(fog_a.attribute(net, batch, progress=False).values, plain.values, rtol=1e-5)
+    assert plain.values.min() > 0
+
+
+def fields(output: Any) -> list[Any]:
+    return list(output.values() if isinstance(output, dict) else output)
+
+
 def test_time_first_is_asked_for() -> None:
     """torch's default: a batch of 2 samples is no batch of 40."""
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)

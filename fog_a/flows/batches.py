@@ -43,10 +43,13 @@ def arguments(batch: Any) -> Inputs:
 
 
 def velocity_of(output: Any) -> Tensor:
-    """The velocity: the output tensor, or the first floating tensor of a structured output."""
+    """The velocity: the output tensor, or the first floating tensor of a structured output; where that begins with a
+    list (the layers' outputs), the first beside it."""
     if isinstance(output, Tensor) and output.is_floating_point():
         return output
-    for _, tensor in leaves(output):
+    parts = list(output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ())
+    beside = [x for x in parts if isinstance(x, Tensor) and x.ndim]
+    for _, tensor in leaves(beside if parts and isinstance(parts[0], list) and beside else output):
         if tensor.is_floating_point():
             return tensor
     if any(tensor.is_complex() for _, tensor in leaves(output)):
