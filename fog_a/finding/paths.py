@@ -126,8 +126,8 @@ class Flow:
 
     def line(self, v: int) -> set[int]:
         """The values from which the output is reached, through the branch of an update that does not hold `v`, too, by
-        linear steps alone: what is added inside a later layer is none of them, what is added inside a network around
-        `v` is, and a total that is added to the stream."""
+        linear steps alone or from where it starts: what is added inside a later layer is none of them, what is added
+        inside a network around `v` is, and a total that is added to the stream."""
         outs = self.trace.calls[0].outputs.values() if self.trace.output is None else [self.trace.output]
         around = self.any[v] & union(self.forks, (u.fork for u in self.updates))
         if around not in self._lines:
@@ -136,7 +136,7 @@ class Flow:
 
     def made_of(self, values: Iterable[int], around: int = -1) -> set[int]:
         """All values that these are made of; through the branches of updates that start at none of these forks, by
-        linear steps alone."""
+        linear steps alone or from where they start."""
 
         def before(step: tuple[int, bool]) -> Iterator[tuple[int, bool]]:
             v, straight = step
@@ -146,6 +146,8 @@ class Flow:
             for r in op.reads:
                 aside = update is not None and r == update.branch and not self.forks[update.fork] & around
                 yield r, straight or aside
+            if update is not None:
+                yield update.fork, straight
 
         return {v for v, _ in walk([(v, False) for v in values], before)}
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from own_zoo.case import WIDTH, Case, Ends, numbered
-from own_zoo.seconds import Masking
+from own_zoo.seconds import FusedSums, Masking
 
 Carry = Callable[[], Callable[[Tensor], Tensor]]
 
@@ -73,6 +73,18 @@ class LongSkip(nn.Module):
 
     def without(self, k: int, x: Tensor) -> Tensor:
         return x + self.net.without(k, x)  # type: ignore[operator]
+
+
+class Guided(LongSkip):
+    """A network's output, changed by that for another input: the second run's last sum is what updates the first's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) - 0.5 * self.net(torch.cos(x))
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        if k < 3:
+            return self.net.without(k, x) - 0.5 * self.net(torch.cos(x))  # type: ignore[operator]
+        return self.net(x) - 0.5 * self.net.without(k - 3, torch.cos(x))  # type: ignore[operator]
 
 
 class Leak(nn.Module):
@@ -163,6 +175,9 @@ CARRIED = (
     Case("total_added_to_the_stream", lambda: Skips(False, joined=True), numbered("layers", 4)),
     Case("last_layer_gives_a_skip_inside_a_long_one", lambda: LongSkip(Skips(False)), numbered("net.layers", 4)),
     Case("mask_of_skips_inside_a_long_one", lambda: LongSkip(Masking()), numbered("net.layers", 3)),
+    Case(
+        "guided_fused_sums", lambda: Guided(FusedSums()), tuple(f"net.blocks.{i}@{r}" for r in (0, 1) for i in range(3))
+    ),
     Case("second_stream_projected", lambda: Leaks(lambda: nn.Linear(WIDTH, WIDTH)), numbered("layers", 3)),
     Case("second_stream_smoothed", lambda: Leaks(lambda: lambda s: s.cumsum(1) / 3), numbered("layers", 3)),
     Case(
