@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fog_a
 from fog_a.blocks.calls import hooked
-from fog_a.errors import BadOutput, NoBlocksFound
+from fog_a.errors import BadOutput, NoBlocksFound, Untrained
 
 
 class Giving(Chain):
@@ -73,6 +73,17 @@ def test_beside_a_list_of_layers_outputs_stands_the_velocity(out: Any) -> None:
     plain = fog_a.attribute(net, batch, forward=lambda m, b: next(reversed(fields(m(b)))), progress=False)
     np.testing.assert_allclose(fog_a.attribute(net, batch, progress=False).values, plain.values, rtol=1e-5)
     assert plain.values.min() > 0
+
+
+def test_an_output_that_no_block_reaches_is_not_the_only_one() -> None:
+    class Masked(Mixing):
+        def forward(self, h: Tensor) -> Any:
+            return torch.ones(len(h), 4), super().forward(h)
+
+    net, batch = Masked().eval(), torch.randn(3, 4, 16)
+    with pytest.raises(Untrained, match="the first is measured: to measure another, return it from forward="):
+        fog_a.attribute(net, batch, progress=False)
+    assert fog_a.attribute(net, batch, forward=lambda m, b: m(b)[1], progress=False).values.min() > 0
 
 
 def fields(output: Any) -> list[Any]:

@@ -231,7 +231,8 @@ class Measurement:
             raise Untrained(
                 "all scores are zero: no block changes the velocity. Mostly the model is untrained: gates or output "
                 "projections are at their zero initialisation, so train it first. If it is trained, look at what comes "
-                "after the blocks: it gives the same whatever it gets, as a norm over one channel does"
+                "after the blocks: it gives the same whatever it gets, as a norm over one channel does. Of several "
+                "outputs the first is measured: to measure another, return it from forward="
             )
 
     def _note_turns(self, values: Values) -> None:
