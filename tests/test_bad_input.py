@@ -76,6 +76,11 @@ def test_no_blocks(kind: type[nn.Module]) -> None:
             probe(model, tokens())
 
 
+def test_a_list_of_arguments_is_not_taken_for_batches(net: Net) -> None:
+    with pytest.raises(BadBatch, match=r"number of axes in a list of batches, got \{1, 3\}\. Type a tuple, \(x, t\)"):
+        fog_a.attribute(net, [tokens(), torch.rand(3)], progress=False)
+
+
 def test_include_that_matches_nothing_lists_what_there_is(net: Net) -> None:
     with pytest.raises(NoBlocksFound, match=r"blocks\.0, blocks\.1, blocks\.2.*include="):
         fog_a.find_blocks(net, tokens(), include="layers.*")

@@ -91,9 +91,14 @@ def each(batch: Any) -> Iterator[Any]:
     if not _several(batch):
         yield batch
         return
-    empty = True
+    empty, axes = True, set[int]()
     for item in batch:
-        empty = False
+        empty, axes = False, axes | ({item.ndim} if isinstance(item, Tensor) else set())
+        if len(axes) > 1:
+            raise BadBatch(
+                f"expected tensors of one number of axes in a list of batches, got {axes}. Type a tuple, (x, t), for "
+                "one batch of several arguments"
+            )
         yield tuple(item) if isinstance(item, list) else item
     if empty:
         raise BadBatch(f"expected at least one batch, got an empty {type(batch).__name__}")
