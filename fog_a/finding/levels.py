@@ -114,7 +114,7 @@ class Levels:
         kids = self._kids(place)
         words, lists = [p.word for p in kids], {p.list_name for p in kids if p.numbered}
         items = [p for p in kids if p.call is None]
-        by_itself = place.added or (items and self._gives_out(call, items))
+        by_itself = any(b.parts for b in place.added) or (items and self._gives_out(call, items))
         if not lists or self._picks(call) or (by_itself and any(p.in_list for p in self._likes(place))):
             return False
         if len(kids) > 1 and len({cls for cls, _ in words}) == 1 and period(words) == len(words):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from own_zoo.case import WIDTH, Case, Ends, numbered
+from own_zoo.case import WIDTH, Case, Ends, numbered, tokens
 from own_zoo.seconds import FusedSums, Masking
 
 Carry = Callable[[], Callable[[Tensor], Tensor]]
@@ -59,6 +59,23 @@ class Skips(Ends):
             total, x = total + skip * (i != off), x + residual * (i != off)
             x = x * mask if self.masked else x
         return torch.tanh(x + total if self.joined else total)
+
+
+class Stages(nn.Module):
+    """Two stages in a row, each of which adds its own total to its own stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Skips(False, joined=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages[1](self.stages[0](x))
+
+    def without(self, k: int, x: Tensor) -> Tensor:
+        first, second = self.stages
+        if k < 4:
+            return second(first.without(k, x))  # type: ignore[operator]
+        return second.without(k - 4, first(x))  # type: ignore[operator]
 
 
 class LongSkip(nn.Module):
@@ -168,13 +185,19 @@ class Pyramid(nn.Module):
         return self(x, (0, 1, 3, 4, 6, 7, 8)[k])
 
 
+def batch() -> Tensor:
+    """Tokens for a case that random wirings leave out: two networks in long skips in one list are its layers."""
+    return tokens()
+
+
 CARRIED = (
     Case("backcasts_masked_by_the_batch", Backcasts, numbered("blocks", 4)),
     Case("last_layer_gives_a_skip", lambda: Skips(False), numbered("layers", 4)),
     Case("last_layer_gives_a_skip_masked", lambda: Skips(True), numbered("layers", 4)),
+    Case("totals_of_two_stages", Stages, tuple(f"stages.{i}.layers.{j}" for i in range(2) for j in range(4))),
     Case("total_added_to_the_stream", lambda: Skips(False, joined=True), numbered("layers", 4)),
-    Case("last_layer_gives_a_skip_inside_a_long_one", lambda: LongSkip(Skips(False)), numbered("net.layers", 4)),
-    Case("mask_of_skips_inside_a_long_one", lambda: LongSkip(Masking()), numbered("net.layers", 3)),
+    Case("last_layer_gives_a_skip_inside_a_long_one", lambda: LongSkip(Skips(False)), numbered("net.layers", 4), batch),
+    Case("mask_of_skips_inside_a_long_one", lambda: LongSkip(Masking()), numbered("net.layers", 3), batch),
     Case(
         "guided_fused_sums", lambda: Guided(FusedSums()), tuple(f"net.blocks.{i}@{r}" for r in (0, 1) for i in range(3))
     ),
