@@ -45,7 +45,7 @@ def by_differences(model: nn.Module, batch: Any, projections: int, level: Any = 
     return ((square.sqrt() / shrinkage(projections)) / v.flatten(1).norm(dim=1)).T.numpy()
 
 
-OVERWRITE = ("writes_slice", "in_place", "alternating_updates")
+OVERWRITE = ("writes_slice", "in_place", "alternating_updates", "return_ignored")
 """These write into what their own backward pass needs: they cannot be trained either."""
 
 
