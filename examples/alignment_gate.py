@@ -33,6 +33,7 @@ from fog_a.errors import FogError
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
 from fog_a_adapters.compare.arms import ALONE
+from fog_a_adapters.compare.benefits import over_seeds, spearman
 from fog_a_adapters.dit.audio.tokens import STRIDE
 from fog_a_adapters.dit.demo.bundled_task import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
@@ -63,10 +64,14 @@ class Scaled(nn.Module):
 def planted(flow: Flow, least: float, seed: int) -> Flow:
     """The flow, each layer's update times a planted scale: from `least` to 1, evenly in log, in this seed's order."""
     blocks = flow.model.net.blocks
-    scales = np.random.default_rng(seed).permutation(np.geomspace(least, 1.0, len(blocks)))
-    for block, scale in zip(blocks, scales.tolist(), strict=True):
+    for block, scale in zip(blocks, scales_of(least, seed, len(blocks)).tolist(), strict=True):
         block.modulation.append(Scaled(scale))
     return flow
+
+
+def scales_of(least: float, seed: int, layers: int) -> np.ndarray:
+    """The planted scale of each layer."""
+    return np.random.default_rng(seed).permutation(np.geomspace(least, 1.0, layers))
 
 
 def gate_task(
@@ -137,6 +142,7 @@ def main() -> None:
         for name, run in runs.items():
             if "each" in run["benefits"]:
                 plot_layers(run["benefits"]).savefig(args.out.with_name(f"{name}-layers.png"))
+                print(name, *beside(run["benefits"], float(name.partition("least")[2] or 1)), sep="\n  ")
         return
     torch.set_num_threads(1)
     arms = ARMS[args.stage] if args.arms is None else tuple(args.arms.split(","))
@@ -230,6 +236,20 @@ def plot_layers(benefits: Mapping[str, Any]) -> Figure:
     axes[1].set_xlabel(f"rank of the aligned layer by FoG-A  ({rank.shape[1]}: contributes most)")
     axes[0].set_title(f"{len(rank)} seeds", loc="left", fontweight="bold")
     return fig
+
+
+def beside(benefits: Mapping[str, Any], least: float) -> list[str]:
+    """What FoG-A itself goes with, and what depth tells of the benefit without the first layers."""
+    seeds, gain = benefits["each"]["seeds"], np.array(benefits["each"]["benefit"])
+    foga = np.array(benefits["each"]["scores"]["foga"])
+    depth = np.broadcast_to(np.arange(foga.shape[1], dtype=float), foga.shape)
+    pairs = {"FoG-A with depth": (foga, depth)}
+    if least < 1:
+        pairs["FoG-A with the planted scales"] = foga, np.stack([scales_of(least, s, foga.shape[1]) for s in seeds])
+    for k in (2, 3):
+        pairs[f"benefit with depth, from layer {k} on"] = gain[:, k - 1 :], depth[:, k - 1 :]
+    means = {name: over_seeds([spearman(a, b) for a, b in zip(*pair, strict=True)]) for name, pair in pairs.items()}
+    return [f"ρ of {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for name, e in means.items()]
 
 
 if __name__ == "__main__":

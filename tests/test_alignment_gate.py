@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fog_a
-from alignment_gate import planted, plot_layers, rows_of, small
+from alignment_gate import beside, planted, plot_layers, rows_of, small
 from fog_a_adapters.dit import DiTConfig, FlowMatching
 from fog_a_adapters.dit.audio.data import load_corpus
 
@@ -73,3 +73,13 @@ def test_the_pictures_have_the_mean_of_one_layer_alone_and_each_layers_gain() ->
     means = [e["mean"] for e in run["benefits"]["each"]["mean"]]
     np.testing.assert_allclose(depth.lines[0].get_ydata(), means)
     assert sorted(by_rank.lines[0].get_xdata()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_planted_scales_turn_the_ranking_whatever_the_depth() -> None:
+    """What part F rests on, of the committed run: FoG-A goes with the scales and not with depth."""
+    name = "confirm-all-0.5-400-1codes-frames-own-8layers-least0.1"
+    run = json.loads((EXPERIMENTS / f"gate/{name}.json").read_text())
+    assert run["benefits"]["each"]["seeds"] == [*range(600, 615)]
+    lines = beside(run["benefits"], 0.1)
+    assert lines[0] == "ρ of FoG-A with depth: +0.07 [-0.11, +0.24]"
+    assert lines[1] == "ρ of FoG-A with the planted scales: +0.89 [+0.85, +0.93]"
