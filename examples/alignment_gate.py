@@ -202,7 +202,7 @@ def plot(runs: Mapping[str, Any]) -> Figure:
         for name, run in runs.items()
         for arm, difference in rows_of(run).items()
     ][::-1]
-    fig = Figure(figsize=(8.4, 0.6 + 0.24 * len(rows)), dpi=160, layout="constrained")
+    fig = Figure(figsize=(10.4, 0.6 + 0.24 * len(rows)), dpi=160, layout="constrained")
     ax = fig.subplots()
     for y, (_, d, fresh) in enumerate(rows):
         ax.plot([d["low"], d["high"]], [y, y], color=COLORS[fresh], linewidth=2 if fresh else 1)
@@ -213,9 +213,7 @@ def plot(runs: Mapping[str, Any]) -> Figure:
     ax.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("held-out flow loss, arm − base (right: worse than no alignment)")
-    ax.set_title(
-        "Filled: fresh seeds; hollow: search seeds. Names: clips, λ, steps if not 200, …", loc="left", fontsize=9
-    )
+    ax.set_title("filled: fresh seeds; hollow: search seeds", loc="left", fontsize=9)
     return fig
 
 
