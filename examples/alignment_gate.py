@@ -33,7 +33,7 @@ from fog_a.errors import FogError
 from fog_a.flows.flow import Flow
 from fog_a_adapters.compare import Plan, Task, compare
 from fog_a_adapters.compare.arms import ALONE
-from fog_a_adapters.compare.benefits import over_seeds, spearman
+from fog_a_adapters.compare.benefits import correlations
 from fog_a_adapters.dit.audio.tokens import STRIDE
 from fog_a_adapters.dit.demo.bundled_task import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
@@ -240,13 +240,10 @@ def beside(benefits: Mapping[str, Any], least: float) -> list[str]:
     """What FoG-A itself goes with, and what depth tells of the benefit without the first layers."""
     seeds, gain = benefits["each"]["seeds"], np.array(benefits["each"]["benefit"])
     foga = np.array(benefits["each"]["scores"]["foga"])
-    depth = np.broadcast_to(np.arange(foga.shape[1], dtype=float), foga.shape)
-    pairs = {"FoG-A with depth": (foga, depth)}
-    if least < 1:
-        pairs["FoG-A with the planted scales"] = foga, np.stack([scales_of(least, s, foga.shape[1]) for s in seeds])
-    for k in (2, 3):
-        pairs[f"benefit with depth, from layer {k} on"] = gain[:, k - 1 :], depth[:, k - 1 :]
-    means = {name: over_seeds([spearman(a, b) for a, b in zip(*pair, strict=True)]) for name, pair in pairs.items()}
+    scales = np.stack([scales_of(least, seed, foga.shape[1]) for seed in seeds])
+    planted = {"the planted scales": scales} if least < 1 else {}
+    means = {f"FoG-A with {name}": e for name, e in correlations(foga, planted).items()}
+    means |= {f"benefit with depth, from layer {k} on": correlations(gain[:, k - 1 :], {})["depth"] for k in (2, 3)}
     return [f"ρ of {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for name, e in means.items()]
 
 

@@ -81,5 +81,5 @@ def test_planted_scales_turn_the_ranking_whatever_the_depth() -> None:
     run = json.loads((EXPERIMENTS / f"gate/{name}.json").read_text())
     assert run["benefits"]["each"]["seeds"] == [*range(600, 615)]
     lines = beside(run["benefits"], 0.1)
-    assert lines[0] == "ρ of FoG-A with depth: +0.07 [-0.11, +0.24]"
-    assert lines[1] == "ρ of FoG-A with the planted scales: +0.89 [+0.85, +0.93]"
+    assert lines[0] == "ρ of FoG-A with the planted scales: +0.89 [+0.85, +0.93]"
+    assert lines[1] == "ρ of FoG-A with depth: +0.07 [-0.11, +0.24]"
