@@ -131,12 +131,8 @@ def test_time_first_is_measured(frames: int, samples: int, how: Any) -> None:
     assert turned.values.shape == (samples, 1, 3)
 
 
-class Depth(nn.Module):
-    """Drops updates at random, another number for each row, in eval mode too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(3))
+class Depth(Mixing):
+    """Drops updates at random, another number for each row, in eval mode too; frames do not mix."""
 
     def forward(self, h: Tensor) -> Tensor:
         for layer in self.layers:

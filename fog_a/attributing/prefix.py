@@ -51,14 +51,16 @@ class Prefix:
         self.first = {b.name: min(s.order for s in b.gate_points) for b in everything}
         self.clean = clean or Clean(case.generators, case.closed)
         self.room: int | None = None
-        self._renew()
+        self._forget()
         self.v = self.base() if clean is None or v is None else v
 
-    def _renew(self, newest: ResidualBlock | None = None, begun: dict[str, Prefix] | None = None) -> None:
+    def _forget(self) -> None:
+        """Nothing is kept of any variant."""
         self.twins: dict[str, Prefix] = {}
         self.last: Prefix | None = None
         self._taken = 0
-        self._newest, self._begun = newest, begun or {}
+        self._begun: dict[str, tuple[Prefix, ResidualBlock]] = {}
+        """Block → the prefix without it, and the block after it that was closed for good since: its variant there."""
 
     def base(self, start: int = -1) -> Tensor:
         """The clean run; what the gated calls give out is kept, and what their operations return is written down.
@@ -82,7 +84,7 @@ class Prefix:
     def _with_copies(self) -> Tensor:
         """The model writes into what is kept: the clean run again, and copies are kept and given back from now on."""
         self.clean = Clean(self.case.generators, self.case.closed, copies=True)
-        self._renew()
+        self._forget()
         return self.base()
 
     def _known(self, start: int) -> set[Key]:
@@ -95,8 +97,8 @@ class Prefix:
         if twin is None:
             twin = self._twin(block)
             twin.v = twin.base(self.first[block.name])
-        before = {k: p for k, p in self.twins.items() if self.first[k] < self.first[block.name]}
-        twin._renew(block, before)
+        twin._forget()
+        twin._begun = {k: (p, block) for k, p in self.twins.items() if self.first[k] < self.first[block.name]}
         return twin
 
     def _twin(self, block: ResidualBlock) -> Prefix:
@@ -104,7 +106,7 @@ class Prefix:
         twin.blocks = Blocks([b for b in self.blocks if b.name != block.name], self.blocks.model)
         twin.case = self.case.closing(Blocks([block], self.blocks.model))
         twin.clean = self.clean.closing(block)
-        twin._renew()
+        twin._forget()
         return twin
 
     def faithful(self) -> bool:
@@ -120,24 +122,22 @@ class Prefix:
 
     def variant(self, block: ResidualBlock, value: float) -> Tensor:
         """v with this block's gate at `value`."""
-        begun = self._begun.get(block.name)
-        start, shut = (self, block) if begun is None or self._newest is None else (begun, self._newest)
+        start, shut = self._begun.get(block.name, (self, block))
         run, acted = start._run(shut, value)
         if start.clean.overwritten:
             start._with_copies()
             run, acted = start._run(shut, value)
         check_acted(shut, acted)
         if self.room is not None:
-            self._keep(block, start._twin(shut), run)
+            self._keep(block, start._twin(shut), run, self.room)
         return run.v
 
-    def _keep(self, block: ResidualBlock, twin: Prefix, run: Run) -> None:
-        self.last = twin if twin.clean.renew(run.outputs) else None
-        twin.v = run.v
+    def _keep(self, block: ResidualBlock, twin: Prefix, run: Run, room: int) -> None:
+        self.last, twin.v = twin if twin.clean.renew(run.outputs) else None, run.v
         later = [key for key, point in self.calls.items() if point.order > self.first[block.name]]
-        size = twin.clean.bytes_of(later)
-        if self.last is not None and self.room is not None and self._taken + size <= self.room:
-            self.twins[block.name], self._taken = twin, self._taken + size
+        taken = self._taken + twin.clean.bytes_of(later)
+        if self.last is not None and taken <= room:
+            self.twins[block.name], self._taken = twin, taken
 
     def _run(self, block: ResidualBlock, value: float) -> tuple[Run, int]:
         """The run, and how often the gate acted."""

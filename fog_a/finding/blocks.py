@@ -20,7 +20,7 @@ from fog_a.blocks.coverage import Coverage
 from fog_a.blocks.interrupts import unbroken
 from fog_a.blocks.untouched import keep_memory
 from fog_a.errors import BadBatch, NoBlocksFound
-from fog_a.finding.accounts import account
+from fog_a.finding.accounts import Made, account
 from fog_a.finding.clean import Clean
 from fog_a.finding.deaf import Work, passing
 from fog_a.finding.finder import Finder
@@ -107,16 +107,20 @@ def discover(
             made = finder.blocks(level, include)
         if not made:
             raise NoBlocksFound(finder.seen(include))
-        blocks = Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
-        work = finder.work(made)
+        blocks, work = _measured(case, made), finder.work(made)
         still = () if clean and _sealed(case, blocks, work, clean, v) else passing(blocks, work, case.run)
         if still and finder.ignore([m for m in made if m.block.name in still]):
             made = finder.blocks(level, include)
-            blocks = Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
+            blocks = _measured(case, made)
             still = passing(blocks, finder.work(made), case.run)
     others = [] if include is None else finder.blocks("layer", None)  # the account is the forward's, not the choice's
     rows = account(finder.flow, finder.levels, [*made, *others], finder.target)
     return Discovery(case, Blocks(list(blocks), case.module, Coverage(rows, still)), trace, v, clean)
+
+
+def _measured(case: Case, made: Sequence[Made]) -> Blocks:
+    """Those of the network that is measured."""
+    return Blocks(of_network([m.block for m in made], case.flow.override.forward), case.module)
 
 
 def _sealed(case: Case, blocks: Blocks, work: Work, clean: Clean, v: Tensor) -> bool:

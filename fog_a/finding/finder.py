@@ -175,11 +175,13 @@ class Finder:
         return self._point(call, {path: None for path, v in me.outputs.items() if not flow.trunk[v] & streams})
 
     def _written(self, m: Made) -> list[GatePoint]:
+        if m.call is None:
+            return []
         trace, points = self.trace, [point for point in m.block.gate_points if point.order == m.call]
         paths = {path for point in points for s in point.give.values() if s is not None for path in s.sources}
-        writers = {path: trace.overwritten.get(trace.calls[m.call or 0].inputs[path]) for path in paths}
-        give = {p: Source((p,)) for p, c in writers.items() if c is not None and trace.inside(c, m.call or 0)}
-        return [self._point(m.call or 0, give)] if give else []
+        writers = {path: trace.overwritten.get(trace.calls[m.call].inputs[path]) for path in paths}
+        give = {p: Source((p,)) for p, c in writers.items() if c is not None and trace.inside(c, m.call)}
+        return [self._point(m.call, give)] if give else []
 
     def _point(self, call: int, give: Mapping[LeafPath, Source | None]) -> GatePoint:
         me = self.trace.calls[call]

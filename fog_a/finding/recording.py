@@ -117,7 +117,8 @@ class Recorder(Watching):
             op = self._split(op, out)
         made = []
         for t in writes:
-            self.trace.overwritten = dict.fromkeys(self.memory.values_of(t), op.call) | self.trace.overwritten
+            for value in self.memory.values_of(t):
+                self.trace.overwritten.setdefault(value, op.call)
             made.append(self.memory.write(t, op))
         for _, t in leaves(out):
             if not any(t is w for w in (*writes, *given)):

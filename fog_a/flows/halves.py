@@ -36,13 +36,16 @@ def check_halves(
         except Exception:  # it does not take so many: another axis, or a fixed length
             return False
 
-    told = dict[int, bool]()
-    for axis in (0, frames):
-        told[axis] = runs(axis)
-        fewer = x1.narrow(axis, 0, max(x1.shape[axis] // 2, 1))
-        for h in outputs() if told[axis] else ():
-            check_stream(h, fewer, channels, stream)
-    if not told[frames] and runs(other):
+    def checked(axis: int) -> bool:
+        """Whether it takes half along this axis; if so the blocks' outputs have half there, too."""
+        if not runs(axis):
+            return False
+        for h in outputs():
+            check_stream(h, x1.narrow(axis, 0, x1.shape[axis] // 2), channels, stream)
+        return True
+
+    checked(0)
+    if not checked(frames) and runs(other):
         raise ShapeMismatch(
             f"the network takes fewer entries along axis {other} of the data {tuple(x1.shape)}, and not along axis "
             f'{frames}, where channels="{channels}" has the frames. Type fog_a.wrap(..., channels="'
