@@ -38,8 +38,7 @@ from fog_a_adapters.dit.audio.tokens import STRIDE
 from fog_a_adapters.dit.demo.bundled_task import bundled_task
 from fog_a_adapters.dit.demo.train import Recipe, held_out_losses
 from fog_a_adapters.dit.model.dit import DiTConfig
-from planted import COLORS as WAY_COLORS
-from planted import WAYS, draw
+from planted import panel
 
 LAYERS, FRAMES, BATCH, HELD_OUT, PROBED = 6, 64, 8, 32, 4
 PLAN = Plan(warmup=80, steps=200, lr=2e-3, bitc=0.0, looks=0, draws=32, timing=0, average=0.98, center=True)
@@ -86,7 +85,7 @@ def gate_task(
     """Speech alone; held out are the first frames of each test clip, as many as a training crop has.
 
     `codes`: how many the tokens tell apart; 1: they tell nothing. `data_seed` draws the clips. `least`: see `planted`.
-    """  # fmt: skip
+    """
     recipe = Recipe(size=min(BATCH, clips or BATCH), frames=FRAMES)
     config = DiTConfig.tiny(layers=layers, dim=48, vocab=codes)
     options: dict[str, Any] = {"teacher": f"whisper:{whisper}", "domains": ("speech",), "clips": clips}
@@ -224,12 +223,7 @@ def plot_layers(benefits: Mapping[str, Any]) -> Figure:
     fig = Figure(figsize=(9.6, 3.6), dpi=160, layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
     for ax, known, place in zip(axes, ("depth", "foga"), (depth, rank), strict=True):
-        for arm, way, color in zip(ALONE, WAYS, WAY_COLORS, strict=True):
-            draw(ax, benefits[arm], known, place, f"{way} alignment", color)
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(y=0.3)
-        ax.legend(fontsize=8.5, frameon=False, loc="lower left")
+        panel(ax, [benefits[arm] for arm in ALONE], known, place, "lower left")
     axes[0].set(ylabel="benefit: loss of base − aligned", xlabel="depth of the aligned layer")
     axes[1].set_xlabel(f"rank of the aligned layer by FoG-A  ({rank.shape[1]}: contributes most)")
     axes[0].set_title(f"{len(rank)} seeds", loc="left", fontweight="bold")
@@ -237,14 +231,19 @@ def plot_layers(benefits: Mapping[str, Any]) -> Figure:
 
 
 def beside(benefits: Mapping[str, Any], least: float) -> list[str]:
-    """What FoG-A itself goes with, and what depth tells of the benefit without the first layers."""
+    """Of stream alignment: how often it helps, what FoG-A itself goes with, and what depth tells without the first
+    layers."""
     seeds, gain = benefits["each"]["seeds"], np.array(benefits["each"]["benefit"])
     foga = np.array(benefits["each"]["scores"]["foga"])
     scales = np.stack([scales_of(least, seed, foga.shape[1]) for seed in seeds])
-    planted = {"the planted scales": scales} if least < 1 else {}
-    means = {f"FoG-A with {name}": e for name, e in correlations(foga, planted).items()}
+    known = {"the planted scales": scales} if least < 1 else {}
+    means = {f"FoG-A with {name}": e for name, e in correlations(foga, known).items()}
     means |= {f"benefit with depth, from layer {k} on": correlations(gain[:, k - 1 :], {})["depth"] for k in (2, 3)}
-    return [f"ρ of {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for name, e in means.items()]
+    rho = [f"ρ of {name}: {e['mean']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for name, e in means.items()]
+    seen = (
+        f"{(gain > 0).sum()} of {gain.size} benefits are above 0, and their means on {(gain.mean(1) > 0).sum()} seeds"
+    )
+    return [*rho, f"{seen} of {len(gain)}"]
 
 
 if __name__ == "__main__":

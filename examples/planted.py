@@ -144,17 +144,22 @@ def plot(made: Mapping[str, Any]) -> Figure:
         rank = np.argsort(np.argsort(made[data]["foga"], axis=1), axis=1)
         depth = np.broadcast_to(np.arange(rank.shape[1]), rank.shape)
         for ax, known, place in zip(row, ("depth", "foga"), (depth, rank), strict=True):
-            for way, color in zip(WAYS, COLORS, strict=True):
-                draw(ax, made[data][way], known, place, f"{way} alignment", color)
-            ax.axhline(0, color="black", linewidth=0.8)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.margins(y=0.3)
+            panel(ax, [made[data][way] for way in WAYS], known, place, "lower left" if data == "much" else "upper left")
             ax.set_title(f"{data} data, {len(made['seeds'])} seeds", loc="left", fontweight="bold")
-            ax.legend(fontsize=8.5, frameon=False, loc="lower left" if data == "much" else "upper left")
         row[0].set_ylabel("benefit: loss of base − aligned")
     grid[1, 0].set_xlabel("depth of the aligned layer")
     grid[1, 1].set_xlabel(f"rank of the aligned layer by FoG-A  ({len(made['much']['foga'][0])}: contributes most)")
     return fig
+
+
+def panel(ax: Any, ways: Sequence[Mapping[str, Any]], known: str, place: np.ndarray, legend: str) -> None:
+    """The benefits of stream and of local alignment, each by what is known of the layer."""
+    for part, way, color in zip(ways, WAYS, COLORS, strict=True):
+        draw(ax, part, known, place, f"{way} alignment", color)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(y=0.3)
+    ax.legend(fontsize=8.5, frameon=False, loc=legend)
 
 
 def draw(ax: Any, part: Mapping[str, Any], known: str, place: np.ndarray, name: str, color: str) -> None:
